@@ -1,0 +1,24 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch as th
+
+# Before any test module is imported: no window, no GL context, no display.
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("MUJOCO_GL", "disabled")
+
+# The networks of the tests are tiny: more threads cost more than they bring, and sums depend on their number.
+th.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_data_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The session's own Minari root, with the cache next to it: tests never touch the user's home. Subprocesses inherit it."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+        patch.setenv("SB3_DMPO_CACHE", str(folder / "cache"))
+        yield folder / "minari"
