@@ -1,0 +1,14 @@
+"""Offline reinforcement learning in the style of Stable-Baselines3."""
+
+from pathlib import Path
+
+import sb3_dmpo.envs  # noqa: F401  (registers the environments)
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.dmpo import DMPO, InfoDMPO
+
+__version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
+
+#: Algorithms by the name that the command line uses.
+ALGOS: dict[str, type[OfflineAlgorithm]] = {"dmpo": DMPO, "infodmpo": InfoDMPO}
+
+__all__ = ["ALGOS", "DMPO", "InfoDMPO", "OfflineAlgorithm", "__version__"]

@@ -1,0 +1,104 @@
+"""Small differentiable functions shared by the algorithms."""
+
+from typing import Literal
+
+import torch as th
+
+#: Constant added inside logarithms.
+LOG_EPS = 1e-12
+#: Floor of the advantage range in a minibatch: equal advantages give uniform weights instead of 0/0.
+ADVANTAGE_RANGE_MIN = 1e-8
+
+AdvantageWeight = Literal["normalized", "max_shifted", "clipped"]
+
+
+def advantage_weights(
+    advantages: th.Tensor,
+    scale: float,
+    mode: AdvantageWeight = "normalized",
+    unit_mean: bool = True,
+    max_weight: float = 100.0,
+) -> th.Tensor:
+    """
+    Weights of the weighted maximum likelihood, shape ``(batch, 1)``, without gradient (eq. 19).
+
+    ``"normalized"``: ``exp(scale * (A - max A) / (max A - min A))``, max and min over the minibatch;
+    ``"max_shifted"``: the same without the division by the range; ``"clipped"``: ``min(exp(scale * A), max_weight)``.
+
+    :param advantages: shape ``(batch, 1)``
+    :param scale: the paper's alpha; 0 gives uniform weights
+    :param mode: see above
+    :param unit_mean: divide by the mean over the minibatch (not applied to ``"clipped"``)
+    :param max_weight: bound of the ``"clipped"`` weights
+    """
+    advantages = advantages.detach()
+    if mode == "clipped":
+        return (scale * advantages).exp().clamp(max=max_weight)
+    exponent = advantages - advantages.max()
+    if mode == "normalized":
+        exponent = exponent / (advantages.max() - advantages.min()).clamp(min=ADVANTAGE_RANGE_MIN)
+    weights = (scale * exponent).exp()
+    return weights / weights.mean() if unit_mean else weights
+
+
+def effective_sample_size(weights: th.Tensor) -> th.Tensor:
+    """Share of the minibatch that carries weight, ``(sum w)^2 / (batch * sum w^2)`` in (0, 1], 0-d."""
+    return weights.sum().square() / (weights.numel() * weights.square().sum())
+
+
+def twin_critic_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """
+    Sum over the critics of their mean squared errors, 0-d.
+
+    :param q_values: shape ``(n_critics, batch, 1)``
+    :param targets: shape ``(batch, 1)``
+    """
+    return (q_values - targets).square().flatten(start_dim=1).mean(dim=1).sum()
+
+
+def min_max_q(q_values: th.Tensor, min_q_weight: float = 1.0) -> th.Tensor:
+    """
+    ``c * min + (1 - c) * max`` over the critics (first axis), shape of one critic's output.
+
+    :param q_values: shape ``(n_critics, ...)``
+    :param min_q_weight: the paper's c; 1 is the plain minimum
+    """
+    minimum = q_values.amin(dim=0)
+    if min_q_weight == 1.0:
+        return minimum
+    return min_q_weight * minimum + (1.0 - min_q_weight) * q_values.amax(dim=0)
+
+
+def expectile_loss(predictions: th.Tensor, targets: th.Tensor, expectile: float) -> th.Tensor:
+    """
+    Asymmetric squared error ``mean(|expectile - 1{target < prediction}| (target - prediction)^2)``, 0-d.
+
+    :param predictions: shape ``(batch, 1)``
+    :param targets: shape ``(batch, 1)``
+    :param expectile: in (0, 1); 0.5 is half the mean squared error
+    """
+    difference = targets - predictions
+    asymmetry = (expectile - (difference < 0).to(difference.dtype)).abs()
+    return (asymmetry * difference.square()).mean()
+
+
+def gumbel_softmax(probabilities: th.Tensor, uniform: th.Tensor, temperature: float) -> th.Tensor:
+    """
+    Relaxed one-hot samples of a categorical distribution, shape ``(batch, n_components)``, rows sum to 1.
+
+    :param probabilities: shape ``(batch, n_components)``; the gradient flows through them
+    :param uniform: U(0, 1) draws, same shape
+    :param temperature: 0 approaches exact one-hots
+    """
+    gumbel = -th.log(-th.log(uniform + LOG_EPS) + LOG_EPS)
+    return th.softmax((th.log(probabilities + LOG_EPS) + gumbel) / temperature, dim=-1)
+
+
+def categorical_kl(probabilities: th.Tensor, prior: th.Tensor) -> th.Tensor:
+    """
+    KL(probabilities || prior) of every row, shape ``(batch, 1)``.
+
+    :param probabilities: shape ``(batch, n_components)``
+    :param prior: shape ``(batch, n_components)``
+    """
+    return (probabilities * (th.log(probabilities + LOG_EPS) - th.log(prior + LOG_EPS))).sum(dim=-1, keepdim=True)

@@ -1,0 +1,258 @@
+"""Networks of the algorithms. All of them take scaled observations and actions in [-1, 1]."""
+
+import itertools
+import math
+
+import torch as th
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import nn
+
+
+class Actor(nn.Module):
+    """
+    Deterministic actor ``mu(s)`` with tanh output.
+
+    :param observation_size: S
+    :param action_size: A
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    :param squash_output: tanh on the output (otherwise linear)
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        squash_output: bool = True,
+    ) -> None:
+        super().__init__()
+        self.mu = nn.Sequential(*create_mlp(observation_size, action_size, net_arch, activation_fn, squash_output))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """Actions, shape ``(batch, action_size)``."""
+        actions: th.Tensor = self.mu(observations)
+        return actions
+
+
+class LatentEmbedding(nn.Module):
+    """
+    What the one-hot latent becomes before it meets the observation: ``relu(W z + b)``, or z itself.
+
+    :param n_components: K
+    :param embedding_size: width of the embedding; 0 passes z through
+    """
+
+    def __init__(self, n_components: int, embedding_size: int) -> None:
+        super().__init__()
+        self.output_size = embedding_size or n_components
+        self.net = nn.Sequential(nn.Linear(n_components, embedding_size), nn.ReLU()) if embedding_size else nn.Identity()
+
+    def forward(self, z: th.Tensor) -> th.Tensor:
+        """Embedding, shape ``(batch, output_size)``."""
+        embedded: th.Tensor = self.net(z)
+        return embedded
+
+
+def first_layer_split(net: nn.Sequential, shared: th.Tensor, own: th.Tensor) -> th.Tensor:
+    """
+    Output of a first linear layer on every pair of a shared and an own input, shape ``(batch, n, width)``.
+
+    The layer's matrix is split by columns, so that the shared part is multiplied once and not n times.
+
+    :param net: network whose first layer takes ``[shared, own]``
+    :param shared: shape ``(batch, shared_size)``
+    :param own: shape ``(batch or 1, n, own_size)``
+    """
+    layer = net[0]
+    assert isinstance(layer, nn.Linear)
+    size = shared.shape[1]
+    shared_part = nn.functional.linear(shared, layer.weight[:, :size], layer.bias)
+    return shared_part.unsqueeze(1) + nn.functional.linear(own, layer.weight[:, size:])
+
+
+class MixtureActor(nn.Module):
+    """
+    Actor ``mu(s, z)`` shared by all sub-policies; z is a one-hot or a point of the simplex (section 4 of the paper).
+
+    :param observation_size: S
+    :param action_size: A
+    :param n_components: K
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    :param embedding_size: width of the latent's embedding (the published code uses S); 0 feeds z itself
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        n_components: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        embedding_size: int,
+    ) -> None:
+        super().__init__()
+        self.n_components = n_components
+        self.latent_embedding = LatentEmbedding(n_components, embedding_size)
+        input_size = observation_size + self.latent_embedding.output_size
+        self.mu = nn.Sequential(*create_mlp(input_size, action_size, net_arch, activation_fn, squash_output=True))
+        self.register_buffer("one_hots", th.eye(n_components), persistent=False)
+        self.one_hots: th.Tensor
+
+    def forward(self, observations: th.Tensor, z: th.Tensor) -> th.Tensor:
+        """
+        Actions, shape ``(batch, action_size)``.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param z: shape ``(batch, n_components)``
+        """
+        actions: th.Tensor = self.mu(th.cat([observations, self.latent_embedding(z)], dim=1))
+        return actions
+
+    def all_components(self, observations: th.Tensor) -> th.Tensor:
+        """
+        Actions of every sub-policy, shape ``(batch, n_components, action_size)``.
+
+        :param observations: shape ``(batch, observation_size)``
+        """
+        embedded = self.latent_embedding(self.one_hots)
+        hidden = first_layer_split(self.mu, observations, embedded.unsqueeze(0))
+        actions: th.Tensor = self.mu[1:](hidden)
+        return actions
+
+
+class EnsembleLinear(nn.Module):
+    """
+    ``n_models`` independent linear layers in one batched product, initialised as ``nn.Linear`` does.
+
+    :param n_models: number of layers
+    :param in_features: input width
+    :param out_features: output width
+    """
+
+    def __init__(self, n_models: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(th.empty(n_models, out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(th.empty(n_models, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        Shape ``(n_models, batch, out_features)``.
+
+        :param inputs: shape ``(n_models, batch, in_features)``
+        """
+        return th.baddbmm(self.bias, inputs, self.weight.transpose(1, 2))
+
+
+class EnsembleCritic(nn.Module):
+    """
+    ``n_critics`` Q-functions ``Q_j(s, a)`` without shared layers, evaluated together.
+
+    :param observation_size: S
+    :param action_size: A
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    :param n_critics: number of Q-functions
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        n_critics: int = 2,
+    ) -> None:
+        super().__init__()
+        self.n_critics = n_critics
+        sizes = [observation_size + action_size, *net_arch, 1]
+        self.layers = nn.ModuleList(EnsembleLinear(n_critics, *pair) for pair in itertools.pairwise(sizes))
+        self.activation = activation_fn()
+
+    def _hidden_to_output(self, hidden: th.Tensor) -> th.Tensor:
+        for layer in self.layers[1:]:
+            hidden = layer(self.activation(hidden))
+        return hidden
+
+    def forward(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Q-values, shape ``(n_critics, batch, 1)``.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param actions: shape ``(batch, action_size)``
+        """
+        inputs = th.cat([observations, actions], dim=1)
+        return self._hidden_to_output(self.layers[0](inputs.expand(self.n_critics, *inputs.shape)))
+
+    def all_actions(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Q-values of several actions per observation, shape ``(n_critics, batch, n)``; the observation's part of the
+        first layer is computed once.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param actions: shape ``(batch, n, action_size)``
+        """
+        batch, n, action_size = actions.shape
+        first = self.layers[0]
+        assert isinstance(first, EnsembleLinear)
+        size = observations.shape[1]
+        weight = first.weight.transpose(1, 2)
+        shared = th.baddbmm(first.bias, observations.expand(self.n_critics, *observations.shape), weight[:, :size])
+        own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:])
+        hidden = own.view(self.n_critics, batch, n, -1) + shared.unsqueeze(2)
+        return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1)).view(self.n_critics, batch, n)
+
+
+class ValueNetwork(nn.Module):
+    """
+    State value ``V(s)``.
+
+    :param observation_size: S
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    """
+
+    def __init__(self, observation_size: int, net_arch: list[int], activation_fn: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.vf = nn.Sequential(*create_mlp(observation_size, 1, net_arch, activation_fn))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """Values, shape ``(batch, 1)``."""
+        values: th.Tensor = self.vf(observations)
+        return values
+
+
+class Posterior(nn.Module):
+    """
+    Categorical distribution over components given a state and an action: ``q(z|s, a)`` or infoDMPO's ``g(z|s, a)``.
+
+    :param observation_size: S
+    :param action_size: A
+    :param n_components: K
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        n_components: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.logits = nn.Sequential(*create_mlp(observation_size + action_size, n_components, net_arch, activation_fn))
+
+    def forward(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Unnormalised log-probabilities, shape ``(batch, n_components)``.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param actions: shape ``(batch, action_size)``
+        """
+        logits: th.Tensor = self.logits(th.cat([observations, actions], dim=1))
+        return logits

@@ -1,0 +1,441 @@
+"""The base of all algorithms: a training loop over a fixed dataset in the shape of SB3's off-policy algorithms."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common import utils
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
+
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.common.policies import OfflinePolicy
+from sb3_dmpo.common.preprocessing import canonical_observation_space
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.common.updates import MetricAverager, Target, draw_noise
+from sb3_dmpo.common.zip_mixin import ZipMixin
+from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
+from sb3_dmpo.envs.wrappers import FlattenNestedDict
+
+SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
+
+
+class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
+    """
+    Base of the offline algorithms. One timestep is one gradient update; no environment is needed to learn.
+
+    A subclass builds its optimizers in ``_setup_model`` (:meth:`add_optimizer`, :meth:`add_target`), says in
+    :meth:`noise_specs` which random numbers an update consumes, and computes its losses in :meth:`update`.
+
+    :param policy: ``"MlpPolicy"`` (Box observations), ``"MultiInputPolicy"`` (Dict observations) or a policy class
+    :param env: environment, VecEnv or environment id; optional, only used by callbacks and for its spaces
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer`` (or path to its pickle), path to a D4RL HDF5
+        file, or :class:`OfflineReplayBuffer`; read when ``learn`` is called. Only its id goes into the zip.
+    :param learning_rate: learning rate, a float or a function of the remaining progress (from 1 to 0)
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
+    :param policy_delay: the actor and the targets are updated once every ``policy_delay`` updates
+    :param normalize_observations: scale observations by the dataset's mean and standard deviation
+    :param reward_scale: factor on the rewards, or ``"return_range"`` (1000 / (max - min episode return)),
+        ``"max"`` (1 / max reward), ``"standardize"`` ((r - mean) / std)
+    :param reward_shift: added to the rewards before they are scaled
+    :param download: fetch the dataset through Minari if it is not there
+    :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``
+    :param stats_window_size: window of the rollout statistics (SB3)
+    :param tensorboard_log: log folder of TensorBoard
+    :param verbose: 0 no output, 1 info messages, 2 debug messages
+    :param seed: seed of the pseudo random generators
+    :param device: device of networks and data
+    :param _init_setup_model: whether to build the networks at once (``load`` builds them later)
+    """
+
+    policy: OfflinePolicy
+    #: Dataset actions are clipped to plus/minus this value.
+    action_clip: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        policy_delay: int = 1,
+        normalize_observations: bool = True,
+        reward_scale: float | str = 1.0,
+        reward_shift: float = 0.0,
+        download: bool = False,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+        )
+        self.policy_delay = policy_delay
+        self.normalize_observations = normalize_observations
+        self.reward_scale = reward_scale
+        self.reward_shift = reward_shift
+        self.download = download
+        self.dataset = dataset
+        self.dataset_id = dataset_identifier(dataset)
+        self._scaler_is_set = False
+        self._metrics = MetricAverager()
+        self._last_batch: OfflineBatch | None = None
+        self._placeholder_env: VecEnv | None = None
+        if _init_setup_model:
+            self._check_spaces(policy)
+            self._setup_model()
+
+    def _check_spaces(self, policy: str | type[BasePolicy]) -> None:
+        if self.env is None:
+            if self.dataset is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs a dataset or an env to know its spaces, "
+                    f"e.g. {type(self).__name__}('MlpPolicy', dataset='D4RL/pen/human-v2')."
+                )
+            self.observation_space, self.action_space = dataset_spaces(self.dataset, download=self.download)
+            self.n_envs = 1
+        if policy == "MlpPolicy" and isinstance(self.observation_space, spaces.Dict):
+            raise ValueError("You must use `MultiInputPolicy` when working with dict observation space, not MlpPolicy")
+
+    # Building blocks for subclasses -----------------------------------------------------------------------------
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy that are constructor arguments of the algorithm."""
+        return {}
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments(), **self.policy_kwargs
+        ).to(self.device)
+        self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
+        self._targets: list[Target] = []
+        self._noise_generator = th.Generator(device=self.device)
+        if self.seed is None:
+            self._noise_generator.seed()
+        else:
+            self._noise_generator.manual_seed(self.seed)
+        self._convert_train_freq()
+
+    def add_optimizer(
+        self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: float | Schedule | None = None
+    ) -> None:
+        """
+        Create the optimizer ``<name>_optimizer`` over the parameters of some networks. It is saved in the zip.
+
+        :param name: name of the loss that it minimises
+        :param modules: networks or single parameters
+        :param learning_rate: own learning rate; None follows the algorithm's ``learning_rate``
+        """
+        schedule = self.lr_schedule if learning_rate is None else utils.FloatSchedule(learning_rate)
+        parameters = [p for m in modules for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
+        optimizer = self.policy.optimizer_class(parameters, lr=schedule(1.0), **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
+        self._optimizers[name] = (optimizer, schedule, parameters)
+        setattr(self, f"{name}_optimizer", optimizer)
+
+    def add_target(self, online: nn.Module, target: nn.Module, every: int | None = None, start: int = 1) -> None:
+        """
+        Declare a soft update ``target <- tau * online + (1 - tau) * target``.
+
+        :param online: the network that is followed
+        :param target: the network that follows
+        :param every: run when the update counter is a multiple of this; None: with every policy update
+        :param start: first update at which it may run
+        """
+        self._targets.append(Target(online, target, every or self.policy_delay, start))
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """
+        The random numbers that one update consumes, by name.
+
+        :param batch_size: minibatch size
+        """
+        return {}
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        """
+        One gradient update; nothing in it waits for the device.
+
+        :param batch: the minibatch
+        :return: 0-d tensors to be logged
+        """
+        raise NotImplementedError()
+
+    def diagnostics(self, batch: OfflineBatch) -> Metrics:
+        """
+        Costlier quantities, computed only when the logger writes.
+
+        :param batch: a minibatch
+        :return: 0-d tensors to be logged
+        """
+        return {}
+
+    def optimize(self, name: str, loss: th.Tensor, max_grad_norm: float | None = None) -> None:
+        """
+        One step of an optimizer; gradients reach only its own parameters.
+
+        :param name: as given to :meth:`add_optimizer`
+        :param loss: 0-d
+        :param max_grad_norm: bound of the gradient's norm
+        """
+        optimizer, _, parameters = self._optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+
+    @property
+    def is_policy_update(self) -> bool:
+        """Whether the current update includes the delayed part (actor and targets)."""
+        return self._n_updates % self.policy_delay == 0
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    def _setup_dataset(self) -> None:
+        """Read the dataset into the replay buffer, once."""
+        if isinstance(self.replay_buffer, OfflineReplayBuffer):
+            return
+        dataset = self.dataset if self.dataset is not None else self.dataset_id
+        if dataset is None:
+            raise ValueError(
+                "There is no dataset to learn from: pass `dataset=` to the constructor or to `load`, or call `set_dataset`."
+            )
+        if isinstance(dataset, OfflineReplayBuffer):
+            buffer = dataset
+        else:
+            transitions = load_transitions(dataset, download=self.download, env=self.env)
+            buffer = OfflineReplayBuffer.from_transitions(
+                transitions,
+                device=self.device,
+                seed=self.seed,
+                reward_scale=self.reward_scale,
+                reward_shift=self.reward_shift,
+                action_clip=self.action_clip,
+            )
+        for what, expected, found in (
+            ("observation", self.observation_space, buffer.observation_space),
+            ("action", self.action_space, buffer.action_space),
+        ):
+            if expected != found:
+                raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
+        self.replay_buffer = buffer
+        self._on_dataset(buffer)
+
+    def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
+        """
+        Take over what the algorithm needs of the data before the first update.
+
+        :param buffer: the dataset on the training device
+        """
+        # A loaded model keeps the scaler its networks were trained with.
+        if self.normalize_observations and not self._scaler_is_set:
+            self.policy.set_observation_statistics(buffer.observation_mean, buffer.observation_std)
+            self._scaler_is_set = True
+
+    def set_dataset(self, dataset: Any) -> None:
+        """
+        Learn from another dataset from the next call of ``learn`` on.
+
+        :param dataset: as in the constructor
+        """
+        self.dataset, self.dataset_id, self.replay_buffer = dataset, dataset_identifier(dataset), None
+
+    def sample_noise(self, batch_size: int) -> dict[str, th.Tensor]:
+        """
+        Draw the random numbers of one update from the algorithm's own generator.
+
+        :param batch_size: minibatch size
+        """
+        return draw_noise(self.noise_specs(batch_size), self._noise_generator, self.is_policy_update)
+
+    def sample_batch(self, batch_size: int) -> OfflineBatch:
+        """
+        A minibatch drawn uniformly from the dataset, with scaled observations and the noise of one update.
+
+        :param batch_size: minibatch size
+        """
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(batch_size)
+        return OfflineBatch(
+            self.policy.scale_observations(data.observations),
+            data.actions,
+            self.policy.scale_observations(data.next_observations),
+            data.rewards,
+            data.dones,
+            self.sample_noise(batch_size),
+        )
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Sample minibatches and do the updates.
+
+        :param gradient_steps: number of updates
+        :param batch_size: minibatch size
+        """
+        self.policy.set_training_mode(True)
+        for _ in range(gradient_steps):
+            for optimizer, schedule, _ in self._optimizers.values():
+                utils.update_learning_rate(optimizer, schedule(self._current_progress_remaining))
+            self._n_updates += 1
+            self._last_batch = self.sample_batch(batch_size)
+            self._metrics.append(self.update(self._last_batch))
+            for target in self._targets:
+                if target.is_due(self._n_updates):
+                    target.move(self.tau)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        # As in SB3, without resetting an environment: none is stepped here.
+        self.start_time = time.time_ns()
+        if self.ep_info_buffer is None or reset_num_timesteps:
+            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+            self._episode_num = 0
+        else:
+            total_timesteps += self.num_timesteps
+        self._total_timesteps = total_timesteps
+        self._num_timesteps_at_start = self.num_timesteps
+        if not self._custom_logger:
+            self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        return total_timesteps, self._init_callback(callback, progress_bar)
+
+    def learn(
+        self: SelfOfflineAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1000,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOfflineAlgorithm:
+        """
+        Train on the dataset; one timestep is one gradient update.
+
+        :param total_timesteps: number of updates (added to those already done with ``reset_num_timesteps=False``)
+        :param callback: callback(s) called after every update
+        :param log_interval: write the log every so many updates; None switches automatic logging off
+        :param tb_log_name: name of the run for TensorBoard, by default the algorithm's
+        :param reset_num_timesteps: whether to count from zero or to continue
+        :param progress_bar: show a progress bar (needs tqdm and rich)
+        :raises DatasetError: the dataset is not there or not usable (before anything is trained)
+        :raises FloatingPointError: a loss is no longer finite
+        :return: the model itself
+        """
+        self._setup_dataset()
+        self._take_over_random_state(continuing=not reset_num_timesteps)
+        if self.env is None:
+            # Callbacks of SB3 insist on a training env; this one has the spaces and nothing else.
+            env = SpacesOnlyEnv(self.observation_space, self.action_space)
+            self._placeholder_env = DummyVecEnv([lambda: env])
+        try:
+            self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        finally:
+            self._placeholder_env = None
+        return self
+
+    def _learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str | None,
+        reset_num_timesteps: bool,
+        progress_bar: bool,
+    ) -> None:
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps:
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self.train(gradient_steps=1, batch_size=self.batch_size)
+            self.num_timesteps += 1
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
+                self.dump_logs()
+            callback.update_locals(locals())
+            if not callback.on_step():
+                break
+        self._flush_metrics()
+        callback.on_training_end()
+
+    def get_env(self) -> VecEnv | None:
+        """The environment; while learning without one, a placeholder with the right spaces that cannot be stepped."""
+        return self.env if self.env is not None else self._placeholder_env
+
+    def _flush_metrics(self) -> None:
+        for name, value in self._metrics.means(self._n_updates).items():
+            self.logger.record(f"train/{name}", value)
+        self._metrics.clear()
+
+    def dump_logs(self) -> None:
+        """Write the log."""
+        assert self.ep_info_buffer is not None
+        self._flush_metrics()
+        if self._last_batch is not None:
+            with th.no_grad():
+                for name, value in self.diagnostics(self._last_batch).items():
+                    self.logger.record(f"train/{name}", value.item())
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
+        if len(self.ep_info_buffer) > 0 and len(self.ep_info_buffer[0]) > 0:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([info["r"] for info in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
+        for name, (optimizer, _, _) in self._optimizers.items():
+            self.logger.record(f"train/{name}_learning_rate", float(optimizer.param_groups[0]["lr"]))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    # Environments -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # SB3 refuses nested Dict observations; the canonical one-level form holds the same numbers.
+        if isinstance(env, gym.Env) and canonical_observation_space(env.observation_space) != env.observation_space:
+            env = FlattenNestedDict(env)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)

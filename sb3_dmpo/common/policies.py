@@ -1,0 +1,238 @@
+"""Base of all policies: observation scaler, networks, and ``predict`` on what an environment returns."""
+
+import copy
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import get_actor_critic_arch
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_dmpo.common.networks import Actor, EnsembleCritic, ValueNetwork
+from sb3_dmpo.common.preprocessing import (
+    canonical_observation,
+    canonical_observation_space,
+    check_action_space,
+    flat_size,
+    unscale_actions,
+)
+
+#: Added to the standard deviation of every coordinate by the observation scaler.
+SCALE_EPS = 1e-3
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+class OfflinePolicy(BasePolicy):
+    """
+    Policy object of an offline algorithm. Networks see flat, scaled observations and give actions in [-1, 1];
+    ``predict`` takes raw observations and returns actions of the environment.
+
+    :param observation_space: Box, or (nested) Dict of Boxes
+    :param action_space: bounded Box
+    :param lr_schedule: learning rate schedule (kept for SB3's signature; optimizers belong to the algorithm)
+    :param net_arch: widths of the hidden layers, a list or ``dict(pi=[...], qf=[...])``
+    :param activation_fn: activation of the hidden layers
+    :param optimizer_class: class of the optimizers
+    :param optimizer_kwargs: further arguments of the optimizers
+    """
+
+    actor: nn.Module
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            canonical_observation_space(observation_space),
+            check_action_space(action_space, "the policy"),
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.activation_fn = activation_fn
+        self.actor_arch, self.critic_arch = get_actor_critic_arch(self.net_arch)
+        self.observation_size = flat_size(self.observation_space)
+        assert isinstance(self.action_space, spaces.Box)
+        self.action_size = int(np.prod(self.action_space.shape))
+        self.register_buffer("observation_mean", th.zeros(self.observation_size))
+        self.register_buffer("observation_std", th.ones(self.observation_size))
+        self.observation_mean: th.Tensor
+        self.observation_std: th.Tensor
+
+    # Construction -----------------------------------------------------------------------------------------------
+
+    def make_deterministic_actor(self) -> Actor:
+        """A new deterministic actor of the configured architecture."""
+        return Actor(self.observation_size, self.action_size, self.actor_arch, self.activation_fn)
+
+    def make_critic(self, n_critics: int = 2) -> EnsembleCritic:
+        """
+        A new ensemble of Q-functions of the configured architecture.
+
+        :param n_critics: number of Q-functions
+        """
+        return EnsembleCritic(self.observation_size, self.action_size, self.critic_arch, self.activation_fn, n_critics)
+
+    def make_value_network(self) -> ValueNetwork:
+        """A new state-value network of the configured architecture."""
+        return ValueNetwork(self.observation_size, self.critic_arch, self.activation_fn)
+
+    @staticmethod
+    def make_target(module: ModuleType) -> ModuleType:
+        """
+        A frozen copy of a network, to be moved by soft updates only.
+
+        :param module: the online network
+        """
+        return copy.deepcopy(module).requires_grad_(False)
+
+    # Scaling ----------------------------------------------------------------------------------------------------
+
+    def set_observation_statistics(self, mean: th.Tensor, std: th.Tensor) -> None:
+        """
+        Set the observation scaler to ``(s - mean) / (std + 1e-3)``.
+
+        :param mean: shape ``(observation_size,)``
+        :param std: population standard deviation, shape ``(observation_size,)``
+        """
+        self.observation_mean.copy_(mean)
+        self.observation_std.copy_(std + SCALE_EPS)
+
+    def scale_observations(self, observations: th.Tensor) -> th.Tensor:
+        """
+        Scaled observations, shape ``(batch, observation_size)``.
+
+        :param observations: flat raw observations, same shape
+        """
+        return (observations - self.observation_mean) / self.observation_std
+
+    def prepare_observation(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """
+        Flat float32 observations ``(batch, observation_size)`` and whether the input was a batch.
+
+        :param observation: one observation or a batch of them, as the environment (or a VecEnv) returns it
+        :raises ValueError: wrong shape, missing key, or a value that is not finite
+        """
+        space = self.observation_space
+        if isinstance(space, spaces.Dict):
+            observation = canonical_observation(observation)
+            if not isinstance(observation, dict):
+                raise ValueError(
+                    f"Expected an observation with the keys {list(space.spaces)}, got {type(observation).__name__}."
+                )
+            missing = [key for key in space.spaces if key not in observation]
+            if missing:
+                raise ValueError(f"The observation lacks the keys {missing}; it has {sorted(observation)}.")
+            parts = [self._check_array(observation[key], sub, f"observation['{key}']") for key, sub in space.spaces.items()]
+            sizes = {(part.shape[0], vectorized) for part, vectorized in parts}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"The keys of the observation have different batch sizes: {sorted(size for size, _ in sizes)}."
+                )
+            return np.concatenate([part for part, _ in parts], axis=1), parts[0][1]
+        return self._check_array(observation, space, "observation")
+
+    @staticmethod
+    def _check_array(value: Any, space: spaces.Space[Any], name: str) -> tuple[np.ndarray, bool]:
+        if isinstance(value, dict):
+            raise ValueError(f"{name} is a dict, but the policy was made for {space}.")
+        array = np.asarray(value, dtype=np.float32)
+        assert space.shape is not None
+        if array.shape != space.shape and array.shape[1:] != space.shape:
+            expected = f"{space.shape} or (n, {', '.join(map(str, space.shape))})"
+            raise ValueError(f"{name} has shape {array.shape}, expected {expected}.")
+        vectorized = array.shape != space.shape
+        array = array.reshape(-1, int(np.prod(space.shape)))
+        if not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0]
+            raise ValueError(
+                f"{name} is not finite: row {row}, entry {column} is {array[row, column]}. Check the sensor or env."
+            )
+        return array, vectorized
+
+    # Acting -----------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Actions of the environment, shape ``action_space.shape`` or ``(n, *action_space.shape)``, and the state.
+
+        :param observation: one raw observation or a batch of them
+        :param state: hidden state (returned as it is by policies without memory)
+        :param episode_start: which episodes have just begun, shape ``(n,)`` (policies with memory only)
+        :param deterministic: whether stochastic policies return their mode
+        :raises ValueError: wrong shape, missing key, or a value that is not finite
+        """
+        if self.training:
+            self.set_training_mode(False)
+        observations, vectorized = self.prepare_observation(observation)
+        with th.no_grad():
+            scaled_actions = self._predict(th.as_tensor(observations, device=self.device), deterministic).cpu().numpy()
+        assert isinstance(self.action_space, spaces.Box)
+        actions = unscale_actions(scaled_actions, self.action_space)
+        return (actions if vectorized else actions[0]), state
+
+    def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
+        """
+        Actions in [-1, 1], shape ``(batch, action_size)``.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        :param deterministic: whether to take the mode
+        """
+        actions: th.Tensor = self.actor(self.scale_observations(observation))
+        return actions
+
+    def forward(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:
+        """
+        Actions in [-1, 1], shape ``(batch, action_size)``.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        :param deterministic: whether to take the mode
+        """
+        return self._predict(observation, deterministic)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            "lr_schedule": self._dummy_schedule,
+        }
+        return data
+
+
+class DeterministicPolicy(OfflinePolicy):
+    """A single deterministic actor (BC)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.actor: Actor = self.make_deterministic_actor()
+
+
+class DeterministicActorCriticPolicy(DeterministicPolicy):
+    """A deterministic actor and twin critics with their targets (TD3+BC)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.actor_target = self.make_target(self.actor)
+        self.critic = self.make_critic()
+        self.critic_target = self.make_target(self.critic)

@@ -1,0 +1,106 @@
+"""Random states as plain data, and files that are either old or new but never half."""
+
+import base64
+import contextlib
+import io
+import os
+import pathlib
+import random
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+
+
+def encode_generator(generator: th.Generator) -> str:
+    """
+    State of a generator as base64 text.
+
+    :param generator: a generator of any device
+    """
+    return base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")
+
+
+def decode_state(state: str) -> th.Tensor:
+    """
+    The byte tensor behind :func:`encode_generator`.
+
+    :param state: base64 text
+    """
+    return th.frombuffer(bytearray(base64.b64decode(state)), dtype=th.uint8)
+
+
+def get_random_state() -> dict[str, Any]:
+    """State of the global generators of Python, NumPy and PyTorch (CPU and CUDA) as JSON-serialisable data."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+        "torch": encode_generator(th.default_generator),
+    }
+    if th.cuda.is_available() and th.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = [encode_generator(generator) for generator in th.cuda.default_generators]
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """
+    Restore what :func:`get_random_state` returned.
+
+    :param state: its return value, possibly after a round trip through JSON
+    """
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    th.default_generator.set_state(decode_state(state["torch"]))
+    if "cuda" in state and th.cuda.is_available():
+        for generator, saved in zip(th.cuda.default_generators, state["cuda"], strict=False):
+            generator.set_state(decode_state(saved))
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave the global random generators as they were before the block."""
+    state = get_random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
+    """
+    A binary file that appears under ``path`` when the block ends, complete and synchronised to disk. If the block
+    fails or the process dies, what was there before is untouched.
+
+    :param path: the final path; its folder is created if necessary
+    :raises OSError: the folder cannot be written (the message names it)
+    """
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; give the usual permissions of a new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,116 @@
+"""What surrounds an update: its noise, its soft updates, its learning rates and its metrics."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
+
+
+class Target(NamedTuple):
+    """
+    A soft update that runs at the end of an update.
+
+    :param online: the network that is followed
+    :param target: the network that follows
+    :param every: run when the update counter is a multiple of this
+    :param start: first update at which it may run
+    """
+
+    online: nn.Module
+    target: nn.Module
+    every: int
+    start: int
+
+    def is_due(self, update: int) -> bool:
+        """
+        Whether the soft update runs at the end of this update.
+
+        :param update: update counter, the first update is 1
+        """
+        return update >= self.start and update % self.every == 0
+
+    @th.no_grad()
+    def move(self, tau: float) -> None:
+        """
+        ``target <- tau * online + (1 - tau) * target`` for every parameter.
+
+        :param tau: the soft update coefficient
+        """
+        th._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), tau)
+
+
+def cosine_schedule(initial_value: float) -> Schedule:
+    """
+    Learning rate that falls from ``initial_value`` to 0 over the run along half a cosine.
+
+    :param initial_value: learning rate of the first update
+    """
+    return lambda progress_remaining: 0.5 * initial_value * (1.0 + math.cos(math.pi * (1.0 - progress_remaining)))
+
+
+def draw_noise(specs: Mapping[str, NoiseSpec], generator: th.Generator, delayed: bool) -> dict[str, th.Tensor]:
+    """
+    The random numbers of one update, by name, on the generator's device.
+
+    :param specs: what the update consumes
+    :param generator: where the numbers come from
+    :param delayed: whether the delayed part of the update runs too
+    """
+    options: dict[str, Any] = {"generator": generator, "device": generator.device}
+    noise = {}
+    for name, spec in specs.items():
+        if spec.delayed and not delayed:
+            continue
+        if spec.distribution == "normal":
+            noise[name] = th.randn(spec.shape, **options)
+        elif spec.distribution == "uniform":
+            noise[name] = th.rand(spec.shape, **options)
+        else:
+            noise[name] = th.randint(spec.high, spec.shape, **options)
+    return noise
+
+
+class MetricAverager:
+    """Collects the metrics of the updates on the device; nothing is fetched before :meth:`means` is called."""
+
+    def __init__(self) -> None:
+        self._collected: list[Metrics] = []
+
+    def append(self, metrics: Metrics) -> None:
+        """
+        Add the metrics of one update.
+
+        :param metrics: 0-d tensors by name
+        """
+        self._collected.append({name: value.detach() for name, value in metrics.items()})
+
+    def means(self, last_update: int) -> dict[str, float]:
+        """
+        Mean of every metric since the last :meth:`clear`.
+
+        :param last_update: counter of the update whose metrics were added last
+        :raises FloatingPointError: a metric is not finite; the message names it and its first bad update
+        """
+        first = last_update - len(self._collected) + 1
+        means = {}
+        for name in {name: None for metrics in self._collected for name in metrics}:
+            updates = [first + i for i, metrics in enumerate(self._collected) if name in metrics]
+            values = th.stack([metrics[name] for metrics in self._collected if name in metrics]).double().cpu()
+            finite = th.isfinite(values)
+            if not finite.all():
+                update = updates[int((~finite).nonzero()[0])]
+                raise FloatingPointError(
+                    f"{name} is {values[~finite][0].item()} at update {update}: training has diverged. "
+                    "Check the scale of the rewards, or lower the learning rate."
+                )
+            means[name] = values.mean().item()
+        return means
+
+    def clear(self) -> None:
+        """Forget what was collected."""
+        self._collected = []

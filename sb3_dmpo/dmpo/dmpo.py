@@ -1,0 +1,274 @@
+"""DMPO and infoDMPO."""
+
+from typing import Any, ClassVar, Literal
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch.nn import functional as F
+
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.losses import (
+    AdvantageWeight,
+    advantage_weights,
+    categorical_kl,
+    effective_sample_size,
+    gumbel_softmax,
+    min_max_q,
+    twin_critic_loss,
+)
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.dmpo.policies import MixturePolicy
+
+
+class DMPO(OfflineAlgorithm):
+    """
+    Deterministic mixture policy optimization: K deterministic sub-policies that share one network, a posterior that
+    assigns data to them, and the critics as the gate.
+
+    Paper: Osa, Hayashi, Deo, Morihira, Yoshiike: *Offline Reinforcement Learning with Mixture of Deterministic
+    Policies*, TMLR 09/2023. Where the paper and the authors' published code differ, the code is followed, since it
+    made the paper's tables: the component of the target is chosen by the online critics (``target_gate``, eq. 17),
+    smoothing noise is added once to the chosen action (eq. 47), the weights of eq. 19 are divided by their mean, the
+    reconstruction is the summed squared error, targets move only with the delayed policy updates, and z enters the
+    actor through a ReLU layer as wide as the observation (``latent_embedding``). Beyond both: equal advantages in a
+    minibatch give uniform weights instead of NaN.
+
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of critics, actor, posterior and value network
+    :param policy_delay: actor, posterior and targets are updated once every ``policy_delay`` updates
+    :param n_components: K, number of sub-policies (the paper's \\|Z\\|)
+    :param advantage_scale: the paper's alpha
+    :param advantage_weight: ``"normalized"`` (eq. 19), ``"max_shifted"`` or ``"clipped"`` (``exp(alpha A)`` up to 100)
+    :param gumbel_temperature: temperature of the relaxed one-hot samples
+    :param kl_coef: coefficient of the KL divergence between posterior and gate
+    :param target_policy_noise: standard deviation of the target smoothing noise
+    :param target_noise_clip: bound of the target smoothing noise
+    :param target_gate: which critics choose the component of the target, ``"online"`` or ``"target"``
+    :param latent_embedding: ``"observation"``, ``"none"`` or a width, see :class:`MixturePolicy`
+    :param value_targets: the AntMaze variant: critics regress on a state-value network instead of the next action
+    :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics, by default 0.7 with ``value_targets``, else 1
+    :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MixturePolicy, "MultiInputPolicy": MixturePolicy}
+    policy: MixturePolicy
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        policy_delay: int = 2,
+        n_components: int = 8,
+        advantage_scale: float = 10.0,
+        advantage_weight: AdvantageWeight = "normalized",
+        gumbel_temperature: float = 0.67,
+        kl_coef: float = 1.0,
+        target_policy_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+        target_gate: Literal["online", "target"] = "online",
+        latent_embedding: Literal["observation", "none"] | int = "observation",
+        value_targets: bool = False,
+        min_q_weight: float | None = None,
+        value_bounds: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.n_components = n_components
+        self.advantage_scale = advantage_scale
+        self.advantage_weight: AdvantageWeight = advantage_weight
+        self.gumbel_temperature = gumbel_temperature
+        self.kl_coef = kl_coef
+        self.target_policy_noise = target_policy_noise
+        self.target_noise_clip = target_noise_clip
+        self.target_gate = target_gate
+        self.latent_embedding = latent_embedding
+        self.value_targets = value_targets
+        self.min_q_weight = (0.7 if value_targets else 1.0) if min_q_weight is None else min_q_weight
+        self.value_bounds = value_bounds
+        super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        return {
+            "n_components": self.n_components,
+            "latent_embedding": self.latent_embedding,
+            "min_q_weight": self.min_q_weight,
+            "use_value_network": self.value_targets,
+        }
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        policy = self.policy
+        if policy.value is not None:
+            self.add_optimizer("value", [policy.value])
+        self.add_optimizer("critic", [policy.critic])
+        self.add_optimizer("actor", [policy.posterior, policy.actor])
+        self.add_target(policy.critic, policy.critic_target)
+        self.add_target(policy.actor, policy.actor_target)
+
+    def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
+        super()._on_dataset(buffer)
+        if self.value_targets and self.value_bounds is None:
+            horizon = 1.0 - self.gamma
+            self.value_bounds = (buffer.min_reward / horizon, buffer.max_reward / horizon)
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """The random numbers that one update consumes, by name."""
+        specs = {"gumbel_uniform": NoiseSpec("uniform", (batch_size, self.n_components), delayed=True)}
+        if not self.value_targets:
+            specs["target_noise"] = NoiseSpec("normal", (batch_size, self.policy.action_size))
+        return specs
+
+    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Target of the critics, shape ``(batch, 1)``: the latent-max-Q operator (eq. 17), or V with value targets."""
+        policy = self.policy
+        with th.no_grad():
+            if policy.value is not None:
+                next_values = policy.value(batch.next_observations)
+            else:
+                noise = (batch.noise["target_noise"] * self.target_policy_noise).clamp(
+                    -self.target_noise_clip, self.target_noise_clip
+                )
+                gate_critic = policy.critic if self.target_gate == "online" else policy.critic_target
+                _, actions, _ = policy.gate(batch.next_observations, policy.actor_target, gate_critic)
+                next_q_values = policy.critic_target(batch.next_observations, (actions + noise).clamp(-1.0, 1.0))
+                next_values = min_max_q(next_q_values, self.min_q_weight)
+            targets: th.Tensor = batch.rewards + (1.0 - batch.dones) * self.gamma * next_values
+            return targets
+
+    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Squared Bellman error of both critics (eq. 18), 0-d."""
+        q_values = self.policy.critic(batch.observations, batch.actions)
+        return twin_critic_loss(q_values, self.target_q_values(batch))
+
+    def value_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Squared error of the state value on the clipped value of the gated target policy (eq. 51-53), 0-d."""
+        policy = self.policy
+        assert policy.value is not None and self.value_bounds is not None
+        with th.no_grad():
+            _, actions, _ = policy.gate(batch.observations, policy.actor_target, policy.critic)
+            targets = min_max_q(policy.critic_target(batch.observations, actions), self.min_q_weight)
+            targets = targets.clamp(*self.value_bounds)
+        return F.mse_loss(policy.value(batch.observations), targets)
+
+    @th.no_grad()
+    def advantages(self, batch: OfflineBatch) -> th.Tensor:
+        """Advantage of the dataset's actions over the gated policy, shape ``(batch, 1)``."""
+        policy = self.policy
+        q_values = min_max_q(policy.critic(batch.observations, batch.actions), self.min_q_weight)
+        if policy.value is not None:
+            baseline = policy.value(batch.observations)
+        else:
+            _, _, baseline = policy.gate(batch.observations, policy.actor_target, policy.critic)
+        advantages: th.Tensor = q_values - baseline
+        return advantages
+
+    def actor_loss(self, batch: OfflineBatch, weights: th.Tensor) -> tuple[th.Tensor, Metrics]:
+        """
+        Weighted negative evidence lower bound of actor and posterior (eq. 11), 0-d, and its parts.
+
+        :param batch: the minibatch
+        :param weights: shape ``(batch, 1)``
+        """
+        policy = self.policy
+        probabilities = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
+        z = gumbel_softmax(probabilities, batch.noise["gumbel_uniform"], self.gumbel_temperature)
+        squared_error = (policy.actor(batch.observations, z) - batch.actions).square().sum(dim=1, keepdim=True)
+        with th.no_grad():
+            # The gate, softened: the prior of the components.
+            table, _ = policy.component_table(batch.observations, policy.actor, policy.critic)
+            prior = th.softmax(table, dim=1)
+        kl = (weights * categorical_kl(probabilities, prior)).mean()
+        reconstruction = (weights * squared_error).mean()
+        return reconstruction + self.kl_coef * kl, {"reconstruction_loss": reconstruction, "kl": kl}
+
+    def info_step(self, batch: OfflineBatch) -> Metrics:
+        """
+        Mutual-information step of infoDMPO, nothing here.
+
+        :param batch: the minibatch
+        """
+        return {}
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        """One update of critics (and value network), and every ``policy_delay`` updates of actor and posterior."""
+        metrics: Metrics = {}
+        if self.value_targets:
+            metrics["value_loss"] = self.value_loss(batch)
+            self.optimize("value", metrics["value_loss"])
+        metrics["critic_loss"] = self.critic_loss(batch)
+        self.optimize("critic", metrics["critic_loss"])
+        if self.is_policy_update:
+            weights = advantage_weights(self.advantages(batch), self.advantage_scale, self.advantage_weight)
+            # The regularizer moves the actor before its likelihood step.
+            metrics |= self.info_step(batch)
+            metrics["actor_loss"], parts = self.actor_loss(batch, weights)
+            self.optimize("actor", metrics["actor_loss"])
+            metrics |= parts | {"weight_ess": effective_sample_size(weights)}
+        return metrics
+
+    def diagnostics(self, batch: OfflineBatch) -> Metrics:
+        """Entropy of the component usage in nats (log K when all are used alike), 0-d."""
+        index, _, _ = self.policy.gate(batch.observations, self.policy.actor, self.policy.critic)
+        usage = F.one_hot(index.squeeze(1), self.n_components).float().mean(dim=0)
+        return {"component_entropy": -(usage * usage.clamp(min=1e-12).log()).sum()}
+
+
+class InfoDMPO(DMPO):
+    """
+    infoDMPO: DMPO with a mutual-information regularizer that keeps the sub-policies apart (section 5 of the paper).
+
+    The variational bound ``E_z[log g(z | s, mu(s, z))]`` is raised by an optimizer of its own over the actor and g,
+    before the likelihood step. The published code draws labels from all components but the last and applies softmax
+    twice in the loss; both are slips and mended here unless ``published_code=True``.
+
+    :param args: arguments of :class:`DMPO`
+    :param info_learning_rate: learning rate of the regularizer's optimizer (the paper: 5e-7; 3e-6 on Adroit)
+    :param published_code: reproduce the published code's info step
+    :param kwargs: keyword arguments of :class:`DMPO`
+    """
+
+    def __init__(
+        self, *args: Any, info_learning_rate: float | Schedule = 5e-7, published_code: bool = False, **kwargs: Any
+    ) -> None:
+        self.info_learning_rate = info_learning_rate
+        self.published_code = published_code
+        super().__init__(*args, **kwargs)
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        return super()._policy_arguments() | {"use_info_posterior": True}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        assert self.policy.info_posterior is not None
+        self.add_optimizer("info", [self.policy.actor, self.policy.info_posterior], self.info_learning_rate)
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """The random numbers that one update consumes, by name."""
+        n_labels = self.n_components - int(self.published_code)
+        labels = NoiseSpec("integers", (batch_size,), high=n_labels, delayed=True)
+        return super().noise_specs(batch_size) | {"info_label": labels}
+
+    def info_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Negative log-probability that g recognises the component from its action (section 5), 0-d."""
+        policy = self.policy
+        assert policy.info_posterior is not None
+        labels = batch.noise["info_label"]
+        actions = policy.actor(batch.observations, policy.actor.one_hots[labels])
+        scores = policy.info_posterior(batch.observations, actions)
+        return F.cross_entropy(th.softmax(scores, dim=1) if self.published_code else scores, labels)
+
+    def info_step(self, batch: OfflineBatch) -> Metrics:
+        """
+        One step of the regularizer over the actor and g.
+
+        :param batch: the minibatch
+        """
+        loss = self.info_loss(batch)
+        self.optimize("info", loss)
+        return {"info_loss": loss}

@@ -1,0 +1,115 @@
+"""The mixture policy: one actor, K components, and the critics as the gate."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_dmpo.common.losses import min_max_q
+from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork
+from sb3_dmpo.common.policies import OfflinePolicy
+
+
+class MixturePolicy(OfflinePolicy):
+    """
+    K deterministic sub-policies ``mu(s, z)`` and the gate ``argmax_z min_j Q_j(s, mu(s, z))`` (section 4 of the paper).
+
+    There is no gating network: the critics are the gate and therefore part of the policy.
+
+    :param args: arguments of :class:`OfflinePolicy`
+    :param n_components: K, number of sub-policies
+    :param latent_embedding: how z enters the actor: through ``relu(W z + b)`` as wide as the observation
+        (``"observation"``, the published code), of a given width (an int), or directly (``"none"``)
+    :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics; 1 is the plain minimum
+    :param use_value_network: add the state-value network of the AntMaze variant
+    :param use_info_posterior: add infoDMPO's auxiliary network g(z|s, a)
+    :param kwargs: keyword arguments of :class:`OfflinePolicy`
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        n_components: int = 8,
+        latent_embedding: Literal["observation", "none"] | int = "observation",
+        min_q_weight: float = 1.0,
+        use_value_network: bool = False,
+        use_info_posterior: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.n_components = n_components
+        self.latent_embedding = latent_embedding
+        self.min_q_weight = min_q_weight
+        widths = {"observation": self.observation_size, "none": 0}
+        embedding_size = widths[latent_embedding] if isinstance(latent_embedding, str) else latent_embedding
+        sizes = (self.observation_size, self.action_size, n_components)
+        self.actor: MixtureActor = MixtureActor(*sizes, self.actor_arch, self.activation_fn, embedding_size)
+        self.actor_target = self.make_target(self.actor)
+        self.critic = self.make_critic()
+        self.critic_target = self.make_target(self.critic)
+        self.posterior = Posterior(*sizes, self.critic_arch, self.activation_fn)
+        self.value: ValueNetwork | None = self.make_value_network() if use_value_network else None
+        self.info_posterior: Posterior | None = (
+            Posterior(*sizes, self.critic_arch, self.activation_fn) if use_info_posterior else None
+        )
+
+    def component_table(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Value of every component, shape ``(batch, n_components)``, and its action,
+        shape ``(batch, n_components, action_size)``.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: online or target actor
+        :param critic: online or target critics
+        """
+        assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
+        actions = actor.all_components(observations)
+        return min_max_q(critic.all_actions(observations, actions), self.min_q_weight), actions
+
+    def gate(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Index of the best component ``(batch, 1)`` (ties go to the lowest), its action ``(batch, action_size)`` and
+        its value ``(batch, 1)``.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: online or target actor
+        :param critic: online or target critics
+        """
+        values, actions = self.component_table(observations, actor, critic)
+        index = values.argmax(dim=1, keepdim=True)
+        chosen = actions.take_along_dim(index.unsqueeze(2), dim=1).squeeze(1)
+        return index, chosen, values.gather(1, index)
+
+    def select_component(self, observation: Any) -> np.ndarray:
+        """
+        Which sub-policy the gate picks, shape ``(batch,)``.
+
+        :param observation: one raw observation or a batch of them
+        """
+        components: np.ndarray = self.component_q_values(observation).argmax(axis=1)
+        return components
+
+    def component_q_values(self, observation: Any) -> np.ndarray:
+        """
+        Value of every sub-policy, the smaller of the critics, shape ``(batch, n_components)``.
+
+        :param observation: one raw observation or a batch of them
+        """
+        observations, _ = self.prepare_observation(observation)
+        with th.no_grad():
+            scaled = self.scale_observations(th.as_tensor(observations, device=self.device))
+            values: np.ndarray = self.component_table(scaled, self.actor, self.critic)[0].cpu().numpy()
+            return values
+
+    def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
+        return self.gate(self.scale_observations(observation), self.actor, self.critic)[1]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {
+            "n_components": self.n_components,
+            "latent_embedding": self.latent_embedding,
+            "min_q_weight": self.min_q_weight,
+            "use_value_network": self.value is not None,
+            "use_info_posterior": self.info_posterior is not None,
+        }
