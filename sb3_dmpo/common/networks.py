@@ -55,6 +55,32 @@ class LatentEmbedding(nn.Module):
         return embedded
 
 
+def activate(activation: nn.Module, hidden: th.Tensor) -> th.Tensor:
+    """
+    Activation of a fresh hidden layer, same shape; in place where no gradient is recorded, because the sweeps over all
+    components are bound by memory outside their matrix products.
+
+    :param activation: the activation module
+    :param hidden: its input, not used again by the caller
+    """
+    if isinstance(activation, nn.ReLU) and not th.is_grad_enabled():
+        return hidden.relu_()
+    activated: th.Tensor = activation(hidden)
+    return activated
+
+
+def remaining_layers(net: nn.Sequential, hidden: th.Tensor) -> th.Tensor:
+    """
+    Output of a network from the output of its first linear layer on.
+
+    :param net: linear layers and activations
+    :param hidden: output of ``net[0]``, not used again by the caller
+    """
+    for layer in net[1:]:
+        hidden = activate(layer, hidden)
+    return hidden
+
+
 def first_layer_split(net: nn.Sequential, shared: th.Tensor, own: th.Tensor) -> th.Tensor:
     """
     Output of a first linear layer on every pair of a shared and an own input, shape ``(batch, n, width)``.
@@ -119,8 +145,7 @@ class MixtureActor(nn.Module):
         """
         embedded = self.latent_embedding(self.one_hots)
         hidden = first_layer_split(self.mu, observations, embedded.unsqueeze(0))
-        actions: th.Tensor = self.mu[1:](hidden)
-        return actions
+        return remaining_layers(self.mu, hidden)
 
 
 class EnsembleLinear(nn.Module):
@@ -174,7 +199,7 @@ class EnsembleCritic(nn.Module):
 
     def _hidden_to_output(self, hidden: th.Tensor) -> th.Tensor:
         for layer in self.layers[1:]:
-            hidden = layer(self.activation(hidden))
+            hidden = layer(activate(self.activation, hidden))
         return hidden
 
     def forward(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -201,8 +226,8 @@ class EnsembleCritic(nn.Module):
         size = observations.shape[1]
         weight = first.weight.transpose(1, 2)
         shared = th.baddbmm(first.bias, observations.expand(self.n_critics, *observations.shape), weight[:, :size])
-        own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:])
-        hidden = own.view(self.n_critics, batch, n, -1) + shared.unsqueeze(2)
+        own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]).view(self.n_critics, batch, n, -1)
+        hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
         return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1)).view(self.n_critics, batch, n)
 
 
