@@ -1,0 +1,360 @@
+"""The dataset as tensors on the training device."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_dmpo.common.dataset_types import DatasetError, Transitions
+from sb3_dmpo.common.memory import format_bytes
+from sb3_dmpo.common.preprocessing import flatten_observations
+
+#: Rows per block of the statistics: float64 copies stay this small
+_BLOCK_ROWS = 65_536
+_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones", "observation_mean", "observation_std")
+
+
+def observation_statistics(
+    observations: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """
+    Mean and population standard deviation of every column, shape ``(S,)`` each, accumulated in float64.
+
+    :param observations: shape ``(N, S)``
+    """
+    blocks = range(0, len(observations), _BLOCK_ROWS)
+    total = np.zeros(observations.shape[1])
+    for start in blocks:
+        total += observations[start : start + _BLOCK_ROWS].sum(axis=0, dtype=np.float64)
+    mean = total / len(observations)
+    squares = np.zeros_like(mean)
+    for start in blocks:
+        squares += np.square(observations[start : start + _BLOCK_ROWS] - mean).sum(axis=0)
+    return mean, np.sqrt(squares / len(observations))
+
+
+def reward_transform(transitions: Transitions, reward_scale: float | str, reward_shift: float) -> tuple[float, float]:
+    """
+    Numbers ``(scale, shift)`` of the transformed reward ``scale * (r + shift)``.
+
+    :param transitions: The dataset
+    :param reward_scale: A factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"`` (1 / max reward)
+        or ``"standardize"`` (1 / std, shifted by -mean)
+    :param reward_shift: Added to the rewards before they are scaled; without effect under ``"standardize"``
+    :raises ValueError: for an unknown name or a factor that is not finite
+    :raises DatasetError: if the rewards of the dataset do not allow the scaling
+    """
+    if not np.isfinite(reward_shift):
+        raise ValueError(f"reward_shift has to be finite, got {reward_shift}")
+    if not isinstance(reward_scale, str):
+        if not np.isfinite(reward_scale):
+            raise ValueError(f"reward_scale has to be finite, got {reward_scale}")
+        return float(reward_scale), float(reward_shift)
+    if reward_scale == "return_range":
+        returns = transitions.episode_returns()
+        numerator, denominator, what = 1000.0, float(np.ptp(returns)), "all episodes have the same return"
+    elif reward_scale == "max":
+        numerator, denominator, what = 1.0, float(transitions.rewards.max()), "the largest reward is not positive"
+    elif reward_scale == "standardize":
+        mean, std = observation_statistics(transitions.rewards[:, None])
+        numerator, denominator, what = 1.0, float(std[0]), "all rewards are the same"
+        reward_shift = -float(mean[0])
+    else:
+        raise ValueError(f"reward_scale={reward_scale!r} is unknown: use a number, 'return_range', 'max' or 'standardize'")
+    if denominator <= 0:
+        label = f"Dataset {transitions.dataset_id!r}" if transitions.dataset_id else "The dataset"
+        raise DatasetError.at(
+            label, f"reward_scale={reward_scale!r} cannot be used, {what}", "Give a number instead", field="rewards"
+        )
+    return numerator / denominator, float(reward_shift)
+
+
+def _as_tensor(array: npt.NDArray[Any], device: th.device) -> th.Tensor:
+    """The array as a contiguous tensor; on the CPU it shares the memory of the array."""
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()
+    return th.from_numpy(array).to(device)
+
+
+class OfflineReplayBuffer(ReplayBuffer):
+    """
+    A dataset as contiguous float32 tensors on the training device, sampled there without the host.
+
+    Unlike in SB3's buffer the observations are flat vectors (Dict observations joined), ``dones`` holds terminations
+    only, ``rewards`` are already transformed, and minibatches come from a generator of the buffer's own: neither
+    NumPy's nor torch's global random state is read or changed.
+
+    With ``extra_capacity`` transitions can be added for fine-tuning in an environment. They go into a region behind the
+    dataset, where the oldest ones are overwritten when it is full; the dataset itself is never overwritten.
+
+    Built by ``from_transitions``.
+
+    :param observations: shape ``(N, S)``
+    :param next_observations: shape ``(N, S)``
+    :param actions: Actions in [-1, 1], shape ``(N, A)``
+    :param rewards: Transformed rewards, shape ``(N, 1)``
+    :param dones: 1 where the task terminated, else 0, shape ``(N, 1)``
+    :param observation_mean: Mean of the dataset's observations, shape ``(S,)``
+    :param observation_std: Their population standard deviation, shape ``(S,)``
+    :param observation_space: Canonical observation space
+    :param action_space: Action space in the units of the environment
+    :param device: Device of all tensors
+    :param seed: Seed of the minibatches, None: from the operating system
+    :param reward_scale: Factor of the reward transform, for added transitions
+    :param reward_shift: Shift of the reward transform, for added transitions
+    :param action_clip: Actions are clipped to [-action_clip, action_clip]
+    :param extra_capacity: Number of transitions that can be added
+    :param dataset_id: Name of the dataset
+    :param fingerprint: Hash of the dataset's content
+    """
+
+    observations: th.Tensor  # type: ignore[assignment]
+    next_observations: th.Tensor  # type: ignore[assignment]
+    actions: th.Tensor  # type: ignore[assignment]
+    rewards: th.Tensor  # type: ignore[assignment]
+    dones: th.Tensor  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        observations: th.Tensor,
+        next_observations: th.Tensor,
+        actions: th.Tensor,
+        rewards: th.Tensor,
+        dones: th.Tensor,
+        observation_mean: th.Tensor,
+        observation_std: th.Tensor,
+        observation_space: spaces.Box | spaces.Dict,
+        action_space: spaces.Box,
+        device: th.device | str = "cpu",
+        seed: int | None = None,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
+        action_clip: float = 1.0,
+        extra_capacity: int = 0,
+        dataset_id: str | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        # ReplayBuffer's own constructor would allocate the NumPy arrays that the tensors replace
+        BaseBuffer.__init__(self, len(observations), observation_space, action_space, device)
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = True
+        self.observations = observations
+        self.next_observations = next_observations
+        self.actions = actions
+        self.rewards = rewards
+        self.dones = dones
+        self.observation_mean = observation_mean
+        self.observation_std = observation_std
+        self.reward_scale = reward_scale
+        self.reward_shift = reward_shift
+        self.action_clip = action_clip
+        self.dataset_id = dataset_id
+        self.fingerprint = fingerprint
+        self.n_offline = len(observations)
+        self.extra_capacity = extra_capacity
+        self.min_reward = float(rewards.min())
+        self.max_reward = float(rewards.max())
+        self.generator = th.Generator(device=self.device)
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+        # pos and full describe the region of added transitions
+        self.reset()
+
+    @classmethod
+    def from_transitions(
+        cls,
+        transitions: Transitions,
+        device: th.device | str = "cpu",
+        seed: int | None = None,
+        reward_scale: float | str = 1.0,
+        reward_shift: float = 0.0,
+        action_clip: float = 1.0,
+        extra_capacity: int = 0,
+    ) -> "OfflineReplayBuffer":
+        """
+        A buffer that holds a dataset.
+
+        On the CPU the tensors share the memory of the arrays, so that there is one copy of the data; only what has to
+        be converted (dones, transformed rewards, clipped actions) is new. The transitions themselves are not kept.
+
+        :param transitions: The dataset
+        :param device: Device of the tensors
+        :param seed: Seed of the minibatches, None: from the operating system
+        :param reward_scale: A factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"``
+            (1 / max reward) or ``"standardize"`` ((r - mean) / std)
+        :param reward_shift: Added to the rewards before they are scaled
+        :param action_clip: Actions are clipped to [-action_clip, action_clip]
+        :param extra_capacity: Number of transitions that can be added later; allocated when the first one comes
+        :raises DatasetError: if the data do not fit on the device, or their rewards do not allow the scaling
+        """
+        if not 0 < action_clip <= 1:
+            raise ValueError(f"action_clip has to be in (0, 1], got {action_clip}")
+        if extra_capacity < 0:
+            raise ValueError(f"extra_capacity must not be negative, got {extra_capacity}")
+        device = th.device(device)
+        _check_device_memory(transitions, device)
+        scale, shift = reward_transform(transitions, reward_scale, reward_shift)
+        rewards = transitions.rewards
+        if (scale, shift) != (1.0, 0.0):
+            rewards = (scale * (rewards + np.float64(shift))).astype(np.float32)
+        actions = transitions.actions
+        if action_clip < 1:
+            actions = np.clip(actions, -action_clip, action_clip)
+        mean, std = observation_statistics(transitions.observations)
+        return cls(
+            _as_tensor(transitions.observations, device),
+            _as_tensor(transitions.next_observations, device),
+            _as_tensor(actions, device),
+            _as_tensor(rewards.reshape(-1, 1), device),
+            _as_tensor(transitions.terminations.astype(np.float32).reshape(-1, 1), device),
+            _as_tensor(mean.astype(np.float32), device),
+            _as_tensor(std.astype(np.float32), device),
+            transitions.observation_space,
+            transitions.action_space,
+            device=device,
+            seed=seed,
+            reward_scale=scale,
+            reward_shift=shift,
+            action_clip=action_clip,
+            extra_capacity=extra_capacity,
+            dataset_id=transitions.dataset_id,
+            fingerprint=transitions.fingerprint,
+        )
+
+    def size(self) -> int:
+        """Number of transitions, those of the dataset and added ones."""
+        return self.n_offline + (self.extra_capacity if self.full else self.pos)
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """
+        A minibatch drawn uniformly with replacement, on the device; observations ``(batch, S)``, actions
+        ``(batch, A)``, rewards and dones ``(batch, 1)``.
+
+        :param batch_size: Number of transitions
+        :param env: Not supported; the policy scales the observations
+        """
+        indices = th.randint(self.size(), (batch_size,), generator=self.generator, device=self.device)
+        return self._get_samples(indices, env)
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: th.Tensor, env: VecNormalize | None = None
+    ) -> ReplayBufferSamples:
+        if env is not None:
+            raise ValueError(
+                "The buffer holds a dataset as it was recorded: leave VecNormalize out, the policy scales the data"
+            )
+        return ReplayBufferSamples(
+            observations=self.observations.index_select(0, batch_inds),
+            actions=self.actions.index_select(0, batch_inds),
+            next_observations=self.next_observations.index_select(0, batch_inds),
+            dones=self.dones.index_select(0, batch_inds),
+            rewards=self.rewards.index_select(0, batch_inds),
+        )
+
+    def _grow(self) -> None:
+        """Make room for the added transitions; one array after the other, so that only one is held twice."""
+        size = self.n_offline + self.extra_capacity
+        for name in _TENSORS[:5]:
+            old = getattr(self, name)
+            new = th.zeros((size, old.shape[1]), dtype=old.dtype, device=old.device)
+            new[: len(old)] = old
+            setattr(self, name, new)
+        self.buffer_size = size
+
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: npt.NDArray[Any],
+        reward: npt.NDArray[Any],
+        done: npt.NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Add one step of one or several environments.
+
+        The first call moves the tensors to make room: references taken before it go on to show the dataset alone.
+
+        :param obs: Observations, array or (nested) dict, shape ``(n_envs, *shape)``
+        :param next_obs: Observations after the step (the last one of an episode, not that of the reset)
+        :param action: Actions in [-1, 1], shape ``(n_envs, A)``
+        :param reward: Rewards as the environment gives them, shape ``(n_envs,)``
+        :param done: Whether the episode ended, shape ``(n_envs,)``
+        :param infos: Info dicts; ``TimeLimit.truncated`` marks an end that is no termination
+        """
+        if self.extra_capacity == 0:
+            raise ValueError(
+                "The buffer has no room for further transitions: build it with extra_capacity=<number of transitions>"
+            )
+        if len(self.observations) == self.n_offline:
+            self._grow()
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
+        rows = {
+            "observations": flatten_observations(obs, self.observation_space),
+            "next_observations": flatten_observations(next_obs, self.observation_space),
+            "actions": np.clip(action, -self.action_clip, self.action_clip),
+            "rewards": self.reward_scale * (np.asarray(reward, dtype=np.float64) + self.reward_shift),
+            "dones": np.asarray(done, dtype=bool) & ~truncated,
+        }
+        n_new = len(rows["observations"])
+        places = self.n_offline + (self.pos + np.arange(n_new)) % self.extra_capacity
+        index = th.from_numpy(places).to(self.device)
+        for name, values in rows.items():
+            tensor = getattr(self, name)
+            tensor[index] = th.from_numpy(values.astype(np.float32).reshape(n_new, -1)).to(self.device)
+        self.full = self.full or self.pos + n_new >= self.extra_capacity
+        self.pos = (self.pos + n_new) % self.extra_capacity
+
+    def reset(self) -> None:
+        """Forget the added transitions; the dataset stays."""
+        self.pos = 0
+        self.full = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain arrays and bytes, so that a pickled buffer can be read on a machine without the device."""
+        state = self.__dict__.copy()
+        for name in _TENSORS:
+            state[name] = state[name].cpu().numpy()
+        state["generator"] = self.generator.get_state().numpy().tobytes()
+        state["device"] = str(self.device)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        device = th.device(state["device"])
+        generator_state = th.frombuffer(bytearray(state.pop("generator")), dtype=th.uint8)
+        is_available = device.type == "cpu" or (device.type == "cuda" and th.cuda.is_available())
+        state["device"] = device if is_available else th.device("cpu")
+        for name in _TENSORS:
+            state[name] = _as_tensor(state[name], state["device"])
+        self.__dict__.update(state)
+        self.generator = th.Generator(device=self.device)
+        if is_available:
+            self.generator.set_state(generator_state)
+        else:
+            # The state of another kind of device means nothing here
+            self.generator.seed()
+
+
+def _check_device_memory(transitions: Transitions, device: th.device) -> None:
+    if device.type != "cuda":
+        return  # the memory of the host has been checked before it was filled
+    needed = sum(
+        array.nbytes for array in (transitions.observations, transitions.next_observations, transitions.actions)
+    ) + 8 * len(transitions)
+    free, _ = th.cuda.mem_get_info(device)
+    if needed > free:
+        label = f"Dataset {transitions.dataset_id!r}" if transitions.dataset_id else "The dataset"
+        raise DatasetError.at(
+            label,
+            f"its {len(transitions):,} transitions need {format_bytes(needed)} on {device}, only {format_bytes(free)} are left",
+            "Free memory there, or train with device='cpu'",
+        )

@@ -1,0 +1,247 @@
+"""Observations and actions between the shapes of an environment and the flat float32 vectors of the networks."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+KEY_SEPARATOR = "/"
+
+
+def _joined_leaves(space: spaces.Dict, prefix: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
+    """Yield the leaves of a nested Dict space with their joined keys, e.g. ``"achieved_goal/kettle"``."""
+    for key, subspace in space.spaces.items():
+        if not isinstance(key, str):
+            raise ValueError(f"The keys of a Dict observation space have to be strings, got {key!r}")
+        joined = f"{prefix}{key}"
+        if isinstance(subspace, spaces.Dict):
+            yield from _joined_leaves(subspace, joined + KEY_SEPARATOR)
+        else:
+            yield joined, subspace
+
+
+def _check_leaf(space: spaces.Space[Any], name: str) -> spaces.Box:
+    if not isinstance(space, spaces.Box) or space.dtype is None or not np.issubdtype(space.dtype, np.number):
+        raise ValueError(
+            f"{name} is {space}, but only numeric Box spaces (and Dicts of them) are supported: "
+            "convert it with an observation wrapper"
+        )
+    if int(np.prod(space.shape)) == 0:
+        raise ValueError(f"{name} is {space}, which holds no numbers: leave it out with an observation wrapper")
+    return space
+
+
+def canonical_observation_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Dict:
+    """
+    The space as the package keeps it: a Box as it is, a Dict (nested or not) with a single level.
+
+    The keys of nested Dicts are joined with ``/`` (``"achieved_goal/kettle"``) and sorted.
+
+    :param space: Observation space of an environment or of a dataset
+    :return: A Box, or a Dict of Boxes with sorted keys
+    :raises ValueError: for a leaf that is not a numeric Box (naming its key), for an empty Dict, and for keys
+        that coincide when joined
+    """
+    if not isinstance(space, spaces.Dict):
+        return _check_leaf(space, "The observation space")
+    leaves: dict[str, spaces.Space[Any]] = {}
+    for key, leaf in _joined_leaves(space):
+        if key in leaves:
+            raise ValueError(f"Two entries of the Dict observation space have the joined key {key!r}: rename one of them")
+        leaves[key] = _check_leaf(leaf, f"Key {key!r} of the observation space")
+    if not leaves:
+        raise ValueError("The Dict observation space has no keys: there is nothing to learn from")
+    return spaces.Dict({key: leaves[key] for key in sorted(leaves)})
+
+
+def canonical_observation(observation: Any) -> Any:
+    """
+    The observation as the canonical space describes it: an array as it is, a nested dict with a single level.
+
+    :param observation: What an environment gives, single or batched
+    :return: An array, or a dict of arrays with ``/`` in the keys of nested entries
+    """
+    if not isinstance(observation, Mapping):
+        return np.asarray(observation)
+    joined: dict[str, npt.NDArray[Any]] = {}
+    for key, value in observation.items():
+        if isinstance(value, Mapping):
+            for subkey, subvalue in canonical_observation(value).items():
+                joined[f"{key}{KEY_SEPARATOR}{subkey}"] = subvalue
+        else:
+            joined[key] = np.asarray(value)
+    return joined
+
+
+def flat_slices(space: spaces.Space[Any]) -> dict[str, slice]:
+    """
+    Where each entry of the observation lies in the flat vector.
+
+    :param space: Observation space, canonical or not
+    :return: Columns by canonical key; a Box has the single key ``""``
+    """
+    canonical = canonical_observation_space(space)
+    if isinstance(canonical, spaces.Box):
+        return {"": slice(0, int(np.prod(canonical.shape)))}
+    columns: dict[str, slice] = {}
+    start = 0
+    for key, leaf in canonical.spaces.items():
+        assert leaf.shape is not None
+        stop = start + int(np.prod(leaf.shape))
+        columns[key] = slice(start, stop)
+        start = stop
+    return columns
+
+
+def flat_size(space: spaces.Space[Any]) -> int:
+    """
+    Width of the flat observation vector.
+
+    :param space: Observation space, canonical or not
+    :return: Number of columns that ``flatten_observations`` gives
+    """
+    return sum(columns.stop - columns.start for columns in flat_slices(space).values())
+
+
+def _flatten_leaf(array: npt.ArrayLike, space: spaces.Space[Any], name: str) -> npt.NDArray[np.float32]:
+    values = np.asarray(array)
+    assert space.shape is not None
+    if values.ndim == 0 or values.shape[1:] != space.shape:
+        raise ValueError(f"{name} has the shape {values.shape}, expected (batch, {', '.join(map(str, space.shape))})")
+    # A float64 beyond the range of float32 turns into inf, which every caller checks for
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False).reshape(len(values), -1)
+
+
+def flatten_observations(observation: Any, space: spaces.Space[Any]) -> npt.NDArray[np.float32]:
+    """
+    Observations as float32 vectors, shape ``(batch, S)``.
+
+    The entries of a Dict are put side by side in the order of the canonical space's keys.
+
+    :param observation: Array ``(batch, *shape)`` or (nested) dict of such arrays
+    :param space: Observation space, canonical or not
+    :return: Flat observations; shares memory with the input where nothing had to be converted
+    :raises ValueError: for missing or unknown keys, wrong shapes or batch sizes that differ, naming the key
+    """
+    canonical = canonical_observation_space(space)
+    if isinstance(canonical, spaces.Box):
+        if isinstance(observation, Mapping):
+            raise ValueError(f"The observation is a dict with the keys {sorted(observation)}, expected an array")
+        return _flatten_leaf(observation, canonical, "The observation")
+    if not isinstance(observation, Mapping):
+        raise ValueError(f"The observation is no dict, expected one with the keys {list(canonical.spaces)}")
+    joined = canonical_observation(observation)
+    if set(joined) != set(canonical.spaces):
+        raise ValueError(f"The observation has the keys {sorted(joined)}, expected {list(canonical.spaces)}")
+    leaves = [_flatten_leaf(joined[key], leaf, f"Observation {key!r}") for key, leaf in canonical.spaces.items()]
+    if len({len(leaf) for leaf in leaves}) > 1:
+        sizes = {key: len(leaf) for key, leaf in zip(canonical.spaces, leaves, strict=True)}
+        raise ValueError(f"The entries of the observation differ in their batch size: {sizes}")
+    return leaves[0] if len(leaves) == 1 else np.concatenate(leaves, axis=1)
+
+
+def _leaf_shapes(space: spaces.Space[Any]) -> dict[str, tuple[int, ...] | None]:
+    canonical = canonical_observation_space(space)
+    if isinstance(canonical, spaces.Box):
+        return {"": canonical.shape}
+    return {key: leaf.shape for key, leaf in canonical.spaces.items()}
+
+
+def observation_spaces_match(expected: spaces.Space[Any], found: spaces.Space[Any]) -> bool:
+    """
+    Whether observations of one space can stand in for those of the other: same canonical keys, same shapes.
+
+    Bounds and dtypes of observations are not compared, versions of an environment differ in them.
+
+    :param expected: Observation space, canonical or not
+    :param found: Observation space, canonical or not
+    """
+    return _leaf_shapes(expected) == _leaf_shapes(found)
+
+
+def action_spaces_match(expected: spaces.Box, found: spaces.Box) -> bool:
+    """
+    Whether scaled actions mean the same in both spaces: same shape, same bounds up to rounding.
+
+    :param expected: Action space
+    :param found: Action space
+    """
+    return expected.shape == found.shape and np.allclose([expected.low, expected.high], [found.low, found.high], rtol=1e-5)
+
+
+def check_action_space(space: spaces.Space[Any], where: str) -> spaces.Box:
+    """
+    The space itself if the package can act in it: a bounded, one-dimensional, real-valued Box.
+
+    :param space: Action space of an environment or of a dataset
+    :param where: What the space belongs to, for the message, e.g. ``"dataset 'D4RL/pen/human-v2'"``
+    :return: The same space
+    :raises ValueError: for any other space, saying how to mend it
+    """
+    if not isinstance(space, spaces.Box):
+        raise ValueError(
+            f"The action space of {where} is {space}, but only continuous actions (a bounded Box) are supported: "
+            "use an algorithm for discrete actions"
+        )
+    if len(space.shape) != 1 or space.shape[0] == 0:
+        raise ValueError(
+            f"The action space of {where} has the shape {space.shape}, expected one dimension: flatten the actions "
+            "with gymnasium.wrappers.TransformAction"
+        )
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(
+            f"The action space of {where} holds {space.dtype} numbers, but only continuous actions are supported: "
+            "use a Box of float32"
+        )
+    if not (np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high))):
+        raise ValueError(
+            f"The action space of {where} is unbounded (low {space.low}, high {space.high}): give it finite bounds, "
+            "e.g. with gymnasium.wrappers.RescaleAction"
+        )
+    if not np.all(space.low < space.high):
+        index = int(np.argmin(space.low < space.high))
+        raise ValueError(
+            f"The action space of {where} has no room at index {index} (low {space.low[index]}, "
+            f"high {space.high[index]}): leave that entry out of the actions"
+        )
+    return space
+
+
+def _has_unit_bounds(space: spaces.Box) -> bool:
+    return bool(np.all(space.low == -1.0) and np.all(space.high == 1.0))
+
+
+def scale_actions(actions: npt.ArrayLike, action_space: spaces.Box) -> npt.NDArray[np.float32]:
+    """
+    Actions mapped from the bounds of the space to [-1, 1] and clipped there, same shape, float32.
+
+    Actions of a space that already is [-1, 1] keep their exact values.
+
+    :param actions: Actions in the units of the environment, shape ``(..., A)``
+    :param action_space: Bounded Box of shape ``(A,)``
+    """
+    values = np.asarray(actions)
+    if not _has_unit_bounds(action_space):
+        low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+        values = 2.0 * (values - low) / (high - low) - 1.0
+    scaled: npt.NDArray[np.float32] = np.clip(values, -1.0, 1.0).astype(np.float32, copy=False)
+    return scaled
+
+
+def unscale_actions(actions: npt.ArrayLike, action_space: spaces.Box) -> npt.NDArray[Any]:
+    """
+    Actions mapped from [-1, 1] to the bounds of the space, same shape, in the dtype of the space.
+
+    :param actions: Actions in [-1, 1], shape ``(..., A)``; what lies outside is clipped
+    :param action_space: Bounded Box of shape ``(A,)``
+    """
+    values = np.clip(np.asarray(actions), -1.0, 1.0)
+    if not _has_unit_bounds(action_space):
+        low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+        # Rounding may leave the space by one unit in the last place
+        values = np.clip(low + 0.5 * (values + 1.0) * (high - low), low, high)
+    unscaled: npt.NDArray[Any] = values.astype(action_space.dtype, copy=False)
+    return unscaled
