@@ -1,0 +1,18 @@
+"""Environments: importing this package registers them with gymnasium."""
+
+import gymnasium as gym
+
+from sb3_dmpo.envs.two_goals import TwoGoals
+from sb3_dmpo.envs.two_goals_data import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo, is_success
+
+gym.register("TwoGoals-v0", entry_point="sb3_dmpo.envs.two_goals:TwoGoals", max_episode_steps=40)
+
+__all__ = [
+    "TWO_GOALS_DATASET_ID",
+    "FlattenNestedDict",
+    "SuccessInfo",
+    "TwoGoals",
+    "is_success",
+    "make_two_goals_dataset",
+]
