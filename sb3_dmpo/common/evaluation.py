@@ -1,0 +1,236 @@
+"""Evaluation: episodes on vector environments, success, and D4RL's normalised score with its reference scores."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from minari import MinariDataset
+from minari.dataset.minari_storage import MinariStorage
+from minari.storage import get_dataset_path
+from numpy.typing import ArrayLike, NDArray
+from stable_baselines3.common import evaluation as sb3_evaluation
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
+
+#: Environment family (a pattern of its ids), lowest and highest reference score, who says so. D4RL measured them on its
+#: own environments and with its own versions of the simulator; sparse and dense variants of a reward differ, so those
+#: without scores in D4RL (sparse Adroit, dense AntMaze) are left out.
+REFERENCE_SCORES: tuple[tuple[str, float, float, str], ...] = (
+    (r"HalfCheetah-v\d+", -280.178953, 12135.0, "D4RL's table for HalfCheetah"),
+    (r"Hopper-v\d+", -20.272305, 3234.3, "D4RL's table for Hopper"),
+    (r"Walker2d-v\d+", 1.629008, 4592.3, "D4RL's table for Walker2d"),
+    (r"AntMaze_(?!.*Dense).*-v\d+", 0.0, 1.0, "D4RL's table for AntMaze"),
+    (r"AdroitHandPen-v\d+", 96.262799, 3076.8331017826877, "D4RL's table for pen"),
+    (r"AdroitHandHammer-v\d+", -274.856578, 12794.134825156867, "D4RL's table for hammer"),
+    (r"AdroitHandDoor-v\d+", -56.512833, 2880.5693087298737, "D4RL's table for door"),
+    (r"AdroitHandRelocate-v\d+", -6.425911, 4233.877797728884, "D4RL's table for relocate"),
+    (r"TwoGoals-v\d+", 0.0, 1.0, "the definition of TwoGoals"),
+)
+
+
+class ReferenceScores(NamedTuple):
+    """
+    What 0 and 100 mean in a normalised score.
+
+    :param min: mean return that counts as 0
+    :param max: mean return that counts as 100
+    :param source: where the two come from, in words
+    """
+
+    min: float
+    max: float
+    source: str
+
+    def normalize(self, returns: ArrayLike) -> NDArray[np.float64]:
+        """
+        Scores between 0 and 100 for returns between ``min`` and ``max``, same shape.
+
+        :param returns: undiscounted returns of episodes
+        """
+        return 100.0 * (np.asarray(returns, np.float64) - self.min) / (self.max - self.min)
+
+
+def _metadata(dataset: str | MinariDataset) -> dict[str, Any]:
+    """
+    A dataset's metadata, empty if it is not there: scores are a courtesy that must not end an evaluation.
+
+    :param dataset: Minari id or dataset
+    """
+    path = get_dataset_path(dataset) / "data" if isinstance(dataset, str) else dataset.storage.data_path
+    try:
+        return dict(MinariStorage.read_raw_metadata(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def _env_ids(metadata: dict[str, Any]) -> list[str]:
+    specs = [metadata[key] for key in ("eval_env_spec", "env_spec") if key in metadata]
+    return [match[1] for spec in specs if (match := re.search(r'"id":\s*"([^"]+)"', str(spec)))]
+
+
+def reference_scores(dataset: str | MinariDataset | None = None, env_id: str | None = None) -> ReferenceScores | None:
+    """
+    Reference scores: those in the dataset's metadata, or else D4RL's for the family of its environment, or of ``env_id``.
+
+    :param dataset: Minari id (read if it is local, never downloaded) or dataset; an environment id is understood too
+    :param env_id: id of the environment
+    :return: the scores and where they come from, or None if nothing is known
+    """
+    names = []
+    if dataset is not None:
+        metadata = _metadata(dataset)
+        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+        if isinstance(low, int | float) and isinstance(high, int | float) and math.isfinite(high - low) and high > low:
+            return ReferenceScores(float(low), float(high), f"the metadata of {metadata.get('dataset_id', dataset)}")
+        names = _env_ids(metadata) + ([dataset] if isinstance(dataset, str) else [])
+    for name in [*names, env_id or ""]:
+        for family, minimum, maximum, source in REFERENCE_SCORES:
+            if re.fullmatch(family, name.rpartition(":")[2]):
+                return ReferenceScores(minimum, maximum, source)
+    return None
+
+
+def normalized_score(
+    returns: ArrayLike, dataset: str | MinariDataset | None = None, env_id: str | None = None
+) -> float | None:
+    """
+    Mean normalised score (0 is D4RL's random policy, 100 its expert), or None where no reference scores are known.
+
+    :param returns: undiscounted returns of episodes
+    :param dataset: Minari id or dataset, see :func:`reference_scores`
+    :param env_id: id of the environment
+    """
+    reference = reference_scores(dataset, env_id)
+    return None if reference is None else float(reference.normalize(returns).mean())
+
+
+def env_id_of(env: gym.Env[Any, Any] | VecEnv) -> str | None:
+    """
+    The id an environment was registered under, or None if it has none or runs in another process.
+
+    :param env: environment; of a VecEnv its first one counts
+    """
+    if isinstance(env, VecEnv):
+        # Specs of other processes would have to be pickled, and a spec that cannot be pickled kills the process.
+        if not isinstance(env.unwrapped, DummyVecEnv):
+            return None
+        env = env.unwrapped.envs[0]
+    return None if env.spec is None else str(env.spec.id)
+
+
+def to_vec_env(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
+    """
+    The environment as a VecEnv that reports ``is_success`` and has no nested observations. VecEnvs are returned as they are.
+
+    :param env: environment or VecEnv
+    """
+    if isinstance(env, VecEnv):
+        return env
+    wrapped = SuccessInfo(FlattenNestedDict(env) if isinstance(env.observation_space, spaces.Dict) else env)
+    return DummyVecEnv([lambda: wrapped])
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """
+    What :func:`evaluate_policy` measured.
+
+    :param returns: undiscounted return of every episode, shape (n_eval_episodes,)
+    :param lengths: steps of every episode, shape (n_eval_episodes,)
+    :param successes: success of every episode, shape (n_eval_episodes,), or None if the environment does not say
+    :param reference: reference scores, or None if unknown
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    successes: NDArray[np.bool_] | None
+    reference: ReferenceScores | None
+
+    @property
+    def mean_return(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std_return(self) -> float:
+        """Standard deviation of the returns over the episodes (population)."""
+        return float(self.returns.std())
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of successful episodes between 0 and 1, or None."""
+        return None if self.successes is None else float(self.successes.mean())
+
+    @property
+    def normalized_score(self) -> float | None:
+        """Mean normalised score, 0 to 100, or None."""
+        return None if self.reference is None else float(self.reference.normalize(self.returns).mean())
+
+
+class _SuccessRecorder:
+    """Collects ``is_success`` at the end of every episode that SB3's evaluation counts, through its callback."""
+
+    def __init__(self) -> None:
+        self.successes: list[bool | None] = []
+
+    def __call__(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        # As in SB3: with a Monitor, an episode has ended when the Monitor says so.
+        if locals_["done"] and (not locals_["is_monitor_wrapped"] or "episode" in locals_["info"]):
+            self.successes.append(locals_["info"].get("is_success"))
+
+    def result(self) -> NDArray[np.bool_] | None:
+        if any(success is None for success in self.successes):
+            return None
+        return np.array(self.successes, np.bool_)
+
+
+def evaluate_policy(
+    model: PolicyPredictor,
+    env: gym.Env[Any, Any] | VecEnv,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    render: bool = False,
+    dataset: str | MinariDataset | None = None,
+    warn: bool = True,
+) -> EvaluationResult:
+    """
+    Run a policy with SB3's ``evaluate_policy``, on all environments of a VecEnv at once.
+
+    :param model: model or policy with SB3's ``predict``
+    :param env: environment or VecEnv. A single environment gets :class:`SuccessInfo` (and :class:`FlattenNestedDict` for
+        Dict observations); those of a VecEnv have to bring them along.
+    :param n_eval_episodes: number of episodes, divided among the environments
+    :param deterministic: whether the policy acts deterministically
+    :param render: whether to render
+    :param dataset: where reference scores are looked for first, see :func:`reference_scores`; needed where the environments
+        run in other processes
+    :param warn: whether SB3 warns of environments without a ``Monitor``
+    :raises ValueError: fewer than one episode
+    :return: returns, lengths and successes by episode, and the reference scores
+    """
+    if n_eval_episodes < 1:
+        raise ValueError(f"n_eval_episodes is {n_eval_episodes}, but an evaluation needs at least one episode.")
+    vec_env = to_vec_env(env)
+    recorder = _SuccessRecorder()
+    returns, lengths = sb3_evaluation.evaluate_policy(
+        model,
+        vec_env,
+        n_eval_episodes=n_eval_episodes,
+        deterministic=deterministic,
+        render=render,
+        callback=recorder,
+        return_episode_rewards=True,
+        warn=warn,
+    )
+    return EvaluationResult(
+        returns=np.asarray(returns, np.float64),
+        lengths=np.asarray(lengths, np.int64),
+        successes=recorder.result(),
+        reference=reference_scores(dataset, env_id_of(vec_env)),
+    )
