@@ -168,16 +168,17 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self._optimizers[name] = (optimizer, schedule, parameters)
         setattr(self, f"{name}_optimizer", optimizer)
 
-    def add_target(self, online: nn.Module, target: nn.Module, every: int | None = None, start: int = 1) -> None:
+    def add_target(self, online: nn.Module, target: nn.Module, every: int | None = None, start: int | None = None) -> None:
         """
         Declare a soft update ``target <- tau * online + (1 - tau) * target``.
 
         :param online: the network that is followed
         :param target: the network that follows
-        :param every: run when the update counter is a multiple of this; None: with every policy update
-        :param start: first update at which it may run
+        :param every: run once in so many updates; None: with every policy update
+        :param start: first update at which it runs; None: when ``every`` updates are done
         """
-        self._targets.append(Target(online, target, every or self.policy_delay, start))
+        every = every or self.policy_delay
+        self._targets.append(Target(online, target, every, start or every))
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """

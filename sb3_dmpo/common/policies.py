@@ -1,7 +1,7 @@
 """Base of all policies: observation scaler, networks, and ``predict`` on what an environment returns."""
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -19,9 +19,6 @@ from sb3_dmpo.common.preprocessing import (
     flat_size,
     unscale_actions,
 )
-
-#: Added to the standard deviation of every coordinate by the observation scaler.
-SCALE_EPS = 1e-3
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -41,6 +38,8 @@ class OfflinePolicy(BasePolicy):
     """
 
     actor: nn.Module
+    #: Added to the standard deviation of every coordinate by the observation scaler.
+    scale_eps: ClassVar[float] = 1e-3
 
     def __init__(
         self,
@@ -101,13 +100,13 @@ class OfflinePolicy(BasePolicy):
 
     def set_observation_statistics(self, mean: th.Tensor, std: th.Tensor) -> None:
         """
-        Set the observation scaler to ``(s - mean) / (std + 1e-3)``.
+        Set the observation scaler to ``(s - mean) / (std + scale_eps)``.
 
         :param mean: shape ``(observation_size,)``
         :param std: population standard deviation, shape ``(observation_size,)``
         """
         self.observation_mean.copy_(mean)
-        self.observation_std.copy_(std + SCALE_EPS)
+        self.observation_std.copy_(std + self.scale_eps)
 
     def scale_observations(self, observations: th.Tensor) -> th.Tensor:
         """

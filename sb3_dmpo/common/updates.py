@@ -17,8 +17,8 @@ class Target(NamedTuple):
 
     :param online: the network that is followed
     :param target: the network that follows
-    :param every: run when the update counter is a multiple of this
-    :param start: first update at which it may run
+    :param every: run once in so many updates
+    :param start: first update at which it runs
     """
 
     online: nn.Module
@@ -32,7 +32,7 @@ class Target(NamedTuple):
 
         :param update: update counter, the first update is 1
         """
-        return update >= self.start and update % self.every == 0
+        return update >= self.start and (update - self.start) % self.every == 0
 
     @th.no_grad()
     def move(self, tau: float) -> None:
