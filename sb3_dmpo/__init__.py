@@ -3,12 +3,30 @@
 from pathlib import Path
 
 import sb3_dmpo.envs  # noqa: F401  (registers the environments)
+from sb3_dmpo.bc import BC
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.dmpo import DMPO, InfoDMPO
+from sb3_dmpo.iql import IQL
+from sb3_dmpo.td3_bc import TD3BC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 
 #: Algorithms by the name that the command line uses.
-ALGOS: dict[str, type[OfflineAlgorithm]] = {"dmpo": DMPO, "infodmpo": InfoDMPO}
+ALGOS: dict[str, type[OfflineAlgorithm]] = {
+    "dmpo": DMPO,
+    "infodmpo": InfoDMPO,
+    "bc": BC,
+    "td3_bc": TD3BC,
+    "iql": IQL,
+}
 
-__all__ = ["ALGOS", "DMPO", "InfoDMPO", "OfflineAlgorithm", "__version__"]
+__all__ = [
+    "ALGOS",
+    "BC",
+    "DMPO",
+    "IQL",
+    "TD3BC",
+    "InfoDMPO",
+    "OfflineAlgorithm",
+    "__version__",
+]

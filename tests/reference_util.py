@@ -162,7 +162,11 @@ class Replay:
     def close(self, actual: Any, key: str) -> None:
         """Assert that a value equals the recorded one within the tolerance of the precision."""
         actual = actual.detach().numpy() if isinstance(actual, th.Tensor) else np.asarray(actual)
-        np.testing.assert_allclose(actual, self.ref[key], **TOLERANCES[self.dtype], err_msg=key)
+        tolerance = dict(TOLERANCES[self.dtype])
+        if self.dtype == th.float32:
+            # A small entry that is left of large terms has the rounding error of the terms.
+            tolerance["atol"] = max(tolerance["atol"], 1e-6 * float(np.abs(self.ref[key]).max()))
+        np.testing.assert_allclose(actual, self.ref[key], **tolerance, err_msg=key)
 
     def close_gradients(self, update: int) -> None:
         """Assert that exactly the recorded gradients were applied in this update, and that they agree."""

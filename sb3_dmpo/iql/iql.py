@@ -1,0 +1,146 @@
+"""IQL."""
+
+from typing import Any, ClassVar, get_args
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_dmpo.common.losses import (
+    AdvantageWeight,
+    advantage_weights,
+    effective_sample_size,
+    expectile_loss,
+    min_max_q,
+    twin_critic_loss,
+)
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.common.updates import cosine_schedule
+from sb3_dmpo.iql.policies import IQLPolicy, IQLVariant
+
+
+class IQL(OfflineAlgorithm):
+    """
+    Implicit Q-learning: the state value is an upper expectile of the dataset's Q-values, so that no action outside of the
+    dataset is ever evaluated; the actor is cloned with advantages as weights.
+
+    Paper: Kostrikov, Nair, Levine: *Offline Reinforcement Learning with Implicit Q-Learning*, ICLR 2022.
+
+    ``variant="original"`` follows the original implementation: orthogonal initialisation, a standard deviation that does
+    not depend on the state, weights ``min(exp(T A), 100)``, raw observations, and a learning rate of the actor that
+    falls to 0 along a cosine. Differences: the last step of an episode cut by a time limit is kept where the dataset has
+    its next observation; critic and actor steps do not see each other, so that their order is free. The original's
+    rescaling of MuJoCo rewards is ``reward_scale="return_range"``, its AntMaze reward is ``reward_shift=-1``.
+
+    ``variant="dmpo"`` follows the re-implementation that the authors of DMPO published: standard deviations that depend
+    on the state and are bounded twice in the density, PyTorch's initialisation, range-normalised weights (eq. 19 of their
+    paper), scaled observations. Differences: actions are clipped to 1 - 1e-5 as in the original, the cosine ends at 0
+    also with ``policy_delay=2`` (theirs counts policy updates and ends halfway), and ``advantage_scale=0`` gives uniform
+    weights.
+
+    :param args: arguments of :class:`OfflineAlgorithm`
+    :param variant: see above
+    :param expectile: expectile of the Q-values that the state value estimates, in (0, 1)
+    :param advantage_scale: the inverse temperature T of the weights (the DMPO paper's alpha)
+    :param advantage_weight: ``"clipped"``, ``"normalized"`` or ``"max_shifted"`` weights, see
+        :func:`~sb3_dmpo.common.losses.advantage_weights`; None: that of the variant
+    :param dropout: probability of zeroing a hidden unit of the actor while training (the original uses 0.1 on Adroit).
+        The masks come from the algorithm's own generator like all noise, so that runs repeat bit for bit
+    :param normalize_observations: scale observations by the dataset's mean and standard deviation; None: only in the
+        variant ``"dmpo"``
+    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    :raises ValueError: unknown variant, or dropout outside of [0, 1) or in the variant without
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": IQLPolicy, "MultiInputPolicy": IQLPolicy}
+    policy: IQLPolicy
+    action_clip: ClassVar[float] = 1.0 - 1e-5
+
+    def __init__(
+        self,
+        *args: Any,
+        variant: IQLVariant = "original",
+        expectile: float = 0.7,
+        advantage_scale: float = 3.0,
+        advantage_weight: AdvantageWeight | None = None,
+        dropout: float = 0.0,
+        normalize_observations: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if variant not in get_args(IQLVariant):
+            raise ValueError(f"Unknown variant {variant!r} of IQL, choose one of {list(get_args(IQLVariant))}.")
+        is_original = variant == "original"
+        if not 0.0 <= dropout < 1.0 or (dropout > 0.0 and not is_original):
+            raise ValueError(f"dropout is {dropout}, it must be in [0, 1), and 0 in the variant 'dmpo'.")
+        self.variant = variant
+        self.expectile = expectile
+        self.advantage_scale = advantage_scale
+        self.advantage_weight: AdvantageWeight = advantage_weight or ("clipped" if is_original else "normalized")
+        self.dropout = dropout
+        if normalize_observations is None:
+            normalize_observations = not is_original
+        super().__init__(*args, **kwargs | {"normalize_observations": normalize_observations})
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        return {"variant": self.variant, "dropout": self.dropout}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        cosine = cosine_schedule(1.0)
+        self.add_optimizer("value", [self.policy.value])
+        self.add_optimizer("critic", [self.policy.critic])
+        self.add_optimizer("actor", [self.policy.actor], lambda progress: cosine(progress) * self.lr_schedule(progress))
+        self.add_target(self.policy.critic, self.policy.critic_target)
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """The random numbers that one update consumes, by name."""
+        if self.dropout == 0.0:
+            return {}
+        return {"actor_dropout": NoiseSpec("uniform", (batch_size, sum(self.policy.actor_arch)), delayed=True)}
+
+    def value_loss(self, batch: OfflineBatch, q_values: th.Tensor) -> th.Tensor:
+        """
+        Expectile regression of the state value (eq. 5 of the IQL paper), 0-d.
+
+        :param batch: the minibatch
+        :param q_values: smaller target Q-value of the dataset's actions, shape ``(batch, 1)``
+        """
+        return expectile_loss(self.policy.value(batch.observations), q_values, self.expectile)
+
+    def actor_loss(self, batch: OfflineBatch, weights: th.Tensor) -> th.Tensor:
+        """
+        Weighted negative log-likelihood of the dataset's actions (eq. 7), 0-d.
+
+        :param batch: the minibatch
+        :param weights: shape ``(batch, 1)``
+        """
+        dropout = [batch.noise["actor_dropout"]] if self.dropout > 0.0 else []
+        return -(weights * self.policy.actor.log_prob(batch.observations, batch.actions, *dropout)).mean()
+
+    @th.no_grad()
+    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Target of the critics, shape ``(batch, 1)``: the state value of the next observation."""
+        next_values: th.Tensor = self.policy.value(batch.next_observations)
+        return batch.rewards + (1.0 - batch.dones) * self.gamma * next_values
+
+    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Squared Bellman error of both critics (eq. 6), 0-d."""
+        q_values = self.policy.critic(batch.observations, batch.actions)
+        return twin_critic_loss(q_values, self.target_q_values(batch))
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        """One update of value network and critics, and every ``policy_delay`` updates of the actor."""
+        with th.no_grad():
+            q_values = min_max_q(self.policy.critic_target(batch.observations, batch.actions))
+        metrics: Metrics = {"value_loss": self.value_loss(batch, q_values)}
+        self.optimize("value", metrics["value_loss"])
+        if self.is_policy_update:
+            with th.no_grad():
+                advantages = q_values - self.policy.value(batch.observations)
+            weights = advantage_weights(advantages, self.advantage_scale, self.advantage_weight, unit_mean=False)
+            metrics["actor_loss"] = self.actor_loss(batch, weights)
+            self.optimize("actor", metrics["actor_loss"])
+            metrics["weight_ess"] = effective_sample_size(weights)
+        metrics["critic_loss"] = self.critic_loss(batch)
+        self.optimize("critic", metrics["critic_loss"])
+        return metrics

@@ -1,0 +1,92 @@
+"""TD3+BC."""
+
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from torch.nn import functional as F
+
+from sb3_dmpo.common.losses import min_max_q, twin_critic_loss
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.policies import DeterministicActorCriticPolicy
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+
+
+class TD3BC(OfflineAlgorithm):
+    """
+    TD3 whose actor is also pulled towards the dataset's actions.
+
+    Paper: Fujimoto, Gu: *A Minimalist Approach to Offline Reinforcement Learning*, NeurIPS 2021. The updates are those of
+    the original implementation. What differs is the data: the last step of an episode cut by a time limit is kept where
+    the dataset has its next observation. The original does not change rewards; for AntMaze pass ``reward_shift=-1``.
+
+    :param args: arguments of :class:`OfflineAlgorithm`
+    :param policy_delay: actor and targets are updated once every ``policy_delay`` updates
+    :param alpha: weight of the value term against the cloning term, relative to the mean absolute Q-value
+    :param target_policy_noise: standard deviation of the target smoothing noise
+    :param target_noise_clip: bound of the target smoothing noise
+    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": DeterministicActorCriticPolicy,
+        "MultiInputPolicy": DeterministicActorCriticPolicy,
+    }
+    policy: DeterministicActorCriticPolicy
+
+    def __init__(
+        self,
+        *args: Any,
+        policy_delay: int = 2,
+        alpha: float = 2.5,
+        target_policy_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        self.alpha = alpha
+        self.target_policy_noise = target_policy_noise
+        self.target_noise_clip = target_noise_clip
+        super().__init__(*args, **kwargs | {"policy_delay": policy_delay})
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.add_optimizer("critic", [self.policy.critic])
+        self.add_optimizer("actor", [self.policy.actor])
+        self.add_target(self.policy.critic, self.policy.critic_target)
+        self.add_target(self.policy.actor, self.policy.actor_target)
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """The random numbers that one update consumes, by name."""
+        return {"target_noise": NoiseSpec("normal", (batch_size, self.policy.action_size))}
+
+    @th.no_grad()
+    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Target of the critics, shape ``(batch, 1)``: the smaller target Q-value of the smoothed target action."""
+        noise = batch.noise["target_noise"] * self.target_policy_noise
+        noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
+        next_actions = (self.policy.actor_target(batch.next_observations) + noise).clamp(-1.0, 1.0)
+        next_q_values = min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
+        return batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
+
+    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Squared Bellman error of both critics, 0-d."""
+        q_values = self.policy.critic(batch.observations, batch.actions)
+        return twin_critic_loss(q_values, self.target_q_values(batch))
+
+    def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
+        """Negative normalised Q-value of the actor's actions plus their cloning error, 0-d, and its parts."""
+        actions = self.policy.actor(batch.observations)
+        q_values = self.policy.critic(batch.observations, actions)[0]
+        q_weight = self.alpha / q_values.detach().abs().mean()
+        bc_loss = F.mse_loss(actions, batch.actions)
+        return bc_loss - q_weight * q_values.mean(), {"bc_loss": bc_loss, "q_weight": q_weight}
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        """One update of the critics, and every ``policy_delay`` updates of the actor."""
+        metrics: Metrics = {"critic_loss": self.critic_loss(batch)}
+        self.optimize("critic", metrics["critic_loss"])
+        if self.is_policy_update:
+            metrics["actor_loss"], parts = self.actor_loss(batch)
+            self.optimize("actor", metrics["actor_loss"])
+            metrics |= parts
+        return metrics
