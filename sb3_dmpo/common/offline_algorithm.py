@@ -64,6 +64,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     policy: OfflinePolicy
     #: Dataset actions are clipped to plus/minus this value.
     action_clip: ClassVar[float] = 1.0
+    #: What a dataset is read into.
+    replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = OfflineReplayBuffer
 
     def __init__(
         self,
@@ -241,7 +243,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
             buffer = dataset
         else:
             transitions = load_transitions(dataset, download=self.download, env=self.env)
-            buffer = OfflineReplayBuffer.from_transitions(
+            buffer = self.replay_buffer_type.from_transitions(
                 transitions,
                 device=self.device,
                 seed=self.seed,
@@ -255,8 +257,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         ):
             if expected != found:
                 raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
-        self.replay_buffer = buffer
         self._on_dataset(buffer)
+        self.replay_buffer = buffer
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         """
