@@ -5,8 +5,11 @@ from pathlib import Path
 import sb3_dmpo.envs  # noqa: F401  (registers the environments)
 from sb3_dmpo.bc import BC
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.diffusion_ql import DiffusionQL
 from sb3_dmpo.dmpo import DMPO, InfoDMPO
 from sb3_dmpo.iql import IQL
+from sb3_dmpo.lapo import LAPO
+from sb3_dmpo.lp_awac import LPAWAC
 from sb3_dmpo.td3_bc import TD3BC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
@@ -17,7 +20,10 @@ ALGOS: dict[str, type[OfflineAlgorithm]] = {
     "infodmpo": InfoDMPO,
     "bc": BC,
     "td3_bc": TD3BC,
+    "lp_awac": LPAWAC,
     "iql": IQL,
+    "lapo": LAPO,
+    "diffusion_ql": DiffusionQL,
 }
 
 __all__ = [
@@ -25,7 +31,10 @@ __all__ = [
     "BC",
     "DMPO",
     "IQL",
+    "LAPO",
+    "LPAWAC",
     "TD3BC",
+    "DiffusionQL",
     "InfoDMPO",
     "OfflineAlgorithm",
     "__version__",

@@ -1,5 +1,6 @@
 """Replay recorded updates of the original implementations on our algorithms."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -37,20 +38,24 @@ def mlp_views(net: nn.Sequential, prefix: str = "", last: str = "out") -> Views:
     return views
 
 
-def ensemble_views(critic: EnsembleCritic, gradients: bool = False) -> Views:
+def ensemble_views(critic: EnsembleCritic) -> Views:
     """The critics one by one: q1.h0.weight, ..., q2.out.bias."""
     views: Views = {}
     for j in range(critic.n_critics):
         for i, layer in enumerate(critic.layers):
             name = f"q{j + 1}." + (f"h{i}" if i < len(critic.layers) - 1 else "out")
-            weight, bias = (layer.weight.grad, layer.bias.grad) if gradients else (layer.weight, layer.bias)
-            views |= {f"{name}.weight": weight[j], f"{name}.bias": bias[j, 0]}
+            views |= {f"{name}.weight": layer.weight[j], f"{name}.bias": layer.bias[j, 0]}
     return views
 
 
-def of_gradients(views_of: Callable[[Any], Views]) -> Callable[[Any], Views]:
-    """The same names for the gradients of a module without stacked parameters."""
-    return lambda module: {name: view.grad for name, view in views_of(module).items()}
+def gradient_copy(module: nn.Module, owned: set[int]) -> nn.Module:
+    """A copy of a module that holds gradients in place of its parameters, NaN where none of ``owned`` (ids) has one."""
+    shadow = copy.deepcopy(module)
+    with th.no_grad():
+        for parameter, held in zip(module.parameters(), shadow.parameters(), strict=True):
+            has_gradient = id(parameter) in owned and parameter.grad is not None
+            held.copy_(parameter.grad if has_gradient else th.full_like(held, th.nan))
+    return shadow
 
 
 class Replay:
@@ -63,6 +68,8 @@ class Replay:
     :param views: recorded network name -> (path of our module in the policy, its parameter views)
     :param arguments: constructor arguments besides those that every recording shares
     :param n_hidden: number of hidden layers
+    :param unused: start of the recorded names of parameters that no computation reads and we do not have
+    :param tolerance: absolute and relative tolerance; None: those of the precision
     """
 
     def __init__(
@@ -73,11 +80,15 @@ class Replay:
         views: dict[str, tuple[str, Callable[[Any], Views]]],
         arguments: dict[str, Any],
         n_hidden: int = 2,
+        unused: str | None = None,
+        tolerance: dict[str, float] | None = None,
     ) -> None:
         self.ref = np.load(FOLDER / f"{name}.npz")
         self.config = json.loads(str(self.ref["config"]))
         self.dtype = dtype
         self.views = views
+        self.unused = unused
+        self.tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
         size, actions = self.config["state_dim"], self.config["action_dim"]
         env = SpacesOnlyEnv(spaces.Box(-np.inf, np.inf, (size,)), spaces.Box(-1.0, 1.0, (actions,)))
         arguments = {"learning_rate": self.config.get("lr", 3e-4), "batch_size": self.config["batch"]} | arguments
@@ -99,6 +110,8 @@ class Replay:
         path, views_of = self.views[net]
         views = views_of(self._module(path))
         recorded = {key.split("/", 2)[2] for key in self.ref.files if key.startswith(f"{stage}/{net}/")}
+        if self.unused:
+            recorded = {name for name in recorded if not f"{net}/{name}".startswith(self.unused)}
         assert recorded == set(views), (net, recorded ^ set(views))
         for name, view in views.items():
             act(view, self.ref[f"{stage}/{net}/{name}"])
@@ -151,18 +164,14 @@ class Replay:
         for net, (path, views_of) in self.views.items():
             module = self._module(path)
             if any(id(p) in owned for p in module.parameters()):
-                if isinstance(module, EnsembleCritic):
-                    found = ensemble_views(module, gradients=True)
-                else:
-                    found = of_gradients(views_of)(module)
-                for layer, gradient in found.items():
-                    if gradient is not None:
-                        self.gradients[f"grad_{name}/{net}/{layer}"] = {"": gradient.detach().clone()}
+                for layer, gradient in views_of(gradient_copy(module, owned)).items():
+                    if not gradient.isnan().all():
+                        self.gradients[f"grad_{name}/{net}/{layer}"] = {"": gradient.detach()}
 
     def close(self, actual: Any, key: str) -> None:
         """Assert that a value equals the recorded one within the tolerance of the precision."""
         actual = actual.detach().numpy() if isinstance(actual, th.Tensor) else np.asarray(actual)
-        tolerance = dict(TOLERANCES[self.dtype])
+        tolerance = dict(self.tolerance)
         if self.dtype == th.float32:
             # A small entry that is left of large terms has the rounding error of the terms.
             tolerance["atol"] = max(tolerance["atol"], 1e-6 * float(np.abs(self.ref[key]).max()))
@@ -182,7 +191,7 @@ class Replay:
             self._each(net, stage, lambda view, value, net=net: self._close_parameter(view, value, f"{stage}/{net}"))
 
     def _close_parameter(self, view: th.Tensor, value: np.ndarray, where: str) -> None:
-        np.testing.assert_allclose(view.detach().numpy(), value, **TOLERANCES[self.dtype], err_msg=where)
+        np.testing.assert_allclose(view.detach().numpy(), value, **self.tolerance, err_msg=where)
 
     def run(self, noise: dict[str, str], losses: dict[str, str], reward_factor: float = 1.0) -> None:
         """

@@ -1,0 +1,147 @@
+"""Diffusion Q-learning."""
+
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_dmpo.common.losses import twin_critic_loss
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.diffusion_ql.policies import DiffusionPolicy
+
+#: Actions per next observation with ``max_q_backup``.
+BACKUP_ACTIONS = 10
+
+
+class DiffusionQL(OfflineAlgorithm):
+    """
+    Diffusion Q-learning: the policy is a conditional diffusion model, trained to denoise the dataset's actions and to
+    end its chain where the critics are high.
+
+    Paper: Wang, Hunt, Zhou: *Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning*, ICLR
+    2023. The updates are those of the original implementation.
+
+    Differences from it: ``predict(deterministic=True)`` takes the best of the sampled actions, on noise that is fixed
+    once and for all, where the original draws one in proportion to exp(Q) (``deterministic=False`` does that). The
+    learning rate is constant: the original's decay moves once per 50 000 updates with a period that makes it nearly
+    constant. Its choice of a checkpoint by the denoising loss is left to callbacks; the loss is logged as ``bc_loss``.
+    The moving average of the actor shares ``tau`` with the critics, both are 0.005 in the original. The last step of an
+    episode cut by a time limit is kept where the dataset has its next observation.
+
+    :param args: arguments of :class:`OfflineAlgorithm`
+    :param critic_learning_rate: learning rate of the critics (``learning_rate`` is the actor's)
+    :param eta: weight of the Q term against the denoising loss
+    :param n_diffusion_steps: number of diffusion steps
+    :param n_action_samples: number of actions among which ``predict`` chooses
+    :param max_q_backup: the target takes the best of 10 actions per next observation
+    :param max_grad_norm: bound of the gradient's norm, of the actor and of the critics; None: no bound
+    :param ema_start: number of updates after which the actor's moving average starts to move
+    :param ema_every: the moving average moves once in so many updates
+    :param normalize_observations: scale observations; off as in the original
+    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": DiffusionPolicy,
+        "MultiInputPolicy": DiffusionPolicy,
+    }
+    policy: DiffusionPolicy
+
+    def __init__(
+        self,
+        *args: Any,
+        critic_learning_rate: float | Schedule = 3e-4,
+        eta: float = 1.0,
+        n_diffusion_steps: int = 5,
+        n_action_samples: int = 50,
+        max_q_backup: bool = False,
+        max_grad_norm: float | None = 1.0,
+        ema_start: int = 1000,
+        ema_every: int = 5,
+        normalize_observations: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.critic_learning_rate = critic_learning_rate
+        self.eta = eta
+        self.n_diffusion_steps = n_diffusion_steps
+        self.n_action_samples = n_action_samples
+        self.max_q_backup = max_q_backup
+        self.max_grad_norm = max_grad_norm
+        self.ema_start = ema_start
+        self.ema_every = ema_every
+        super().__init__(*args, **kwargs | {"normalize_observations": normalize_observations})
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        return {"n_diffusion_steps": self.n_diffusion_steps, "n_action_samples": self.n_action_samples}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        policy = self.policy
+        self.add_optimizer("critic", [policy.critic], self.critic_learning_rate)
+        self.add_optimizer("actor", [policy.actor])
+        self.add_target(policy.critic, policy.critic_target)
+        self.add_target(policy.actor, policy.actor_ema, every=self.ema_every, start=self.ema_start + 1)
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """The random numbers that one update consumes, by name; steps are counted from 0 as in ``diffusion_t``."""
+        size = self.policy.action_size
+        backup_rows = batch_size * (BACKUP_ACTIONS if self.max_q_backup else 1)
+        specs = {name: NoiseSpec("normal", (backup_rows, size)) for name in self._chain_names("next")}
+        for name in [*self._chain_names("new"), "bc_noise"]:
+            specs[name] = NoiseSpec("normal", (batch_size, size), delayed=True)
+        specs["diffusion_t"] = NoiseSpec("integers", (batch_size,), high=self.n_diffusion_steps, delayed=True)
+        specs["coin"] = NoiseSpec("integers", (), high=2, delayed=True)
+        return specs
+
+    def _chain_names(self, prefix: str) -> list[str]:
+        # The last step of the chain, 0, adds no noise.
+        steps = range(self.n_diffusion_steps - 1, 0, -1)
+        return [f"{prefix}_x_init", *(f"{prefix}_step_noise_{step}" for step in steps)]
+
+    def _chain_noise(self, batch: OfflineBatch, prefix: str) -> list[th.Tensor]:
+        return [batch.noise[name] for name in self._chain_names(prefix)]
+
+    @th.no_grad()
+    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Target of the critics at actions of the averaged actor, shape ``(batch, 1)``."""
+        policy = self.policy
+        observations = batch.next_observations
+        noise = self._chain_noise(batch, "next")
+        n_actions = BACKUP_ACTIONS if self.max_q_backup else 1
+        actions = policy.actor_ema(observations.repeat_interleave(n_actions, dim=0), noise)
+        q_values = policy.critic_target.all_actions(observations, actions.view(len(observations), n_actions, -1))
+        # The best action of each critic, then the smaller of the critics.
+        next_q_values = q_values.amax(dim=2).amin(dim=0).unsqueeze(1)
+        targets: th.Tensor = batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
+        return targets
+
+    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Squared Bellman error of both critics, 0-d."""
+        return twin_critic_loss(self.policy.critic(batch.observations, batch.actions), self.target_q_values(batch))
+
+    def bc_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Denoising loss on the dataset's actions, 0-d."""
+        noise = batch.noise
+        return self.policy.actor.denoising_loss(batch.observations, batch.actions, noise["diffusion_t"], noise["bc_noise"])
+
+    def q_loss(self, batch: OfflineBatch) -> th.Tensor:
+        """Negative value of sampled actions under one critic, chosen by a coin, in units of the other's, 0-d."""
+        policy = self.policy
+        actions = policy.actor(batch.observations, self._chain_noise(batch, "new"))
+        q_values = policy.critic(batch.observations, actions).squeeze(2)
+        scales = q_values.detach().abs().mean(dim=1)
+        losses = -q_values.mean(dim=1) / scales.flip(0)
+        return th.where(batch.noise["coin"] == 1, losses[0], losses[1])
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        """One update of the critics, and every ``policy_delay`` updates of the actor."""
+        metrics: Metrics = {"critic_loss": self.critic_loss(batch)}
+        self.optimize("critic", metrics["critic_loss"], self.max_grad_norm)
+        if self.is_policy_update:
+            metrics["bc_loss"] = self.bc_loss(batch)
+            metrics["q_loss"] = self.q_loss(batch)
+            metrics["actor_loss"] = metrics["bc_loss"] + self.eta * metrics["q_loss"]
+            self.optimize("actor", metrics["actor_loss"], self.max_grad_norm)
+        return metrics
