@@ -1,0 +1,1 @@
+"""The command line: rl_zoo3's own training and enjoying, for offline algorithms and datasets."""

@@ -1,0 +1,185 @@
+"""Hyperparameters by dataset: finding the entry of a config, and checking its names before any work."""
+
+import importlib
+import inspect
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+import sb3_dmpo
+from sb3_dmpo.cli.errors import UsageError, suggest
+from sb3_dmpo.cli.literals import parse_value
+
+#: Families of tasks: settings that the tasks of a family share stand under its name.
+TASK_FAMILIES: dict[str, tuple[str, ...]] = {
+    "mujoco": ("hopper", "halfcheetah", "walker2d", "ant", "humanoid", "humanoidstandup", "swimmer", "reacher", "pusher"),
+    "adroit": ("pen", "hammer", "door", "relocate"),
+    "antmaze": ("antmaze",),
+    "pointmaze": ("pointmaze", "maze2d"),
+    "kitchen": ("kitchen",),
+    "two-goals": ("two-goals",),
+}
+
+#: Keys of an entry that are for the command line; all others are arguments of the algorithm.
+RUN_KEYS = frozenset(
+    {"n_timesteps", "eval_freq", "eval_episodes", "final_eval_episodes", "policy", "env_kwargs", "callback", "monitor_kwargs"}
+)
+
+#: Arguments of the algorithms that belong to a run, with the option that sets them.
+RUN_OPTIONS = {
+    "env": "--env",
+    "dataset": "--dataset",
+    "download": "--download",
+    "seed": "--seed",
+    "device": "--device",
+    "verbose": "--verbose",
+    "tensorboard_log": "--tensorboard-log",
+}
+
+_THE_DATASET_DECIDES = (
+    "the dataset fixes what observations and actions are, so nothing may change them between it and the policy"
+)
+#: Keys of rl_zoo3 that make no sense here, and why.
+REFUSED_KEYS = {
+    "normalize": "observations are scaled inside the policy by the dataset's statistics (normalize_observations), which "
+    "VecNormalize could not learn: it would freeze on the only observation it ever sees",
+    "frame_stack": _THE_DATASET_DECIDES,
+    "env_wrapper": _THE_DATASET_DECIDES,
+    "vec_env_wrapper": _THE_DATASET_DECIDES,
+    "n_envs": "no environment is used for training; --n-eval-envs sets the number for evaluation",
+}
+
+
+def config_path(algorithm: str) -> Path:
+    """
+    The config that belongs to an algorithm.
+
+    :param algorithm: name in ``sb3_dmpo.ALGOS``
+    :raises UsageError: there is none
+    """
+    package = Path(sb3_dmpo.__file__).parent
+    # Beside the package in a checkout, inside it in a wheel.
+    candidates = [folder / "zoo_configs" / f"{algorithm}.yml" for folder in (package.parent, package)]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UsageError(f"There is no zoo_configs/{algorithm}.yml: name a config with -conf FILE.")
+
+
+def load_config(config: str) -> dict[str, dict[str, Any]]:
+    """
+    Entries of a config by their keys.
+
+    :param config: YAML file, or (as in rl_zoo3) a Python file or module with a dict called ``hyperparams``
+    :raises UsageError: it cannot be read, or is no table of tables
+    """
+    try:
+        if config.endswith((".yml", ".yaml")):
+            entries = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        elif config.endswith(".py"):
+            entries = runpy.run_path(config)["hyperparams"]
+        else:
+            entries = importlib.import_module(config).hyperparams
+    except (OSError, yaml.YAMLError, ImportError, KeyError, AttributeError) as error:
+        raise UsageError(f"The config {config} cannot be read: {error}") from error
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise UsageError(f"The config {config} has to map dataset ids (or families, or 'default') to hyperparameters.")
+    return entries
+
+
+def entry_keys(dataset: str) -> list[str]:
+    """
+    Keys under which the settings for a dataset are looked up, the most specific first: its id, task and quality, family
+    and quality, task, family, ``default``. For ``D4RL/pen/human-v2``: that id, ``pen-human``, ``adroit-human``, ``pen``,
+    ``adroit``, ``default``.
+
+    :param dataset: Minari id, or path of a D4RL file (``hopper-medium-v2.hdf5``)
+    """
+    name = re.sub(r"(-v\d+)?(\.\w+)?$", "", dataset)
+    parts = name.split("/")
+    tasks = {task: family for family, members in TASK_FAMILIES.items() for task in members}
+    if len(parts) > 1 and parts[-2].lower() in tasks:
+        task, quality = parts[-2].lower(), parts[-1].lower()
+    else:
+        task, _, quality = parts[-1].lower().partition("-")
+    keys = [dataset]
+    if task in tasks:
+        family = tasks[task]
+        keys += [f"{task}-{quality}", f"{family}-{quality}", task, family]
+    return list(dict.fromkeys([*keys, "default"]))
+
+
+def find_entry(config: str, dataset: str) -> tuple[str, dict[str, Any]]:
+    """
+    The entry of a config for a dataset: its key and a copy of its settings.
+
+    :param config: as in :func:`load_config`
+    :param dataset: as in :func:`entry_keys`
+    :raises UsageError: no key of the dataset is there, or the config cannot be read
+    """
+    entries = load_config(config)
+    keys = entry_keys(dataset)
+    for key in keys:
+        if key in entries:
+            return key, dict(entries[key])
+    raise UsageError(f"The config {config} has no entry for {dataset}: it needs one of {', '.join(keys)}.")
+
+
+def constructor_arguments(cls: type[Any]) -> set[str]:
+    """
+    Names of the arguments a class takes, with those that it passes on to its bases by ``**kwargs``.
+
+    :param cls: the class
+    """
+    names: set[str] = set()
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return {name for name in names if name != "self" and not name.startswith("_")}
+
+
+def check_names(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], name: str) -> None:
+    """
+    Refuse hyperparameters that neither the algorithm nor the command line knows.
+
+    :param hyperparams: what the config and ``-params`` say, values parsed
+    :param algorithm: the algorithm
+    :param name: its name
+    :raises UsageError: the first unknown one, with the nearest known ones
+    """
+    arguments = constructor_arguments(algorithm) - set(RUN_OPTIONS)
+    for key in hyperparams:
+        if key in REFUSED_KEYS:
+            raise UsageError(f"{key!r} cannot be used for offline algorithms: {REFUSED_KEYS[key]}.")
+        if key in RUN_OPTIONS:
+            raise UsageError(f"{key!r} is not a hyperparameter: use the option {RUN_OPTIONS[key]}.")
+        if key not in arguments | RUN_KEYS:
+            raise UsageError(f"{name} has no hyperparameter {key!r}. {suggest(key, arguments | RUN_KEYS)}")
+    policy_kwargs = hyperparams.get("policy_kwargs") or {}
+    if not isinstance(policy_kwargs, dict):
+        raise UsageError(f"policy_kwargs is {policy_kwargs!r}, but has to be dict(name=value, ...).")
+    policy = algorithm.policy_aliases.get(hyperparams.get("policy", "MlpPolicy"))
+    if policy is None:
+        return
+    known = constructor_arguments(policy) - {"observation_space", "action_space", "lr_schedule"}
+    for key in policy_kwargs:
+        if key not in known:
+            raise UsageError(f"The policy of {name} has no argument {key!r} (policy_kwargs). {suggest(key, known)}")
+
+
+def parse_values(hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """
+    Texts as the values they stand for: YAML reads ``3e-4`` (without a dot) as a text, and ``dict(...)`` is one.
+
+    :param hyperparams: what a config says
+    :raises UsageError: a text that stands for nothing
+    """
+    return {key: parse_value(value) if isinstance(value, str) else value for key, value in hyperparams.items()}

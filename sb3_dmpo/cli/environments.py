@@ -1,0 +1,90 @@
+"""Evaluation environments of datasets under ids that rl_zoo3 can use: ``D4RL/pen/human-v2`` -> ``D4RL-pen-human-v2``."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+
+from sb3_dmpo.cli.errors import UsageError, suggest
+from sb3_dmpo.common.datasets import dataset_spaces, recover_environment
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, FlattenNestedDict, SuccessInfo
+from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
+
+TOY_ENV_ID = "TwoGoals-v0"
+#: Datasets that are files know no environment.
+_FILE_SUFFIXES = (".hdf5", ".h5", ".pkl", ".pickle")
+
+
+def environment_name(dataset: str) -> str:
+    """
+    Id of a dataset's evaluation environment, which also names the folders of its runs.
+
+    :param dataset: Minari id or path of a file
+    """
+    if dataset == TWO_GOALS_DATASET_ID:
+        return TOY_ENV_ID
+    name = Path(dataset).stem if dataset.endswith(_FILE_SUFFIXES) else dataset
+    name = re.sub(r"[^\w.-]+", "-", name)
+    return name if re.search(r"-v\d+$", name) else f"{name}-v0"
+
+
+def make_evaluation_env(dataset: str, env_id: str | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
+    """
+    The environment to evaluate in, with one-level observations and ``info["is_success"]``.
+
+    :param dataset: Minari id
+    :param env_id: another environment than the one that the dataset recorded
+    :param kwargs: arguments of the environment, e.g. ``render_mode``
+    :raises DatasetError: the dataset's environment cannot be made
+    """
+    env = recover_environment(dataset, eval_env=True, **kwargs) if env_id is None else gym.make(env_id, **kwargs)
+    return SuccessInfo(FlattenNestedDict(env) if isinstance(env.observation_space, spaces.Dict) else env)
+
+
+def make_placeholder_env(dataset: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """
+    An environment that has the dataset's spaces and cannot be stepped, for training without evaluation.
+
+    :param dataset: Minari id or path of a file
+    :param kwargs: ignored
+    """
+    return SpacesOnlyEnv(*dataset_spaces(dataset))
+
+
+def register_environment(dataset: str, env_id: str | None = None, is_stepped: bool = True) -> str:
+    """
+    Register the evaluation environment of a dataset with gymnasium.
+
+    :param dataset: Minari id or path of a file
+    :param env_id: another environment than the one that the dataset recorded
+    :param is_stepped: whether the environment is needed for more than its spaces
+    :return: the id to make it by
+    :raises UsageError: ``env_id`` is unknown, or the dataset knows no environment
+    """
+    name = environment_name(dataset)
+    if env_id is not None:
+        check_env_id(env_id)
+    elif is_stepped and dataset.endswith(_FILE_SUFFIXES):
+        raise UsageError(
+            f"{dataset} knows no environment: name one with --env ID, or train without evaluation (--eval-freq -1)."
+        )
+    if env_id == name or (env_id is None and name == TOY_ENV_ID):
+        return name
+    creator = partial(make_evaluation_env, dataset, env_id) if is_stepped else partial(make_placeholder_env, dataset)
+    gym.registry.pop(name, None)
+    gym.register(name, entry_point=creator, order_enforce=False, disable_env_checker=True)
+    return name
+
+
+def check_env_id(env_id: str) -> None:
+    """
+    Refuse an environment that gymnasium does not know.
+
+    :param env_id: id
+    :raises UsageError: unknown; the nearest ones are named
+    """
+    if env_id not in gym.registry:
+        raise UsageError(f"There is no environment {env_id!r} (--gym-packages imports more). {suggest(env_id, gym.registry)}")

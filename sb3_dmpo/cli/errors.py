@@ -1,0 +1,60 @@
+"""Faults of what was typed: one line on stderr, never a traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+import gymnasium as gym
+
+from sb3_dmpo.common.datasets import DatasetError
+
+#: Exit codes of the command line. 130 is the shell's for Ctrl-C.
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class UsageError(Exception):
+    """What was asked for is not there or makes no sense. The message says what, and how to mend it."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """
+    A sentence with the names nearest to one that is not known, or with all of them if none is near.
+
+    :param name: what was typed
+    :param known: the names that would have been right
+    """
+    names = sorted(known)
+    by_lower_case = {known_name.lower(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(by_lower_case[match] for match in near)}?"
+    return f"Known: {', '.join(names)}."
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def exit_code(program: Callable[[], None], name: str) -> int:
+    """
+    Run a program; the faults that it can foresee become one line on stderr and an exit code.
+
+    :param program: the program
+    :param name: how it calls itself, e.g. ``train.py``
+    :return: 0, 1 (training or the disk failed), 2 (what was asked for cannot be done) or 130 (Ctrl-C)
+    """
+    try:
+        program()
+    except (UsageError, DatasetError, gym.error.Error) as error:
+        code, message = EXIT_USAGE, _one_line(error)
+    except ImportError as error:
+        code = EXIT_USAGE
+        message = f"{_one_line(error)}. The command line needs more than the package itself: pip install 'sb3_dmpo[zoo]'."
+    except (FloatingPointError, OSError) as error:
+        code, message = EXIT_FAILURE, _one_line(error)
+    except KeyboardInterrupt:
+        code, message = EXIT_INTERRUPTED, "interrupted"
+    else:
+        return 0
+    sys.stderr.write(f"{name}: {'error: ' if code != EXIT_INTERRUPTED else ''}{message}\n")
+    return code

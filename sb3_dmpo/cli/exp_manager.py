@@ -1,0 +1,336 @@
+"""rl_zoo3's experiment manager for runs that learn from a dataset."""
+
+import os
+import shutil
+import time
+from collections import OrderedDict
+from pathlib import Path
+from pprint import pprint
+from typing import Any
+
+import optuna
+import yaml
+from gymnasium import spaces
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS, get_latest_run_id
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+import sb3_dmpo
+from sb3_dmpo.cli.configs import RUN_KEYS, check_names, find_entry, parse_values
+from sb3_dmpo.cli.environments import TOY_ENV_ID
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.eval_callback import RunEvalCallback
+from sb3_dmpo.cli.interrupt import StopOnInterrupt, ignored_interrupts
+from sb3_dmpo.cli.literals import plain
+from sb3_dmpo.cli.results import ResultsFile, commit, describe_data, score_line, typed_command
+from sb3_dmpo.common.datasets import DatasetError, dataset_spaces
+from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
+
+#: The paper's protocol, for what neither the command line nor the config says.
+EVAL_FREQ, EVAL_EPISODES = 5000, 10
+#: The evaluation environments' seed is the training's plus this.
+EVAL_SEED_OFFSET = 100
+_MAX_EVAL_ENVS = 10
+
+
+class OfflineExperimentManager(ExperimentManager):
+    """
+    A run that learns from a dataset: settings are looked up by dataset, the environment is only for evaluation, and
+    scores are normalised. Reads ``dataset``, ``eval_env_id``, ``results`` and ``argv`` from the parsed options.
+
+    :param args: parsed options
+    :param positional: as rl_zoo3's ``train`` passes them
+    :param keywords: the same by name
+    """
+
+    def __init__(self, args: Any, *positional: Any, **keywords: Any) -> None:
+        super().__init__(args, *positional, **keywords)
+        self.dataset: str = args.dataset
+        self.final_eval_episodes = 0
+        self.eval_callback: RunEvalCallback | None = None
+        self.final_result: EvaluationResult | None = None
+        self.interrupt = StopOnInterrupt()
+        self.interrupted = False
+        self._has_folder = False
+        self.learning_since = 0.0
+        self.results: ResultsFile | None = None
+        if args.results:
+            self.results = ResultsFile(
+                Path(args.results),
+                {
+                    "algorithm": self.algo,
+                    "dataset": self.dataset,
+                    "label": describe_data(self.dataset),
+                    "seed": self.seed,
+                    "command": typed_command(args.argv),
+                    "commit": commit(),
+                    "version": sb3_dmpo.__version__,
+                },
+            )
+            self.results.check()
+
+    # Settings ---------------------------------------------------------------------------------------------------
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Settings for the dataset, with those of a study and of ``-params`` over them; values, and as they were written.
+
+        :raises UsageError: no entry for the dataset, or a name that nobody knows
+        """
+        key, written = find_entry(self.config, self.dataset)
+        print(f"Loading hyperparameters from: {self.config}, entry {key!r}")
+        if self.storage and self.study_name and self.trial_id is not None:
+            print("Loading from Optuna study...")
+            written.update(self.load_trial(self.storage, self.study_name, self.trial_id))
+        written.update(self.custom_hyperparams or {})
+        hyperparams = parse_values(written)
+        check_names(hyperparams, ALGOS[self.algo], self.algo)
+        if self.n_timesteps <= 0 and "n_timesteps" not in hyperparams:
+            raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
+        hyperparams.setdefault("n_timesteps", self.n_timesteps)
+        self._choose_protocol(hyperparams)
+        print("Hyperparameters (those being tuned will be overridden):")
+        pprint(dict(sorted(written.items())))
+        return hyperparams, OrderedDict(sorted(written.items()))
+
+    def _choose_protocol(self, hyperparams: dict[str, Any]) -> None:
+        """
+        Frequency, episodes and environments of the evaluation: command line, config, the paper's, in this order.
+
+        :param hyperparams: parsed settings
+        """
+        on_command_line = self.n_eval_episodes
+        if self.eval_freq is None:
+            self.eval_freq = int(hyperparams.get("eval_freq", EVAL_FREQ))
+        self.n_eval_episodes = int(on_command_line or hyperparams.get("eval_episodes", EVAL_EPISODES))
+        self.final_eval_episodes = int(on_command_line or hyperparams.get("final_eval_episodes", self.n_eval_episodes))
+        if min(self.n_eval_episodes, self.final_eval_episodes) < 1:
+            raise UsageError("--eval-episodes has to be at least 1; --eval-freq -1 switches evaluation off.")
+        if self.n_eval_envs is None:
+            self.n_eval_envs = min(self.n_eval_episodes, _MAX_EVAL_ENVS)
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        # Schedules of SB3 itself and plain floats: the zip must load where there is no rl_zoo3.
+        for key, value in hyperparams.items():
+            if key.endswith("learning_rate") and isinstance(value, str):
+                kind, _, initial = value.partition("_")
+                try:
+                    if kind != "lin":
+                        raise ValueError
+                    hyperparams[key] = LinearSchedule(float(initial), 0.0, 1.0)
+                except ValueError:
+                    raise UsageError(f"{key} is {value!r}: write a number, or e.g. lin_3e-4 (falling to 0).") from None
+        return hyperparams
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        processed, *others = super()._preprocess_hyperparams(hyperparams)
+        if self._eval_env_kwargs_args is None:
+            self.eval_env_kwargs = self.env_kwargs
+        arguments = {key: value for key, value in processed.items() if key == "policy" or key not in RUN_KEYS}
+        arguments["dataset"] = self.dataset
+        if "policy" not in arguments:
+            is_dict = isinstance(dataset_spaces(self.dataset)[0], spaces.Dict)
+            arguments["policy"] = "MultiInputPolicy" if is_dict else "MlpPolicy"
+        return (arguments, *others)
+
+    # The run's folder, environments and model -------------------------------------------------------------------
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        Make folder, environments, callbacks and model.
+
+        :raises UsageError: a value that the algorithm does not take
+        """
+        try:
+            return super().setup_experiment()
+        except BaseException as error:
+            if self._has_folder:
+                shutil.rmtree(self.save_path, ignore_errors=True)
+            if isinstance(error, TypeError | ValueError) and not isinstance(error, DatasetError) and self.verbose < 2:
+                raise UsageError(f"{self.algo} on {self.dataset}: {error}") from error
+            raise
+
+    def create_log_folder(self) -> None:
+        """Make the run's folder. A run that starts at the same moment gets another number, not the same folder."""
+        os.makedirs(self.log_path, exist_ok=True)
+        while True:
+            try:
+                os.mkdir(self.save_path)
+                self._has_folder = True
+                break
+            except FileExistsError:
+                run_id = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run_id}")
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        os.mkdir(self.params_path)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Environments, which nobody steps but to evaluate.
+
+        :param n_envs: how many
+        :param eval_env: whether they are for evaluation
+        :param no_log: ignored, there are no training episodes to log
+        """
+        seed = self.seed
+        try:
+            if eval_env:
+                self.seed = seed + EVAL_SEED_OFFSET
+            return super().create_envs(n_envs, eval_env, no_log=True)
+        finally:
+            self.seed = seed
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        # rl_zoo3 would unpickle a vecnormalize.pkl that lies beside the agent to be continued.
+        return env
+
+    def create_callbacks(self) -> None:
+        """Progress bar and checkpoints as in rl_zoo3, evaluation with normalised scores, and Ctrl-C."""
+        eval_freq, self.eval_freq = self.eval_freq, -1
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        self.eval_freq = eval_freq
+        self.callbacks.append(self.interrupt)
+        if self.eval_freq <= 0 or self.optimize_hyperparameters:
+            return
+        knows_scores = reference_scores(self.dataset) is not None
+        self.eval_callback = RunEvalCallback(
+            self.create_envs(self.n_eval_envs, eval_env=True),
+            self.dataset if knows_scores else self.args.eval_env_id or self.dataset,
+            self.final_eval_episodes,
+            self._on_result,
+            best_model_save_path=self.save_path,
+            n_eval_episodes=self.n_eval_episodes,
+            log_path=self.save_path,
+            eval_freq=self.eval_freq,
+            deterministic=True,
+            verbose=self.verbose,
+        )
+        self.callbacks.append(self.eval_callback)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        print(f"Continuing {self.trained_agent}, with its own hyperparameters but for those of -params")
+        changed = {key: hyperparams[key] for key in self.custom_hyperparams or {} if key in hyperparams}
+        for key in ("policy", "policy_kwargs"):
+            if key in changed:
+                raise UsageError(f"{key!r} cannot be changed with -i: the networks are those of {self.trained_agent}.")
+        try:
+            model: BaseAlgorithm = ALGOS[self.algo].load(
+                self.trained_agent,
+                env=env,
+                dataset=self.dataset,
+                tensorboard_log=self.tensorboard_log,
+                verbose=self.verbose,
+                device=self.device,
+                **changed,
+            )
+        except Exception as error:  # what goes wrong depends on what is in the file
+            if isinstance(error, DatasetError):
+                raise
+            raise UsageError(f"{self.trained_agent} cannot be continued as {self.algo} on {self.dataset}: {error}") from error
+        return model
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        folder = Path(self.params_path)
+        options = {key: value for key, value in vars(self.args).items() if key != "argv"}
+        for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
+            (folder / name).write_text(yaml.safe_dump(plain(dict(content))), encoding="utf-8")
+        (folder / "command.txt").write_text(typed_command(self.args.argv), encoding="utf-8")
+        print(f"Log path: {self.save_path}")
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train, and evaluate at the end.
+
+        :param model: the model
+        """
+        arguments: dict[str, Any] = {}
+        if self.log_interval != -1:
+            arguments["log_interval"] = self.log_interval if self.log_interval > -1 else None
+        self.learning_since = time.monotonic()
+        try:
+            with self.interrupt.listening():
+                model.learn(
+                    self.n_timesteps,
+                    callback=self.callbacks,
+                    reset_num_timesteps=not self.continue_training,
+                    **arguments,
+                )
+                if self.eval_callback is not None and not self.interrupt.requested:
+                    self.final_result = self.eval_callback.evaluate_at_end()
+        except KeyboardInterrupt:
+            self.interrupt.requested = True
+            for callback in self.callbacks:
+                if hasattr(callback, "pbar"):
+                    callback.pbar.close()
+        finally:
+            envs = [model.env] if self.eval_callback is None else [model.env, self.eval_callback.eval_env]
+            for env in envs:
+                if env is not None:
+                    env.close()
+        self.interrupted = self.interrupt.requested
+
+    def _on_result(self, result: EvaluationResult, updates: int, is_final: bool) -> None:
+        if self.verbose > 0:
+            print(f"Evaluation after {updates} updates: {score_line(result, with_source=False)}")
+        if self.results is not None:
+            self.results.append(
+                result,
+                updates=updates,
+                evaluation="final" if is_final else "training",
+                wall_seconds=f"{time.monotonic() - self.learning_since:.1f}",
+            )
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Save the model and say where it is and how good it is.
+
+        :param model: the model
+        :raises KeyboardInterrupt: training was interrupted (after saving)
+        """
+        if model.num_timesteps == 0:
+            print("Interrupted before the first update: nothing to save.")
+            raise KeyboardInterrupt
+        with ignored_interrupts():
+            super().save_trained_model(model)
+            print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates)")
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if self.final_result is not None:
+            print(f"Score: {score_line(self.final_result)}{self._toy_failures(self.final_result)}")
+        if self.env_name.gym_id == TOY_ENV_ID:
+            self._draw_toy(model)
+
+    def _toy_failures(self, result: EvaluationResult) -> str:
+        if self.env_name.gym_id != TOY_ENV_ID:
+            return ""
+        collisions, time_outs = (100 * float((result.returns == value).mean()) for value in (-1.0, 0.0))
+        return f", collisions {collisions:.0f}%, time-outs {time_outs:.0f}%"
+
+    def _draw_toy(self, model: BaseAlgorithm) -> None:
+        try:
+            from sb3_dmpo.cli.figures import plot_two_goals
+        except ImportError:
+            print("Figure: not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
+            return
+        path = Path(self.save_path) / "two_goals.png"
+        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET)
+        print(f"Figure: {path}")
+
+    # Search -----------------------------------------------------------------------------------------------------
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Score of one trial; a diverged one is pruned.
+
+        :param trial: the trial
+        """
+        try:
+            return super().objective(trial)
+        except FloatingPointError as error:
+            print(error)
+            raise optuna.exceptions.TrialPruned() from error

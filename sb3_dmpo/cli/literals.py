@@ -1,0 +1,104 @@
+"""Values typed on the command line or written in a config, read without ever being executed."""
+
+import ast
+import re
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_dmpo.cli.errors import UsageError
+
+_ACTIVATIONS = ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
+_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
+
+#: The classes that a value may name, as people write them.
+CLASSES: dict[str, type[Any]] = {
+    **{f"{prefix}nn.{name}": getattr(nn, name) for prefix in ("", "th.", "torch.") for name in _ACTIVATIONS},
+    **{f"{prefix}optim.{name}": getattr(th.optim, name) for prefix in ("", "th.", "torch.") for name in _OPTIMIZERS},
+}
+
+#: Names, schedules (lin_3e-4), ids and paths stand for themselves: a letter, then nothing that Python could call.
+_PLAIN_TEXT = re.compile(r"[A-Za-z_][\w.+/ -]*")
+_MAX_LENGTH = 10_000
+
+
+def parse_value(text: str) -> Any:
+    """
+    The value behind a text: numbers, True, False, None, quoted or plain text, lists, tuples, dicts, ``dict(a=1)``, and
+    activations and optimizers by name (``nn.ReLU``). Nothing is evaluated.
+
+    :param text: e.g. ``"3e-4"``, ``"lin_3e-4"``, ``"dict(net_arch=[64, 64], activation_fn=nn.Tanh)"``
+    :raises UsageError: anything else
+    """
+    if not isinstance(text, str):
+        return text
+    text = text.strip()
+    try:
+        if len(text) > _MAX_LENGTH:
+            raise ValueError("too long")
+        return _value(ast.parse(text, mode="eval").body)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        if _PLAIN_TEXT.fullmatch(text):
+            return text
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        raise UsageError(
+            f"cannot read the value {shown!r}: write a number, True, False, None, plain or quoted text, a list, or "
+            "dict(name=value, ...); code is not executed."
+        ) from None
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Attribute):
+        return _class(node)
+    if isinstance(node, ast.List | ast.Tuple):
+        items = [_value(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise ValueError("unpacking")
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key is not None}
+    if isinstance(node, ast.Call):
+        return _keywords(node)
+    value = ast.literal_eval(node)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError("not a plain value")
+    return value
+
+
+def _class(node: ast.Attribute) -> type[Any]:
+    name = ast.unparse(node)
+    if name not in CLASSES:
+        raise ValueError(f"unknown class {name}")
+    return CLASSES[name]
+
+
+def _keywords(node: ast.Call) -> dict[str, Any]:
+    """The dict behind ``dict(a=1, b=2)``."""
+    if not (isinstance(node.func, ast.Name) and node.func.id == "dict") or node.args:
+        raise ValueError("a call")
+    return {_keyword_name(keyword): _value(keyword.value) for keyword in node.keywords}
+
+
+def _keyword_name(keyword: ast.keyword) -> str:
+    if keyword.arg is None:
+        raise ValueError("unpacking")
+    return keyword.arg
+
+
+def plain(value: Any) -> Any:
+    """
+    The value as YAML and JSON can hold it: classes become the names that :func:`parse_value` reads, tuples lists.
+
+    :param value: any value
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    for name, known in CLASSES.items():
+        if value is known:
+            return name
+    return str(value)

@@ -1,0 +1,37 @@
+"""Entry points of the command line. They can be imported where rl_zoo3 is missing, to say so."""
+
+from collections.abc import Sequence
+
+from sb3_dmpo.cli.errors import exit_code
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """
+    Train as the command line says; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+
+    def program() -> None:
+        from sb3_dmpo.cli.train import run
+
+        run(argv)
+
+    return exit_code(program, "train.py")
+
+
+def enjoy(argv: Sequence[str] | None = None) -> int:
+    """
+    Watch and score a trained model as the command line says; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+
+    def program() -> None:
+        from sb3_dmpo.cli.enjoy import run
+
+        run(argv)
+
+    return exit_code(program, "enjoy.py")

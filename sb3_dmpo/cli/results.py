@@ -1,0 +1,187 @@
+"""Scores on the screen and in CSV files, with everything that is needed to get them again."""
+
+import contextlib
+import csv
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sb3_dmpo
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.common.evaluation import EvaluationResult
+
+COLUMNS = (
+    "algorithm",
+    "dataset",
+    "label",
+    "seed",
+    "updates",
+    "evaluation",
+    "score",
+    "score_kind",
+    "return_mean",
+    "return_std",
+    "success_rate",
+    "n_episodes",
+    "wall_seconds",
+    "command",
+    "commit",
+    "version",
+)
+
+#: What the data of a namespace are. Only D4RL's own data give scores that compare with published ones.
+_DATA_OF_NAMESPACE = {
+    "D4RL": "Minari port of D4RL",
+    "mujoco": "Minari MuJoCo, not D4RL",
+    "sb3_dmpo": "toy",
+    "zoo": "stand-in, not D4RL",
+}
+
+
+def describe_data(dataset: str) -> str:
+    """
+    What a dataset is, so that nobody takes the score on one for the score on another.
+
+    :param dataset: Minari id or path of a file
+    """
+    if dataset.endswith((".hdf5", ".h5")):
+        return "D4RL file"
+    return _DATA_OF_NAMESPACE.get(dataset.split("/")[0], "own data")
+
+
+def typed_command(argv: Sequence[str] | None = None) -> str:
+    """
+    The command line as it was typed, to be typed again in the same folder.
+
+    :param argv: the arguments if they did not come from the shell
+    """
+    if argv is not None:
+        return shlex.join(["python", "benchmarks/train.py", *argv])
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def commit() -> str:
+    """The git commit of the package's checkout, ``-dirty`` with uncommitted changes, ``unknown`` outside of one."""
+    package = Path(sb3_dmpo.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        # Installed into the environment of some other project, that project's commit would say nothing.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        revision = git("rev-parse", "HEAD")
+        return f"{revision}-dirty" if git("status", "--porcelain", "--untracked-files=no", ":/") else revision
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def score_of(result: EvaluationResult) -> tuple[float, str]:
+    """
+    The score of an evaluation and its kind: normalised (0 to 100) where reference scores are known, else the mean return.
+
+    :param result: the evaluation
+    """
+    if result.normalized_score is None:
+        return result.mean_return, "return"
+    return result.normalized_score, "normalized"
+
+
+def score_line(result: EvaluationResult, with_source: bool = True) -> str:
+    """
+    An evaluation in one line.
+
+    :param result: the evaluation
+    :param with_source: whether to say what the normalised score refers to
+    """
+    parts = [f"return {result.mean_return:.2f} +/- {result.std_return:.2f} over {len(result.returns)} episodes"]
+    if result.reference is not None:
+        low, high, source = result.reference
+        meaning = f" (0 is a return of {low:g}, 100 of {high:g}, from {source})" if with_source else ""
+        parts.append(f"normalised score {result.normalized_score:.1f}{meaning}")
+    if result.success_rate is not None:
+        parts.append(f"success rate {100 * result.success_rate:.0f}%")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Only one process at a time writes the file."""
+    try:
+        import fcntl
+    except ImportError:  # not on this platform; a single write with O_APPEND is all there is
+        yield
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """
+    A CSV file that several runs may append to at once.
+
+    :param path: the file; it and its folder are made if they are not there
+    :param constant: columns that are the same in every row of this run
+    """
+
+    path: Path
+    constant: dict[str, Any]
+
+    def check(self) -> None:
+        """
+        Find out before training whether rows can be appended.
+
+        :raises UsageError: the file has other columns
+        :raises OSError: it cannot be written
+        """
+        self._append("")
+
+    def append(self, result: EvaluationResult, **columns: Any) -> None:
+        """
+        Write one row.
+
+        :param result: the evaluation
+        :param columns: further columns
+        """
+        score, kind = score_of(result)
+        success = result.success_rate
+        row = {
+            **self.constant,
+            "score": f"{score:.4f}",
+            "score_kind": kind,
+            "return_mean": f"{result.mean_return:.4f}",
+            "return_std": f"{result.std_return:.4f}",
+            "success_rate": "" if success is None else f"{success:.4f}",
+            "n_episodes": len(result.returns),
+            **columns,
+        }
+        self._append(_csv_line([row[column] for column in COLUMNS]))
+
+    def _append(self, line: str) -> None:
+        header = _csv_line(COLUMNS)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        with os.fdopen(descriptor, "r+", encoding="utf-8", newline="") as file, _locked(descriptor):
+            found = file.readline()
+            if found not in ("", header):
+                raise UsageError(f"--results {self.path} has other columns; expected {','.join(COLUMNS)}.")
+            # One write for the whole row: a kill leaves it there or not, but never half of it.
+            os.write(descriptor, ((header if not found else "") + line).encode("utf-8"))
+            os.fsync(descriptor)
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()

@@ -1,0 +1,91 @@
+"""Train an offline algorithm on a dataset, through rl_zoo3's ``train()``."""
+
+import argparse
+import importlib.util
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from sb3_dmpo.cli.configs import config_path, load_config
+from sb3_dmpo.cli.environments import register_environment
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
+from sb3_dmpo.common.datasets import dataset_spaces
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+
+
+class TrainParser(ZooParser):
+    """Options of ``train.py``: those of rl_zoo3, the dataset, and where to write results."""
+
+    changes: ClassVar[dict[str, dict[str, Any]]] = {
+        **ZooParser.changes,
+        "--n-timesteps": {"help": "number of updates (default: as in the config)"},
+        "--eval-freq": {"default": None, "help": "evaluate every n updates (default: config, else 5000; -1: no evaluation)"},
+        "--eval-episodes": {"default": None, "help": "episodes of an evaluation (default: config, else 10)"},
+        "--n-eval-envs": {"default": None, "help": "environments run at once (default: as many as episodes, up to 10)"},
+        "--conf-file": {"help": "hyperparameters by dataset (default: zoo_configs/<algo>.yml)"},
+        "--trained-agent": {"help": "zip to continue: its counters, networks and hyperparameters go on"},
+    }
+
+    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
+        super().__init__(argv, options, prog="train.py", description=__doc__)
+        self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+        self.add_argument("--results", default="", metavar="FILE.csv", help="append a row for every evaluation")
+
+    def prepare(self, options: argparse.Namespace) -> None:
+        """
+        Find the dataset, its environment and its config before anything is made.
+
+        :param options: the options, changed in place
+        :raises UsageError: something that was asked for is not there
+        :raises DatasetError: the dataset is not there
+        """
+        if options.dataset in (None, TWO_GOALS_DATASET_ID):
+            options.dataset = TWO_GOALS_DATASET_ID
+            make_two_goals_dataset()
+        dataset_spaces(options.dataset, download=options.download)
+        is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
+        options.argv = None if self.argv is None else list(self.argv)
+        options.eval_env_id = options.env
+        options.env = register_environment(options.dataset, options.eval_env_id, is_stepped=is_evaluated)
+        options.conf_file = options.conf_file or str(config_path(options.algo))
+        load_config(options.conf_file)
+        if options.trained_agent:
+            self._check_trained_agent(options)
+        if options.save_replay_buffer:
+            raise UsageError("--save-replay-buffer is of no use: the replay buffer is the dataset.")
+        if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
+            raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
+
+    @staticmethod
+    def _check_trained_agent(options: argparse.Namespace) -> None:
+        path = options.trained_agent
+        if not path.endswith(".zip") or not os.path.isfile(path):
+            raise UsageError(f"-i {path} is no zip file of a model.")
+        if options.seed >= 0:
+            return
+        try:
+            with zipfile.ZipFile(path) as archive:
+                seed = json.loads(archive.read("data")).get("seed")
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UsageError(f"-i {path} is no zip file of a model: {error}") from error
+        if isinstance(seed, int):
+            options.seed = seed
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """
+    Train as the command line says.
+
+    :param argv: arguments; None: those of the process
+    :raises UsageError: what was asked for cannot be done
+    """
+    import rl_zoo3.train
+
+    from sb3_dmpo.cli.exp_manager import OfflineExperimentManager
+
+    parser = TrainParser.module(argv, argparse.Namespace())
+    with prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=OfflineExperimentManager, argparse=parser):
+        rl_zoo3.train.train()

@@ -1,0 +1,199 @@
+"""
+Everything that rl_zoo3 has to know about this package, and what of it must not run as it is.
+
+``python -m sb3_dmpo.cli.zoo record_video --algo dmpo --env D4RL-pen-human-v2 -f logs`` runs a script of rl_zoo3 (here
+``rl_zoo3.record_video``) with the algorithms and the environments of all local datasets registered.
+"""
+
+import argparse
+import contextlib
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+from minari.storage import get_dataset_path
+
+import sb3_dmpo
+from sb3_dmpo.cli.environments import register_environment
+from sb3_dmpo.cli.errors import UsageError, exit_code, suggest
+from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.common.dataset_download import local_dataset_ids
+
+#: rl_zoo3 evaluates hyperparameters as Python in these modules.
+_MODULES_WITH_EVAL = ("rl_zoo3.utils", "rl_zoo3.exp_manager")
+
+
+class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads plain data, and the ordered dicts that stock rl_zoo3 writes into its logs. Never makes other objects."""
+
+
+def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
+    arguments = loader.construct_sequence(node, deep=True)
+    return dict(arguments[0]) if arguments else {}
+
+
+PlainLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
+PlainLoader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: loader.construct_sequence(node),
+)
+
+
+@contextlib.contextmanager
+def swapped(owner: Any, **values: Any) -> Iterator[None]:
+    """
+    Set attributes for the duration of a block.
+
+    :param owner: module or class
+    :param values: the attributes
+    """
+    missing = object()
+    previous = {name: vars(owner).get(name, missing) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is missing:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def prepared_zoo() -> Iterator[None]:
+    """
+    rl_zoo3 with our algorithms in its tables. While the block lasts it reads values and logs without executing them: it
+    calls ``eval`` on hyperparameters, and YAML's unsafe loader on the files that it finds beside a model.
+    """
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_offpolicy_params
+    from rl_zoo3.utils import ALGOS
+
+    from sb3_dmpo.cli.search import make_sampler
+
+    for name, algorithm in sb3_dmpo.ALGOS.items():
+        ALGOS[name] = algorithm
+        HYPERPARAMS_SAMPLER[name] = make_sampler(algorithm)
+        HYPERPARAMS_CONVERTER[name] = convert_offpolicy_params
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(swapped(yaml, UnsafeLoader=PlainLoader))
+        for module in _MODULES_WITH_EVAL:
+            # A module's own name goes before the builtin.
+            stack.enter_context(swapped(importlib.import_module(module), eval=parse_value))
+        yield
+
+
+def algorithm_name(name: str) -> str:
+    """
+    The name itself if it is an algorithm's.
+
+    :param name: what was typed after ``--algo``
+    :raises UsageError: unknown; the nearest are named
+    """
+    if name not in sb3_dmpo.ALGOS:
+        raise UsageError(f"There is no algorithm {name!r}. {suggest(name, sb3_dmpo.ALGOS)}")
+    return name
+
+
+class ZooParser(argparse.ArgumentParser):
+    """
+    The parser that rl_zoo3's scripts fill with their options, with ours beside them. Faults are single lines.
+
+    :param argv: arguments; None: those of the process
+    :param options: where the parsed options go, for those who are not rl_zoo3
+    """
+
+    #: What is different about options of rl_zoo3, by their long names.
+    changes: ClassVar[dict[str, dict[str, Any]]] = {
+        "--algo": {"choices": None, "type": algorithm_name, "default": "dmpo", "help": ", ".join(sb3_dmpo.ALGOS)},
+        "--env": {"type": str, "default": None, "help": "environment to evaluate in, if not the one the dataset recorded"},
+    }
+
+    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.argv = argv
+        self.options = options
+        self.add_argument("--dataset", help="Minari id, e.g. D4RL/pen/human-v2 (default: the TwoGoals toy)")
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """
+        Add an option, as rl_zoo3 wants it or as ``changes`` says.
+
+        :param args: the option's names
+        :param kwargs: its properties
+        """
+        for name in args:
+            kwargs |= self.changes.get(name, {})
+        return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """
+        :param message: what is wrong
+        :raises UsageError: always
+        """
+        raise UsageError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """
+        Options of the command line, checked and made ready for rl_zoo3.
+
+        :param args: rl_zoo3 passes none
+        :param namespace: rl_zoo3 passes none
+        :raises UsageError: an unknown option, or whatever is wrong with the known ones
+        """
+        options, unknown = self.parse_known_args(self.argv, self.options)
+        if unknown:
+            names = [name for action in self._actions for name in action.option_strings]
+            raise UsageError(f"There is no option {unknown[0]!r}. {suggest(unknown[0], names)}")
+        for package in options.gym_packages:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise UsageError(f"--gym-packages {package}: {error}.") from error
+        self.prepare(options)
+        return options
+
+    def prepare(self, options: argparse.Namespace) -> None:
+        """
+        Make the parsed options ready for rl_zoo3.
+
+        :param options: the options, changed in place
+        """
+        raise NotImplementedError()
+
+    @classmethod
+    def module(cls, argv: Sequence[str] | None, options: argparse.Namespace) -> SimpleNamespace:
+        """
+        What stands in for the module ``argparse`` in a script of rl_zoo3.
+
+        :param argv: as in the constructor
+        :param options: as in the constructor
+        """
+        return SimpleNamespace(ArgumentParser=partial(cls, argv, options), Namespace=argparse.Namespace)
+
+
+def run_script(argv: Sequence[str]) -> None:
+    """
+    Run a script of rl_zoo3.
+
+    :param argv: its name (``record_video``, ``plots.all_plots``, ...) and its arguments
+    :raises UsageError: no or an unknown name
+    """
+    scripts = {"benchmark", "enjoy", "plots.all_plots", "plots.plot_from_file", "plots.plot_train", "record_video", "train"}
+    if not argv or argv[0] not in scripts:
+        raise UsageError(f"Name a script of rl_zoo3. {suggest(argv[0] if argv else '', scripts)}")
+    for dataset in local_dataset_ids(Path(get_dataset_path())):
+        register_environment(dataset)
+    with prepared_zoo(), swapped(sys, argv=list(argv)):
+        runpy.run_module(f"rl_zoo3.{argv[0]}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run_script(sys.argv[1:]), "sb3_dmpo.cli.zoo"))
