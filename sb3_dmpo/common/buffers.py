@@ -8,70 +8,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dmpo.common.dataset_types import DatasetError, Transitions
-from sb3_dmpo.common.memory import format_bytes
+from sb3_dmpo.common.dataset_statistics import observation_statistics, reward_transform
+from sb3_dmpo.common.dataset_types import Transitions, check_memory, dataset_label, transition_bytes
 from sb3_dmpo.common.preprocessing import flatten_observations
 
-#: Rows per block of the statistics: float64 copies stay this small
-_BLOCK_ROWS = 65_536
 _TENSORS = ("observations", "next_observations", "actions", "rewards", "dones", "observation_mean", "observation_std")
-
-
-def observation_statistics(
-    observations: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """
-    Mean and population standard deviation of every column, shape ``(S,)`` each, accumulated in float64.
-
-    :param observations: shape ``(N, S)``
-    """
-    blocks = range(0, len(observations), _BLOCK_ROWS)
-    total = np.zeros(observations.shape[1])
-    for start in blocks:
-        total += observations[start : start + _BLOCK_ROWS].sum(axis=0, dtype=np.float64)
-    mean = total / len(observations)
-    squares = np.zeros_like(mean)
-    for start in blocks:
-        squares += np.square(observations[start : start + _BLOCK_ROWS] - mean).sum(axis=0)
-    return mean, np.sqrt(squares / len(observations))
-
-
-def reward_transform(transitions: Transitions, reward_scale: float | str, reward_shift: float) -> tuple[float, float]:
-    """
-    Numbers ``(scale, shift)`` of the transformed reward ``scale * (r + shift)``.
-
-    :param transitions: The dataset
-    :param reward_scale: A factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"`` (1 / max reward)
-        or ``"standardize"`` (1 / std, shifted by -mean)
-    :param reward_shift: Added to the rewards before they are scaled; without effect under ``"standardize"``
-    :raises ValueError: for an unknown name or a factor that is not finite
-    :raises DatasetError: if the rewards of the dataset do not allow the scaling
-    """
-    if not np.isfinite(reward_shift):
-        raise ValueError(f"reward_shift has to be finite, got {reward_shift}")
-    if not isinstance(reward_scale, str):
-        if not np.isfinite(reward_scale):
-            raise ValueError(f"reward_scale has to be finite, got {reward_scale}")
-        return float(reward_scale), float(reward_shift)
-    if reward_scale == "return_range":
-        returns = transitions.episode_returns()
-        numerator, denominator, what = 1000.0, float(np.ptp(returns)), "all episodes have the same return"
-    elif reward_scale == "max":
-        numerator, denominator, what = 1.0, float(transitions.rewards.max()), "the largest reward is not positive"
-    elif reward_scale == "standardize":
-        mean, std = observation_statistics(transitions.rewards[:, None])
-        numerator, denominator, what = 1.0, float(std[0]), "all rewards are the same"
-        reward_shift = -float(mean[0])
-    else:
-        raise ValueError(f"reward_scale={reward_scale!r} is unknown: use a number, 'return_range', 'max' or 'standardize'")
-    if denominator <= 0:
-        label = f"Dataset {transitions.dataset_id!r}" if transitions.dataset_id else "The dataset"
-        raise DatasetError.at(
-            label, f"reward_scale={reward_scale!r} cannot be used, {what}", "Give a number instead", field="rewards"
-        )
-    return numerator / denominator, float(reward_shift)
 
 
 def _as_tensor(array: npt.NDArray[Any], device: th.device) -> th.Tensor:
@@ -80,6 +24,14 @@ def _as_tensor(array: npt.NDArray[Any], device: th.device) -> th.Tensor:
     if not array.flags.writeable:
         array = array.copy()
     return th.from_numpy(array).to(device)
+
+
+def _is_available(device: th.device) -> bool:
+    try:
+        th.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch built without the device, or a device index that is not there
+        return False
+    return True
 
 
 class OfflineReplayBuffer(ReplayBuffer):
@@ -199,8 +151,10 @@ class OfflineReplayBuffer(ReplayBuffer):
             raise ValueError(f"action_clip has to be in (0, 1], got {action_clip}")
         if extra_capacity < 0:
             raise ValueError(f"extra_capacity must not be negative, got {extra_capacity}")
-        device = th.device(device)
-        _check_device_memory(transitions, device)
+        device = get_device(device)
+        if device.type == "cuda":  # the host's memory is checked before it is filled
+            needed = transition_bytes(len(transitions), transitions.observations.shape[1], transitions.actions.shape[1])
+            check_memory(dataset_label(transitions.dataset_id), needed, th.cuda.mem_get_info(device)[0], f"on {device}")
         scale, shift = reward_transform(transitions, reward_scale, reward_shift)
         rewards = transitions.rewards
         if (scale, shift) != (1.0, 0.0):
@@ -294,8 +248,6 @@ class OfflineReplayBuffer(ReplayBuffer):
             raise ValueError(
                 "The buffer has no room for further transitions: build it with extra_capacity=<number of transitions>"
             )
-        if len(self.observations) == self.n_offline:
-            self._grow()
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
         rows = {
             "observations": flatten_observations(obs, self.observation_space),
@@ -304,7 +256,14 @@ class OfflineReplayBuffer(ReplayBuffer):
             "rewards": self.reward_scale * (np.asarray(reward, dtype=np.float64) + self.reward_shift),
             "dones": np.asarray(done, dtype=bool) & ~truncated,
         }
+        for name, values in rows.items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"A transition was added whose {name} are not finite ({values}): check the environment")
         n_new = len(rows["observations"])
+        if n_new > self.extra_capacity:
+            raise ValueError(f"{n_new} environments add more than extra_capacity={self.extra_capacity}: raise it")
+        if len(self.observations) == self.n_offline:
+            self._grow()
         places = self.n_offline + (self.pos + np.arange(n_new)) % self.extra_capacity
         index = th.from_numpy(places).to(self.device)
         for name, values in rows.items():
@@ -323,6 +282,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         state = self.__dict__.copy()
         for name in _TENSORS:
             state[name] = state[name].cpu().numpy()
+        # Bytes mean the same to every version of torch
         state["generator"] = self.generator.get_state().numpy().tobytes()
         state["device"] = str(self.device)
         return state
@@ -331,7 +291,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         state = dict(state)
         device = th.device(state["device"])
         generator_state = th.frombuffer(bytearray(state.pop("generator")), dtype=th.uint8)
-        is_available = device.type == "cpu" or (device.type == "cuda" and th.cuda.is_available())
+        is_available = _is_available(device)
         state["device"] = device if is_available else th.device("cpu")
         for name in _TENSORS:
             state[name] = _as_tensor(state[name], state["device"])
@@ -342,19 +302,3 @@ class OfflineReplayBuffer(ReplayBuffer):
         else:
             # The state of another kind of device means nothing here
             self.generator.seed()
-
-
-def _check_device_memory(transitions: Transitions, device: th.device) -> None:
-    if device.type != "cuda":
-        return  # the memory of the host has been checked before it was filled
-    needed = sum(
-        array.nbytes for array in (transitions.observations, transitions.next_observations, transitions.actions)
-    ) + 8 * len(transitions)
-    free, _ = th.cuda.mem_get_info(device)
-    if needed > free:
-        label = f"Dataset {transitions.dataset_id!r}" if transitions.dataset_id else "The dataset"
-        raise DatasetError.at(
-            label,
-            f"its {len(transitions):,} transitions need {format_bytes(needed)} on {device}, only {format_bytes(free)} are left",
-            "Free memory there, or train with device='cpu'",
-        )

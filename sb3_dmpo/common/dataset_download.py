@@ -1,6 +1,7 @@
 """Downloading Minari datasets so that either the whole dataset arrives or nothing is left behind."""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -53,6 +54,16 @@ def local_dataset_ids(root: Path) -> list[str]:
     :param root: Folder, e.g. ``~/.minari/datasets``
     """
     return sorted(folder.as_posix() for folder in _dataset_folders(root))
+
+
+def _check_whole(staging: Path) -> None:
+    """Open every HDF5 file that was announced: one that is cut short does not open."""
+    import h5py
+
+    for folder in _dataset_folders(staging):
+        metadata = json.loads((staging / folder / "data" / "metadata.json").read_text(encoding="utf-8"))
+        if metadata.get("data_format", "hdf5") == "hdf5":
+            h5py.File(staging / folder / "data" / "main_data.hdf5", "r").close()
 
 
 def _move_into_place(staging: Path, root: Path, dataset_id: str) -> None:
@@ -108,6 +119,7 @@ def download_minari(dataset_id: str, root: Path) -> None:
             minari.download_dataset(dataset_id)
         if dataset_id not in local_dataset_ids(staging):
             raise ValueError("the remote did not deliver it")
+        _check_whole(staging)
         _move_into_place(staging, root, dataset_id)
     # Remotes raise errors of many libraries (requests, httpx, huggingface_hub, google.cloud), which none of us imports
     except Exception as err:

@@ -15,22 +15,13 @@ from gymnasium import spaces
 from sb3_dmpo.common.dataset_download import ROOT_VARIABLE, download_minari, local_dataset_ids
 from sb3_dmpo.common.dataset_environment import make_recorded_environment
 from sb3_dmpo.common.dataset_episodes import EpisodeReader, Hdf5EpisodeReader, StorageEpisodeReader
-from sb3_dmpo.common.dataset_types import DatasetError, DatasetSource, IntArray, RawTransitions
+from sb3_dmpo.common.dataset_types import DatasetError, DatasetSource, IntArray, RawTransitions, dataset_label
 from sb3_dmpo.common.dataset_validation import checked_spaces
 from sb3_dmpo.common.preprocessing import flat_slices
 
 _MAIN_FILE = "main_data.hdf5"
 T = TypeVar("T")
 _HOW_TORN = "Delete the dataset's folder and download or record it again"
-
-
-def minari_label(dataset_id: str) -> str:
-    """
-    How messages name a Minari dataset.
-
-    :param dataset_id: Minari id
-    """
-    return f"Dataset {dataset_id!r}"
 
 
 def _not_local(dataset_id: str, root: Path) -> DatasetError:
@@ -43,7 +34,7 @@ def _not_local(dataset_id: str, root: Path) -> DatasetError:
     else:
         known = "There are no datasets."
     return DatasetError(
-        f"{minari_label(dataset_id)} is not in the local Minari root {root}. {known} Get it with `minari download "
+        f"{dataset_label(dataset_id)} is not in the local Minari root {root}. {known} Get it with `minari download "
         f"{dataset_id}`, download=True or, on the command line, --download; or point {ROOT_VARIABLE} to the folder that "
         "holds it."
     )
@@ -69,7 +60,7 @@ def find_minari(dataset_id: str, download: bool) -> Path:
     except TypeError:
         known = difflib.get_close_matches(dataset_id, local_dataset_ids(root), n=5, cutoff=0.5)
         hint = f" Found in {root}: {', '.join(known)}." if known else ""
-        raise DatasetError(f"{minari_label(dataset_id)} has no version: write e.g. {dataset_id + '-v0'!r}.{hint}") from None
+        raise DatasetError(f"{dataset_label(dataset_id)} has no version: write e.g. {dataset_id + '-v0'!r}.{hint}") from None
     except ValueError:
         raise DatasetError(
             f"{dataset_id!r} is neither a Minari id (namespace/name-v0) nor a path to a D4RL file (*.hdf5) or a pickled "
@@ -190,7 +181,7 @@ class MinariSource(DatasetSource):
         :param download: Whether to fetch it if it is not there
         :raises DatasetError: if it is not there or its metadata are unusable
         """
-        label = minari_label(dataset_id)
+        label = dataset_label(dataset_id)
         data_path = find_minari(dataset_id, download)
         metadata = read_minari_metadata(data_path, label)
         observation_space, action_space = minari_spaces(metadata, label)
@@ -220,7 +211,7 @@ class MinariSource(DatasetSource):
         :param dataset: ``minari.MinariDataset``
         :raises DatasetError: for spaces the package cannot learn in
         """
-        label = minari_label(dataset.id)
+        label = dataset_label(dataset.id)
         observation_space, action_space = checked_spaces(dataset.observation_space, dataset.action_space, label)
         storage = dataset.storage
         data_path = Path(storage.data_path)

@@ -20,6 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
+#: Rows per block where a temporary array is needed, so that it stays small beside the data
+BLOCK_ROWS = 16_384
 #: Loading has to take this long before a progress bar appears by itself
 PROGRESS_DELAY_SECONDS = 1.0
 
@@ -39,7 +41,7 @@ class DatasetError(ValueError):
         field: str | None = None,
     ) -> "DatasetError":
         """
-        A fault with its place, e.g. ``"Dataset 'a/b-v0', episode 3, step 7, field 'rewards': is nan. <how>."``
+        A fault with its place, e.g. ``"Dataset 'a/b-v0', episode 3, step 7, field 'rewards': it is nan. <how>."``
 
         :param dataset: The dataset as ``DatasetSource.label`` names it
         :param what: What is wrong
@@ -98,6 +100,44 @@ class Transitions:
         return returns
 
 
+def dataset_label(dataset_id: str | None) -> str:
+    """
+    How messages name a dataset.
+
+    :param dataset_id: Its id, None if it has none
+    """
+    return f"Dataset {dataset_id!r}" if dataset_id else "The dataset"
+
+
+def transition_bytes(n_steps: int, observation_size: int, action_size: int) -> int:
+    """
+    Memory that a dataset needs, in bytes: float32 arrays and a float32 flag.
+
+    :param n_steps: Number of transitions
+    :param observation_size: Width of the flat observations
+    :param action_size: Width of the actions
+    """
+    return 4 * n_steps * (2 * observation_size + action_size + 2)
+
+
+def check_memory(label: str, needed: int, available: int | None, place: str = "of memory") -> None:
+    """
+    Refuse a dataset that does not fit before anything is allocated.
+
+    :param label: The dataset, for the message
+    :param needed: Bytes the dataset needs
+    :param available: Bytes that are left, None if that is not known
+    :param place: Where they are left
+    :raises DatasetError: naming both sizes
+    """
+    if available is not None and needed > available:
+        raise DatasetError.at(
+            label,
+            f"it needs {format_bytes(needed)} {place}, only {format_bytes(available)} are left",
+            "Free memory, or use a part of the dataset (MinariDataset.filter_episodes)",
+        )
+
+
 @dataclass
 class RawTransitions:
     """
@@ -142,15 +182,8 @@ class RawTransitions:
         :raises DatasetError: for an empty dataset, or one that does not fit into memory
         """
         if n_steps == 0:
-            raise DatasetError.at(label, "holds no transitions", "Choose another dataset, or record it again")
-        needed = n_steps * (4 * (2 * observation_size + action_size + 1) + 2)
-        available = available_memory()
-        if available is not None and needed > available:
-            raise DatasetError.at(
-                label,
-                f"its {n_steps:,} transitions need {format_bytes(needed)} of memory, only {format_bytes(available)} are left",
-                "Free memory, or use a part of the dataset (MinariDataset.filter_episodes)",
-            )
+            raise DatasetError.at(label, "it holds no transitions", "Choose another dataset, or record it again")
+        check_memory(label, transition_bytes(n_steps, observation_size, action_size), available_memory())
         return cls(
             observations=np.empty((n_steps, observation_size), dtype=np.float32),
             next_observations=np.empty((n_steps, observation_size), dtype=np.float32),

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sb3_dmpo.common.dataset_types import DatasetError, DatasetSource, RawTransitions
+from sb3_dmpo.common.dataset_types import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
 from sb3_dmpo.common.preprocessing import (
     action_spaces_match,
     canonical_observation_space,
@@ -19,8 +19,6 @@ from sb3_dmpo.common.preprocessing import (
 
 #: Actions may leave the space by this share of its width (half-precision files round that much); the excess is clipped
 ACTION_TOLERANCE = 1e-3
-#: Rows per block where a temporary array is needed, so that it stays small beside the data
-BLOCK_ROWS = 65_536
 
 
 def checked_spaces(
@@ -44,22 +42,28 @@ def checked_spaces(
         raise DatasetError(f"{err}.") from None
 
 
-def check_environment(source: DatasetSource, env: Any) -> None:
+def check_environment(label: str, observation_space: spaces.Box | spaces.Dict, action_space: spaces.Box, env: Any) -> None:
     """
     Compare the spaces of a dataset with those of the environment that the policy is meant for.
 
-    :param source: The dataset
+    :param label: The dataset, for the message
+    :param observation_space: Canonical observation space of the dataset
+    :param action_space: Action space of the dataset
     :param env: Gymnasium environment or VecEnv
     :raises DatasetError: if the keys or shapes of the observations or the bounds of the actions differ
     """
-    observation_space, action_space = environment_spaces(env)
+    env_observation_space, env_action_space = environment_spaces(env)
     how = "Choose the environment the dataset was recorded in (recover_environment gives it), or another dataset"
-    if not observation_spaces_match(observation_space, source.observation_space):
-        what = f"the observation space is {source.observation_space}, but that of the environment is {observation_space}"
-        raise DatasetError.at(source.label, what, how)
-    if not (isinstance(action_space, spaces.Box) and action_spaces_match(action_space, source.action_space)):
-        what = f"the action space is {source.action_space}, but that of the environment is {action_space}"
-        raise DatasetError.at(source.label, what, how)
+    try:
+        matches = observation_spaces_match(env_observation_space, observation_space)
+    except ValueError as err:  # an environment the package cannot learn in
+        raise DatasetError.at(label, f"the environment does not fit: {err}", how) from None
+    if not matches:
+        what = f"its observation space is {observation_space}, but that of the environment is {env_observation_space}"
+        raise DatasetError.at(label, what, how)
+    if not (isinstance(env_action_space, spaces.Box) and action_spaces_match(env_action_space, action_space)):
+        what = f"its action space is {action_space}, but that of the environment is {env_action_space}"
+        raise DatasetError.at(label, what, how)
 
 
 def environment_spaces(env: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

@@ -1,20 +1,25 @@
 """Datasets of all supported formats as transitions: the public face of the data layer."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dmpo.common.dataset_cache import ARRAYS, CacheEntry
+from sb3_dmpo.common.dataset_d4rl import D4rlSource
 from sb3_dmpo.common.dataset_environment import make_recorded_environment
 from sb3_dmpo.common.dataset_minari import (
     MinariSource,
     find_minari,
-    minari_label,
     read_minari_metadata,
     recorded_environment_spec,
 )
-from sb3_dmpo.common.dataset_types import DatasetError, DatasetSource, Transitions, array_fingerprint
+from sb3_dmpo.common.dataset_replay_buffer import ReplayBufferSource
+from sb3_dmpo.common.dataset_types import DatasetError, DatasetSource, Transitions, array_fingerprint, dataset_label
 from sb3_dmpo.common.dataset_validation import check_environment, validate
 
 __all__ = [
@@ -26,12 +31,29 @@ __all__ = [
     "recover_environment",
 ]
 
+_HDF5_SUFFIXES = (".hdf5", ".h5")
+_PICKLE_SUFFIXES = (".pkl", ".pickle")
 
-def _open(dataset: Any, download: bool) -> DatasetSource:
-    """Find a dataset and its spaces."""
-    if isinstance(dataset, str):
-        return MinariSource.from_id(dataset, download)
-    return MinariSource.from_object(dataset)
+
+def _open(dataset: Any, download: bool, env: Any = None) -> DatasetSource:
+    """Find a dataset and its spaces, without reading its data."""
+    if isinstance(dataset, str | os.PathLike):
+        path = Path(dataset)
+        if path.suffix.lower() in _HDF5_SUFFIXES:
+            return D4rlSource.from_path(path, env)
+        if path.suffix.lower() in _PICKLE_SUFFIXES:
+            return ReplayBufferSource.from_pickle(path)
+        return MinariSource.from_id(str(dataset), download)
+    if isinstance(dataset, ReplayBuffer):
+        return ReplayBufferSource.from_object(dataset)
+    from minari import MinariDataset
+
+    if isinstance(dataset, MinariDataset):
+        return MinariSource.from_object(dataset)
+    raise DatasetError(
+        f"A {type(dataset).__name__} is no dataset: pass a Minari id, a MinariDataset, an SB3 ReplayBuffer or the path of its "
+        "pickle (*.pkl), or the path of a D4RL file (*.hdf5)."
+    )
 
 
 def load_transitions(
@@ -43,56 +65,96 @@ def load_transitions(
     cache: bool = True,
 ) -> Transitions:
     """
-    All transitions of a dataset, validated.
+    All transitions of a dataset, validated, with flat float32 observations and actions in [-1, 1].
+
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``/``DictReplayBuffer``, path to its pickle
+        (``*.pkl``; a pickle runs code when it is read, so only pass files that you trust), path to a D4RL file
+        (``*.hdf5``), or ``Transitions``, which are returned as they are
+    :param download: Whether to fetch a Minari dataset that is not in the local root
+    :param env: Environment that the policy is meant for; its spaces are compared with those of the dataset
+    :param progress_bar: Whether to show a progress bar, None: only if loading takes more than a moment
+    :param cache: Whether to keep a decoded copy on disk, which makes the next time fast
+    :raises DatasetError: for every fault of the dataset, naming episode, step and field where there is one
     """
     if isinstance(dataset, Transitions):
+        if env is not None:
+            label = dataset_label(dataset.dataset_id)
+            check_environment(label, dataset.observation_space, dataset.action_space, env)
         return dataset
-    source = _open(dataset, download)
+    source = _open(dataset, download, env)
     if env is not None:
-        check_environment(source, env)
-    raw = source.read(progress_bar)
-    validate(source, raw)
-    arrays = {
-        name: getattr(raw, name)
-        for name in (
-            "observations",
-            "next_observations",
-            "actions",
-            "rewards",
-            "terminations",
-            "truncations",
-            "episode_lengths",
-        )
-    }
+        check_environment(source.label, source.observation_space, source.action_space, env)
+    entry = CacheEntry.of(source) if cache else None
+    cached = entry.load() if entry is not None else None
+    if cached is not None:
+        arrays, fingerprint = cached
+    else:
+        raw = source.read(progress_bar)
+        validate(source, raw)
+        arrays = {name: getattr(raw, name) for name in ARRAYS}
+        fingerprint = array_fingerprint(list(arrays.values()), source.observation_space, source.action_space)
+        if entry is not None:
+            entry.store(arrays, fingerprint)
     return Transitions(
         **arrays,
         observation_space=source.observation_space,
         action_space=source.action_space,
         dataset_id=source.dataset_id,
-        fingerprint=array_fingerprint(list(arrays.values()), source.observation_space, source.action_space),
+        fingerprint=fingerprint,
     )
 
 
 def dataset_spaces(dataset: Any, *, download: bool = False) -> tuple[spaces.Box | spaces.Dict, spaces.Box]:
     """
-    Canonical observation space and action space of a dataset.
+    Canonical observation space and action space of a dataset, without reading its data (but a pickle has no other way).
+
+    :param dataset: As in ``load_transitions``, or a buffer that an algorithm trains on
+    :param download: Whether to fetch a Minari dataset that is not in the local root
+    :raises DatasetError: if the dataset is not there or the package cannot learn in its spaces
     """
+    if isinstance(dataset, Transitions):
+        return dataset.observation_space, dataset.action_space
     source = _open(dataset, download)
     return source.observation_space, source.action_space
 
 
 def dataset_identifier(dataset: Any) -> str | None:
     """
-    Name of a dataset.
+    Name of a dataset: the id of a Minari dataset, the name of a file without its folder, None for a buffer in memory.
+
+    :param dataset: As in ``load_transitions``, or None
     """
-    return dataset if isinstance(dataset, str) else getattr(dataset, "dataset_id", None)
+    if isinstance(dataset, str | os.PathLike):
+        path = Path(dataset)
+        return path.name if path.suffix.lower() in _HDF5_SUFFIXES + _PICKLE_SUFFIXES else str(dataset)
+    # Transitions and OfflineReplayBuffer, then MinariDataset
+    identifier = getattr(dataset, "dataset_id", None) or getattr(dataset, "id", None)
+    return identifier if isinstance(identifier, str) else None
 
 
-def recover_environment(dataset_id: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
+def recover_environment(dataset: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
     """
-    The environment of a dataset.
+    The environment that a Minari dataset recorded, made by what gymnasium has registered under its id.
+
+    Unlike ``MinariDataset.recover_environment`` this never imports an entry point or a wrapper that the dataset names.
+
+    :param dataset: Minari id or ``MinariDataset``
+    :param eval_env: Whether to prefer the environment meant for evaluation
+    :param download: Whether to fetch a dataset that is not in the local root
+    :param kwargs: Further arguments of ``gymnasium.make``, e.g. ``render_mode``
+    :raises DatasetError: if the dataset recorded no environment or one that gymnasium does not know, if making it
+        fails, or if its spaces are not those of the dataset
     """
-    label = minari_label(dataset_id)
-    metadata = read_minari_metadata(find_minari(dataset_id, download), label)
-    spec = recorded_environment_spec(metadata, eval_env)
-    return make_recorded_environment(spec, label, **kwargs)
+    identifier = dataset if isinstance(dataset, str) else dataset.id
+    data_path = find_minari(dataset, download) if isinstance(dataset, str) else Path(dataset.storage.data_path)
+    label = dataset_label(identifier)
+    spec = recorded_environment_spec(read_minari_metadata(data_path, label), eval_env)
+    if spec is None:
+        raise DatasetError.at(label, "it recorded no environment", "Make the environment yourself and pass it as env=")
+    env = make_recorded_environment(spec, label, **kwargs)
+    try:
+        check_environment(label, *dataset_spaces(dataset), env)
+    except DatasetError:
+        env.close()
+        raise
+    return env

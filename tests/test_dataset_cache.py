@@ -1,0 +1,288 @@
+"""The decoded copy on disk, and the memory that loading takes."""
+
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_dmpo.common import dataset_cache, memory
+from sb3_dmpo.common.dataset_minari import MinariSource
+from sb3_dmpo.common.datasets import DatasetError, Transitions, load_transitions
+from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset, random_episodes
+
+NAME = "tests/mixed-v0"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("SB3_DMPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", -1.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the datasets that have been decoded."""
+    done: list[str] = []
+    original = MinariSource.read
+
+    def read(self: MinariSource, progress_bar: bool | None) -> object:
+        done.append(str(self.dataset_id))
+        return original(self, progress_bar)
+
+    monkeypatch.setattr(MinariSource, "read", read)
+    return done
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.iterdir()) if cache.exists() else []
+
+
+def assert_same(one: Transitions, other: Transitions) -> None:
+    for name in dataset_cache.ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert getattr(one, name).dtype == getattr(other, name).dtype
+    assert one.fingerprint == other.fingerprint and one.dataset_id == other.dataset_id
+    assert one.observation_space == other.observation_space and one.action_space == other.action_space
+
+
+def test_second_load_does_not_decode(cache: Path, reads: list[str]) -> None:
+    dataset = make_dataset()
+    first, second, third = load_transitions(NAME), load_transitions(NAME), load_transitions(dataset)
+    assert reads == [NAME]
+    assert_same(first, second)
+    assert_same(first, third)
+    assert all(getattr(second, name).flags.writeable for name in dataset_cache.ARRAYS)
+    mapped = np.load(entries(cache)[0] / "observations.npy", mmap_mode="r")
+    np.testing.assert_array_equal(mapped, first.observations)
+
+
+def test_without_cache_nothing_is_written(cache: Path, reads: list[str]) -> None:
+    make_dataset()
+    load_transitions(NAME, cache=False)
+    load_transitions(NAME, cache=False)
+    assert len(reads) == 2 and entries(cache) == []
+
+
+def test_selections_are_not_cached(cache: Path) -> None:
+    load_transitions(make_dataset().filter_episodes(lambda episode: len(episode) > 1))
+    assert entries(cache) == []
+
+
+def change_one_number(dataset: minari.MinariDataset) -> None:
+    """Same size, same times of modification."""
+    path = Path(dataset.storage.data_path) / "main_data.hdf5"
+    before = path.stat()
+    edit_hdf5(dataset, lambda file: file["episode_1/rewards"].__setitem__(0, 123.0))
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_by_copy(dataset: minari.MinariDataset) -> None:
+    """Same size and times, other file, as ``cp -p`` and ``rsync -t`` leave it."""
+    path = Path(dataset.storage.data_path) / "main_data.hdf5"
+    copy = path.with_name("copy")
+    shutil.copy2(path, copy)
+    with h5py.File(copy, "r+") as file:
+        file["episode_1/rewards"][0] = 123.0
+    shutil.copystat(path, copy)
+    os.replace(copy, path)
+
+
+@pytest.mark.parametrize("change", [change_one_number, replace_by_copy])
+def test_changed_dataset_never_gets_the_old_copy(cache: Path, reads: list[str], change: object) -> None:
+    dataset = make_dataset()
+    old = load_transitions(NAME)
+    change(dataset)  # type: ignore[operator]
+    new = load_transitions(NAME)
+    assert len(reads) == 2
+    assert old.rewards[1] != 123 and new.rewards[1] == 123
+    assert old.fingerprint != new.fingerprint
+    assert len(entries(cache)) == 1  # the old state is gone
+
+
+def test_recorded_again_under_the_same_name(reads: list[str]) -> None:
+    make_dataset()
+    old = load_transitions(NAME)
+    minari.delete_dataset(NAME)
+    make_dataset(buffers=random_episodes(seed=1))
+    new = load_transitions(NAME)
+    assert len(reads) == 2 and old.fingerprint != new.fingerprint
+
+
+def test_changed_spaces_do_not_get_the_old_copy(reads: list[str]) -> None:
+    edit_metadata(make_dataset(), description="other")
+    load_transitions(NAME)
+    edit_metadata(minari.load_dataset(NAME), description="another")
+    load_transitions(NAME)
+    assert len(reads) == 2
+
+
+def test_dataset_that_was_just_written_is_not_cached(cache: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", 1000.0)
+    make_dataset()
+    load_transitions(NAME)
+    assert entries(cache) == []
+
+
+def test_dataset_that_changes_while_it_is_read_is_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset()
+    original = MinariSource.read
+
+    def read(self: MinariSource, progress_bar: bool | None) -> object:
+        raw = original(self, progress_bar)
+        change_one_number(dataset)
+        return raw
+
+    monkeypatch.setattr(MinariSource, "read", read)
+    load_transitions(NAME)
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in dataset_cache.ARRAYS), "meta.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_damaged_copy_is_rebuilt(cache: Path, reads: list[str], name: str, damage: str) -> None:
+    make_dataset()
+    first = load_transitions(NAME)
+    file = entries(cache)[0] / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    else:
+        content[-3] ^= 1
+        file.write_bytes(content[:-5] if damage == "cut" else content)
+    assert_same(first, load_transitions(NAME))
+    assert len(reads) == 2
+    assert_same(first, load_transitions(NAME))
+    assert len(reads) == 2
+
+
+def test_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SB3_DMPO_CACHE", str(tmp_path / "file" / "cache"))
+    make_dataset()
+    load_transitions(NAME)
+    load_transitions(NAME)
+    assert len(reads) == 2
+
+
+def test_failed_write_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset()
+
+    def full_disk(file: str, array: np.ndarray, **_: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(dataset_cache.np, "save", full_disk)
+    assert len(load_transitions(NAME)) == 11
+    assert entries(cache) == []
+
+
+def test_nearly_full_disk_is_left_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset()
+    monkeypatch.setattr(dataset_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    load_transitions(NAME)
+    assert entries(cache) == []
+
+
+def test_two_writers(cache: Path, reads: list[str]) -> None:
+    make_dataset()
+    source = MinariSource.from_id(NAME, download=False)
+    first, second = dataset_cache.CacheEntry.of(source), dataset_cache.CacheEntry.of(source)
+    transitions = load_transitions(NAME, cache=False)
+    arrays = {name: getattr(transitions, name) for name in dataset_cache.ARRAYS}
+    for entry in (first, second):
+        assert entry is not None
+        entry.store(arrays, transitions.fingerprint)
+    assert len(entries(cache)) == 1
+    assert_same(transitions, load_transitions(NAME))
+    assert len(reads) == 1
+
+
+def test_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dataset_cache.cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("SB3_DMPO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert dataset_cache.cache_folder() == tmp_path / "xdg" / "sb3_dmpo"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset_cache.cache_folder() == tmp_path / ".cache" / "sb3_dmpo"
+
+
+def test_copy_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset()
+    load_transitions(NAME)
+    monkeypatch.setattr(dataset_cache, "available_memory", lambda: 10)
+    with pytest.raises(DatasetError, match=r"only 10 bytes are left"):
+        load_transitions(NAME)
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+def peak_over_size(path: str | Path) -> float:
+    tracemalloc.start()
+    try:
+        transitions = load_transitions(path, progress_bar=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    arrays = (transitions.observations, transitions.next_observations, transitions.actions, transitions.rewards)
+    return peak / sum(array.nbytes for array in arrays)
+
+
+def test_peak_memory_of_minari(reads: list[str]) -> None:
+    load_transitions(make_dataset("tests/warm-v0"))  # imports
+    space = spaces.Box(-np.inf, np.inf, (20,), np.float64)
+    make_dataset(observation_space=space, buffers=random_episodes(space, episodes=((1000, "truncated"),) * 50))
+    assert peak_over_size(NAME) < 1.2
+    assert peak_over_size(NAME) < 1.2
+    assert reads == ["tests/warm-v0", NAME]
+
+
+@pytest.mark.parametrize("has_next", [False, True])
+def test_peak_memory_of_d4rl(tmp_path: Path, has_next: bool) -> None:
+    n = 200_000
+    with h5py.File(tmp_path / "large.hdf5", "w") as file:
+        file["observations"] = np.zeros((n, 8))
+        file["actions"] = np.zeros((n, 2), np.float32)
+        file["rewards"] = np.zeros(n)
+        file["terminals"] = np.zeros(n, bool)
+        file["timeouts"] = np.arange(n) % 1000 == 999
+        if has_next:
+            file["next_observations"] = np.zeros((n, 8))
+    assert peak_over_size(tmp_path / "large.hdf5") < 1.3
+
+
+def test_available_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, usage = tmp_path / "limit", tmp_path / "usage"
+    monkeypatch.setattr(memory, "_CGROUPS", ((limit, usage),))
+    machine = memory.available_memory()
+    assert machine is not None and machine > 1_000_000
+    limit.write_text("max\n")
+    usage.write_text("1000\n")
+    assert memory.available_memory() > 1_000_000  # type: ignore[operator]
+    limit.write_text("5000\n")
+    assert memory.available_memory() == 4000
+    monkeypatch.setattr(memory, "_CGROUPS", ())
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "nothing")
+    assert memory.available_memory() is not None
+    monkeypatch.setattr(memory.os, "sysconf", lambda _: (_ for _ in ()).throw(ValueError()))
+    assert memory.available_memory() is None
+
+
+def test_sizes_for_people() -> None:
+    assert [memory.format_bytes(size) for size in (12, 2048, 3.5 * 2**20, 2**30, 2**41)] == [
+        "12 bytes",
+        "2.0 KiB",
+        "3.5 MiB",
+        "1.0 GiB",
+        "2.0 TiB",
+    ]
