@@ -21,7 +21,7 @@ from torch import nn
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.common.preprocessing import canonical_observation_space
+from sb3_dmpo.common.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import MetricAverager, Target, draw_noise
 from sb3_dmpo.common.zip_mixin import ZipMixin
@@ -251,11 +251,14 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
                 reward_shift=self.reward_shift,
                 action_clip=self.action_clip,
             )
-        for what, expected, found in (
-            ("observation", self.observation_space, buffer.observation_space),
-            ("action", self.action_space, buffer.action_space),
-        ):
-            if expected != found:
+        assert isinstance(self.action_space, spaces.Box) and isinstance(buffer.action_space, spaces.Box)
+        matches = {
+            "observation": observation_spaces_match(self.observation_space, buffer.observation_space),
+            "action": action_spaces_match(self.action_space, buffer.action_space),
+        }
+        for what, is_match in matches.items():
+            if not is_match:
+                expected, found = (getattr(owner, f"{what}_space") for owner in (self, buffer))
                 raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
         self._on_dataset(buffer)
         self.replay_buffer = buffer
