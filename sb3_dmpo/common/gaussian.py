@@ -76,10 +76,11 @@ class GaussianActor(nn.Module):
 
     def sample(self, observations: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        Actions ``mean + std * noise``, not clipped, shape ``(batch, action_size)``.
+        Actions ``mean + std * noise``, not clipped, shape of the noise.
 
         :param observations: shape ``(batch, observation_size)``
-        :param noise: standard normal, shape ``(batch, action_size)``
+        :param noise: standard normal, shape ``(batch, action_size)``, or ``(n, batch, action_size)`` for n actions each
         """
         mean, log_std = self(observations)
-        return mean + log_std.exp() * noise
+        actions: th.Tensor = mean + log_std.exp() * noise
+        return actions
