@@ -129,6 +129,12 @@ def test_d4rl_faults(tmp_path: Path, changes: dict[str, Any], message: str) -> N
         load_transitions(path)
 
 
+def test_d4rl_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_d4rl, "available_memory", lambda: 100)
+    with pytest.raises(DatasetError, match=r"it needs 360 bytes of memory, only 100 bytes are left"):
+        load_transitions(write_d4rl(tmp_path))
+
+
 def test_d4rl_damaged_or_missing_file(tmp_path: Path) -> None:
     path = write_d4rl(tmp_path)
     path.write_bytes(path.read_bytes()[:-1500])

@@ -348,6 +348,22 @@ def test_dataset_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         load_transitions("tests/mixed-v0")
 
 
+def test_sizes_that_a_damaged_header_announces_are_not_allocated() -> None:
+    def announce(file: h5py.File) -> None:
+        del file["episode_1/observations"]
+        file.create_dataset("episode_1/observations", shape=(10**13, 3), chunks=(1, 3), dtype=np.float64)
+
+    dataset = make_dataset()
+    edit_hdf5(dataset, announce)
+    with pytest.raises(DatasetError, match=r"episode 1, field 'observations': it has 10000000000000 rows, expected 4"):
+        load_transitions("tests/mixed-v0")
+    edit_hdf5(dataset, lambda file: file.pop("episode_1/rewards"))
+    edit_hdf5(dataset, lambda file: file.create_dataset("episode_1/rewards", shape=(10**13,), chunks=(1,), dtype="f4"))
+    edit_metadata(dataset, total_steps=8 + 10**13)
+    with pytest.raises(DatasetError, match=r"it needs .* TiB of memory, only .* are left"):
+        load_transitions("tests/mixed-v0")
+
+
 def test_unknown_kinds_of_datasets() -> None:
     with pytest.raises(DatasetError, match=r"A dict is no dataset: pass a Minari id"):
         load_transitions({})

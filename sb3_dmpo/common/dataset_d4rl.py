@@ -8,8 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sb3_dmpo.common.dataset_types import BLOCK_ROWS, BoolArray, DatasetError, DatasetSource, RawTransitions
+from sb3_dmpo.common.dataset_types import (
+    BLOCK_ROWS,
+    BoolArray,
+    DatasetError,
+    DatasetSource,
+    RawTransitions,
+    check_memory,
+    transition_bytes,
+)
 from sb3_dmpo.common.dataset_validation import checked_spaces, environment_spaces
+from sb3_dmpo.common.memory import available_memory
 from sb3_dmpo.common.preprocessing import flat_size
 
 _FIELDS = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -105,6 +114,8 @@ class D4rlSource(DatasetSource):
     def _read(self, file: Any, progress_bar: bool | None) -> RawTransitions:
         n_rows, has_next = file["rewards"].shape[0], "next_observations" in file
         self._check_shapes(file, n_rows, has_next)
+        size, width = flat_size(self.observation_space), self.action_space.shape[0]
+        check_memory(self.label, transition_bytes(n_rows, size, width), available_memory())
         terminals, timeouts = _flags(file["terminals"]), _flags(file["timeouts"])
         ends = terminals | timeouts
         ends[-1:] = True
@@ -115,8 +126,8 @@ class D4rlSource(DatasetSource):
         raw = RawTransitions.allocate(
             self.label,
             int(kept.sum()),
-            flat_size(self.observation_space),
-            self.action_space.shape[0],
+            size,
+            width,
             lengths[ids],
             ids.astype(np.int64),
             next_field=("next_observations", 0) if has_next else ("observations", 1),

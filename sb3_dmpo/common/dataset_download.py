@@ -108,7 +108,7 @@ def download_minari(dataset_id: str, root: Path) -> None:
     import minari
     from minari.storage import remotes
 
-    remote = os.environ.get(REMOTE_VARIABLE, remotes.DEFAULT_REMOTE)
+    remote = os.environ.get(REMOTE_VARIABLE) or getattr(remotes, "DEFAULT_REMOTE", "Minari's remote")
     staging: Path | None = None
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_METADATA_CACHE_BYTES = 2**20
+
 
 class EpisodeReader(ABC):
     """Gives the arrays of one episode by the name of their field, e.g. ``"observations/achieved_goal"``."""
@@ -16,8 +18,14 @@ class EpisodeReader(ABC):
         """Number of steps of an episode."""
 
     @abstractmethod
-    def read(self, episode: int, name: str) -> npt.NDArray[Any]:
-        """One array of an episode, floating-point numbers as float32 where that saves a conversion."""
+    def read(self, episode: int, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """
+        One array of an episode, as float32 where that saves a conversion.
+
+        :param episode: Number of the episode
+        :param name: Field
+        :param shape: Expected shape; of an array of another shape only the shape has to be right
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -37,6 +45,11 @@ class Hdf5EpisodeReader(EpisodeReader):
         self._h5d, self._all = h5py.h5d, h5py.h5s.ALL
         self._float32 = h5py.h5t.py_create(np.dtype(np.float32))
         self._file = h5py.File(path, "r")
+        # HDF5 would keep the headers of all arrays: more than the data of a set of short episodes
+        config = self._file.id.get_mdc_config()
+        config.set_initial_size = True
+        config.initial_size = config.min_size = config.max_size = _METADATA_CACHE_BYTES
+        self._file.id.set_mdc_config(config)
 
     def _open(self, episode: int, name: str) -> Any:
         return self._h5d.open(self._file.id, f"episode_{episode}/{name}".encode())
@@ -44,9 +57,12 @@ class Hdf5EpisodeReader(EpisodeReader):
     def length(self, episode: int) -> int:
         return int(self._open(episode, "rewards").shape[0])
 
-    def read(self, episode: int, name: str) -> npt.NDArray[Any]:
+    def read(self, episode: int, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         dataset = self._open(episode, name)
-        numeric = dataset.dtype.kind in "iuf" and not name.startswith("t")
+        if dataset.shape != shape:
+            # A damaged header can announce any size
+            return np.broadcast_to(np.float32(0), dataset.shape)
+        numeric = dataset.dtype.kind in "iuf"
         array = np.empty(dataset.shape, dtype=np.float32 if numeric else dataset.dtype)
         dataset.read(self._all, self._all, array, self._float32 if numeric else None)
         return array
@@ -65,7 +81,7 @@ class StorageEpisodeReader(EpisodeReader):
     def length(self, episode: int) -> int:
         return int(next(iter(self._storage.get_episode_metadata([episode])))["total_steps"])
 
-    def read(self, episode: int, name: str) -> npt.NDArray[Any]:
+    def read(self, episode: int, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         if self._episode is None or self._episode[0] != episode:
             self._episode = (episode, next(iter(self._storage.get_episodes([episode]))))
         value = self._episode[1]

@@ -242,7 +242,7 @@ class MinariSource(DatasetSource):
         finally:
             reader.close()
 
-    def _guarded(self, read: Callable[..., T], episode: int, *arguments: str, field: str) -> T:
+    def _guarded(self, read: Callable[..., T], episode: int, *arguments: Any, field: str) -> T:
         """Call a method of the reader and turn what a damaged file raises into an error with the place."""
         try:
             return read(episode, *arguments)
@@ -297,7 +297,7 @@ class MinariSource(DatasetSource):
         ]
 
     def _array(self, reader: EpisodeReader, episode: int, field: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        values = self._guarded(reader.read, episode, field, field=field)
+        values = self._guarded(reader.read, episode, field, shape, field=field)
         if values.dtype.kind not in "biuf":
             raise DatasetError.at(
                 self.label, f"it holds {values.dtype}, no numbers", "Record numbers", episode=episode, field=field

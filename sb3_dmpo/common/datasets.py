@@ -132,28 +132,29 @@ def dataset_identifier(dataset: Any) -> str | None:
     return identifier if isinstance(identifier, str) else None
 
 
-def recover_environment(dataset: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
+def recover_environment(dataset_id: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     The environment that a Minari dataset recorded, made by what gymnasium has registered under its id.
 
     Unlike ``MinariDataset.recover_environment`` this never imports an entry point or a wrapper that the dataset names.
 
-    :param dataset: Minari id or ``MinariDataset``
+    :param dataset_id: Minari id or ``MinariDataset``
     :param eval_env: Whether to prefer the environment meant for evaluation
     :param download: Whether to fetch a dataset that is not in the local root
     :param kwargs: Further arguments of ``gymnasium.make``, e.g. ``render_mode``
     :raises DatasetError: if the dataset recorded no environment or one that gymnasium does not know, if making it
         fails, or if its spaces are not those of the dataset
     """
-    identifier = dataset if isinstance(dataset, str) else dataset.id
-    data_path = find_minari(dataset, download) if isinstance(dataset, str) else Path(dataset.storage.data_path)
-    label = dataset_label(identifier)
+    if isinstance(dataset_id, str):
+        label, data_path = dataset_label(dataset_id), find_minari(dataset_id, download)
+    else:
+        label, data_path = dataset_label(dataset_id.id), Path(dataset_id.storage.data_path)
     spec = recorded_environment_spec(read_minari_metadata(data_path, label), eval_env)
     if spec is None:
         raise DatasetError.at(label, "it recorded no environment", "Make the environment yourself and pass it as env=")
     env = make_recorded_environment(spec, label, **kwargs)
     try:
-        check_environment(label, *dataset_spaces(dataset), env)
+        check_environment(label, *dataset_spaces(dataset_id), env)
     except DatasetError:
         env.close()
         raise
