@@ -20,9 +20,9 @@ def box_space() -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 
-def dict_space() -> spaces.Dict:
-    entry = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    return spaces.Dict({"achieved_goal": entry, "observation": box_space()})
+def nested_space() -> spaces.Dict:
+    goal = spaces.Dict({"arm": spaces.Box(-np.inf, np.inf, (2,), np.float32)})
+    return spaces.Dict({"goal": goal, "observation": box_space()})
 
 
 def bounded_action_space() -> spaces.Box:
@@ -41,11 +41,11 @@ class DriftEnv(gym.Env[Any, Any]):
         self.observation_space = observation_space or box_space()
         self.action_space = action_space or bounded_action_space()
 
-    def _observation(self) -> Any:
-        if isinstance(self.observation_space, spaces.Dict):
-            shapes = {key: space.shape for key, space in self.observation_space.spaces.items()}
-            return {key: np.full(shape, self.position, np.float32) for key, shape in shapes.items()}
-        return np.full(self.observation_space.shape, self.position, np.float32)
+    def _observation(self, space: spaces.Space[Any] | None = None) -> Any:
+        space = space or self.observation_space
+        if isinstance(space, spaces.Dict):
+            return {key: self._observation(entry) for key, entry in space.spaces.items()}
+        return np.full(space.shape, self.position, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -56,7 +56,7 @@ class DriftEnv(gym.Env[Any, Any]):
         assert self.action_space.contains(action), action
         self.position += 0.1 * float(action.sum())
         self.steps += 1
-        return self._observation(), -abs(self.position), False, self.steps == EPISODE_LENGTH, {}
+        return self._observation(), float(np.exp(-abs(self.position))), False, self.steps == EPISODE_LENGTH, {}
 
 
 def make_transitions(

@@ -23,10 +23,9 @@ class BC(OfflineAlgorithm):
     :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": DeterministicPolicy,
-        "MultiInputPolicy": DeterministicPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        ("MlpPolicy", "MultiInputPolicy"), DeterministicPolicy
+    )
     policy: DeterministicPolicy
 
     def _setup_model(self) -> None:

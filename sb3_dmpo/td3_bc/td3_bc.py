@@ -28,10 +28,9 @@ class TD3BC(OfflineAlgorithm):
     :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": DeterministicActorCriticPolicy,
-        "MultiInputPolicy": DeterministicActorCriticPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        ("MlpPolicy", "MultiInputPolicy"), DeterministicActorCriticPolicy
+    )
     policy: DeterministicActorCriticPolicy
 
     def __init__(
