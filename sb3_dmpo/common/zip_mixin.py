@@ -2,15 +2,17 @@
 
 import io
 import pathlib
+import pickle
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.checked_load import DamagedFileError, check_archive, check_widths, read_attributes
 from sb3_dmpo.common.save_util import (
     atomic_write,
     decode_state,
@@ -22,6 +24,19 @@ from sb3_dmpo.common.save_util import (
 from sb3_dmpo.common.updates import MetricAverager
 
 SelfZipMixin = TypeVar("SelfZipMixin", bound="ZipMixin")
+
+
+#: Attributes that a model gets after its constructor.
+_KEYS_OF_SETUP = ("action_space", "lr_schedule", "n_envs", "observation_space", "_random_state")
+
+
+def _read(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
+    if not isinstance(path, str | pathlib.Path):
+        return path.read()
+    path = pathlib.Path(path)
+    if not path.exists() and not path.suffix:
+        path = path.with_suffix(".zip")
+    return path.read_bytes()
 
 
 class ZipMixin(BaseAlgorithm):
@@ -36,7 +51,16 @@ class ZipMixin(BaseAlgorithm):
     set_dataset: Any
 
     def _excluded_save_params(self) -> list[str]:
-        runtime = ["dataset", "_optimizers", "_targets", "_noise_generator", "_metrics", "_last_batch", "_placeholder_env"]
+        runtime = [
+            "lr_schedule",
+            "dataset",
+            "_optimizers",
+            "_targets",
+            "_noise_generator",
+            "_metrics",
+            "_last_batch",
+            "_placeholder_env",
+        ]
         return [*super()._excluded_save_params(), *runtime]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -70,16 +94,53 @@ class ZipMixin(BaseAlgorithm):
             self._random_state = pending
 
     @classmethod
-    def load(cls: type[SelfZipMixin], *args: Any, **kwargs: Any) -> SelfZipMixin:
+    def load(
+        cls: type[SelfZipMixin],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trust_pickle: bool = False,
+        **kwargs: Any,
+    ) -> SelfZipMixin:
         """
         Load a model. No dataset and no environment are needed, and global random generators are left alone.
 
-        :param args: arguments of SB3's ``load``: the path, optionally an environment, a device, ...
-        :param kwargs: the same by name, and attributes to change, e.g. ``dataset=...``
+        Nothing in the file is executed: attributes are decoded through a list of exact class names, and checksums, sizes
+        and attribute names are checked first.
+
+        :param path: path of the file (``.zip`` is tried if there is no suffix) or a file object
+        :param env: environment to go on with; None for acting and for learning from a dataset
+        :param device: device of the networks
+        :param custom_objects: replacements for attributes in the file, which are then not decoded
+        :param print_system_info: print on which system the file was made
+        :param force_reset: reset the environment before it is stepped
+        :param trust_pickle: unpickle whatever the file holds, e.g. a learning rate given as a lambda; a file from somebody
+            else can then execute anything
+        :param kwargs: attributes to change, e.g. ``dataset=...``
+        :raises FileNotFoundError: there is no such file
+        :raises DamagedFileError: the file is not complete, or its weights do not fit
+        :raises UnsafeFileError: the file asks for something that a model does not need
         :return: the model
         """
-        with preserved_random_state():
-            model = super().load(*args, **kwargs)
+        content = _read(path)
+        check_archive(content)
+        objects = dict(custom_objects or {})
+        if not trust_pickle:
+            known = {*vars(cls(device="cpu", _init_setup_model=False)), *_KEYS_OF_SETUP}  # type: ignore[call-arg]
+            attributes = read_attributes(content, known, set(cls.policy_aliases.values()), replaced=objects)
+            check_widths(attributes.get("policy_kwargs", {}), content)
+            # Handed over as replacements, so that SB3's loader has nothing left to unpickle.
+            objects = attributes | objects
+        try:
+            with preserved_random_state():
+                model = super().load(
+                    io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs  # type: ignore[arg-type]
+                )
+        except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         if "dataset" in kwargs:
             model.set_dataset(kwargs["dataset"])
         return model

@@ -1,0 +1,213 @@
+"""Reading a zip that somebody else may have made: everything is checked before anything is built."""
+
+import base64
+import binascii
+import io
+import itertools
+import json
+import pickle
+import zipfile
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+#: A stored array takes as much room in the zip as in memory; more than this factor is a decompression bomb.
+MAX_EXPANSION = 20
+#: Upper bound of the JSON entry in bytes. Files of this package hold about 100 kB there.
+MAX_DATA_BYTES = 16 * 2**20
+
+
+class UnsafeFileError(ValueError):
+    """The file asks for something that a model file does not need."""
+
+
+class DamagedFileError(ValueError):
+    """The file is no zip, not complete, or not of this package."""
+
+
+def _empty_array(kind: type, shape: Any, typecode: Any) -> np.ndarray:
+    # numpy's own function allocates whatever shape it is given.
+    if kind is not np.ndarray or tuple(shape) != (0,):
+        raise UnsafeFileError(f"asks for an array of shape {shape}")
+    return np.empty(0, dtype=np.int8)
+
+
+#: Exact names only: an allowed module would admit everything in it.
+_ALLOWED: dict[str, Collection[str]] = {
+    "collections": ("deque", "OrderedDict"),
+    "gymnasium.spaces.box": ("Box",),
+    "gymnasium.spaces.dict": ("Dict",),
+    "numpy": ("ndarray", "dtype", "float32", "float64", "int64"),
+    "numpy.dtypes": ("Float32DType", "Float64DType", "BoolDType", "Int64DType"),
+    "stable_baselines3.common.type_aliases": ("TrainFreq", "TrainFrequencyUnit"),
+    "stable_baselines3.common.utils": ("ConstantSchedule", "FloatSchedule", "LinearSchedule"),
+    "rl_zoo3.utils": ("SimpleLinearSchedule",),
+    "torch.nn.modules.activation": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
+    "torch.optim.adam": ("Adam",),
+    "torch.optim.adamw": ("AdamW",),
+    "torch.optim.rmsprop": ("RMSprop",),
+    "torch.optim.sgd": ("SGD",),
+}
+_REPLACED = {
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+}
+_NUMPY_INTERNAL = {
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy.random._generator", "Generator"),
+    ("numpy.random._pcg64", "PCG64"),
+    ("numpy.random._pickle", "__generator_ctor"),
+    ("numpy.random._pickle", "__bit_generator_ctor"),
+    ("numpy.random.bit_generator", "SeedSequence"),
+    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
+}
+
+
+class _AllowListUnpickler(pickle.Unpickler):
+    """
+    An unpickler that finds nothing but the classes that files of this package hold.
+
+    :param file: the pickle
+    :param classes: further classes that are allowed, e.g. the policies of the algorithm that loads
+    """
+
+    def __init__(self, file: io.BytesIO, classes: Collection[type]) -> None:
+        super().__init__(file)
+        self._classes = {(cls.__module__, cls.__qualname__): cls for cls in classes}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """
+        The object behind a global of the pickle.
+
+        :raises UnsafeFileError: it is not on the list
+        """
+        if (module, name) in self._classes:
+            return self._classes[module, name]
+        if (module, name) in _REPLACED:
+            return _REPLACED[module, name]
+        if name in _ALLOWED.get(module, ()) or (module, name) in _NUMPY_INTERNAL:
+            return super().find_class(module, name)
+        raise UnsafeFileError(f"asks for {module}.{name}")
+
+
+def _decode(key: str, item: Any, classes: Collection[type]) -> Any:
+    if not (isinstance(item, dict) and ":serialized:" in item):
+        return item
+    try:
+        return _AllowListUnpickler(io.BytesIO(base64.b64decode(item[":serialized:"], validate=True)), classes).load()
+    except UnsafeFileError as error:
+        raise UnsafeFileError(
+            f"The attribute '{key}' {error}, which no model of this package needs. If you trust the file, load it with "
+            f"`trust_pickle=True`; to keep the check, replace it: `custom_objects={{'{key}': ...}}`."
+        ) from None
+    except (binascii.Error, pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError) as error:
+        raise DamagedFileError(f"The attribute '{key}' cannot be read ({error}).") from None
+    except (TypeError, ValueError, MemoryError, OverflowError, AssertionError, RecursionError) as error:
+        raise DamagedFileError(f"The attribute '{key}' holds something malformed ({error}).") from None
+
+
+def check_archive(content: bytes) -> None:
+    """
+    Check that a zip is complete and of plausible size, before anything in it is decoded.
+
+    :param content: the file
+    :raises DamagedFileError: not a zip, cut off, or a checksum is wrong
+    :raises UnsafeFileError: an entry would grow far beyond the size of the file
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            for entry in entries:
+                if entry.file_size > MAX_EXPANSION * entry.compress_size + 1024:
+                    raise UnsafeFileError(
+                        f"The entry '{entry.filename}' would grow from {entry.compress_size} to {entry.file_size} bytes."
+                    )
+            names = [entry.filename for entry in entries]
+            if "data" not in names or "policy.pth" not in names:
+                raise DamagedFileError(f"This is no model of Stable-Baselines3's format: it holds {names or 'nothing'}.")
+            if len(set(names)) != len(names):
+                raise DamagedFileError("The zip holds an entry twice.")
+            if archive.getinfo("data").file_size > MAX_DATA_BYTES:
+                raise UnsafeFileError(
+                    f"The attributes take {archive.getinfo('data').file_size} bytes; {MAX_DATA_BYTES} are allowed."
+                )
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise DamagedFileError(
+                    f"The checksum of the entry '{damaged}' is wrong: the file is damaged. Use another copy."
+                )
+            for name in names:
+                if name.endswith(".pth"):
+                    _check_tensors(name, archive.read(name))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise DamagedFileError(
+            f"This is no complete zip file ({error}): it is damaged or was cut off. Use another copy."
+        ) from None
+
+
+def _check_tensors(name: str, content: bytes) -> None:
+    """A ``.pth`` entry is a zip of its own; storages in it lie there uncompressed."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise DamagedFileError(f"The entry '{name}' holds no tensors in PyTorch's zip format.")
+    with zipfile.ZipFile(io.BytesIO(content)) as inner:
+        for entry in inner.infolist():
+            if entry.file_size > MAX_EXPANSION * entry.compress_size + 1024:
+                raise UnsafeFileError(
+                    f"The tensors in '{name}' would grow from {entry.compress_size} to {entry.file_size} bytes."
+                )
+        damaged = inner.testzip()
+        if damaged is not None:
+            raise DamagedFileError(f"The checksum of '{damaged}' in '{name}' is wrong: the file is damaged. Use another copy.")
+
+
+def read_attributes(
+    content: bytes, allowed_keys: Collection[str], classes: Collection[type], replaced: Collection[str] = ()
+) -> dict[str, Any]:
+    """
+    The attributes of a model, decoded without executing anything that the file brings.
+
+    :param content: the file, checked by :func:`check_archive`
+    :param allowed_keys: names that may be set on the model
+    :param classes: classes that may be named, besides those of every file
+    :param replaced: attributes that the caller replaces; they are not decoded
+    :raises UnsafeFileError: an unknown attribute, or one that needs an arbitrary pickle
+    :raises DamagedFileError: an attribute cannot be decoded
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        try:
+            items = json.loads(archive.read("data").decode())
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise DamagedFileError(f"The attributes of the model cannot be read ({error}).") from None
+    if not isinstance(items, dict):
+        raise DamagedFileError("The attributes of the model are not a JSON object.")
+    unknown = sorted(set(items) - set(allowed_keys))
+    if unknown:
+        raise UnsafeFileError(
+            f"The file sets attributes that this algorithm does not have: {', '.join(unknown)}. It is of another algorithm or "
+            "version; if you trust it, load it with `trust_pickle=True`."
+        )
+    return {key: _decode(key, item, classes) for key, item in items.items() if key not in replaced}
+
+
+def check_widths(policy_kwargs: dict[str, Any], content: bytes) -> None:
+    """
+    Refuse architectures that are far larger than the stored weights, before they are allocated.
+
+    :param policy_kwargs: as stored in the file
+    :param content: the file
+    :raises UnsafeFileError: the networks would not fit the weights
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        stored = archive.getinfo("policy.pth").file_size
+    net_arch = policy_kwargs.get("net_arch")
+    lists = net_arch.values() if isinstance(net_arch, dict) else [net_arch or []]
+    for widths in lists:
+        if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
+            raise UnsafeFileError(f"The file's net_arch is {net_arch}, expected lists of positive widths.")
+        needed = 4 * sum(a * b for a, b in itertools.pairwise(widths)) + 4 * sum(widths)
+        if needed > stored:
+            raise UnsafeFileError(f"The file's net_arch {widths} needs {needed} bytes of weights, but {stored} are stored.")
