@@ -1,11 +1,13 @@
 """Hyperparameters by dataset: finding the entry of a config, and checking its names before any work."""
 
+import collections.abc
 import importlib
 import inspect
 import re
 import runpy
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -129,47 +131,81 @@ def find_entry(config: str, dataset: str) -> tuple[str, dict[str, Any]]:
     raise UsageError(f"The config {config} has no entry for {dataset}: it needs one of {', '.join(keys)}.")
 
 
-def constructor_arguments(cls: type[Any]) -> set[str]:
+def constructor_arguments(cls: type[Any]) -> dict[str, Any]:
     """
-    Names of the arguments a class takes, with those that it passes on to its bases by ``**kwargs``.
+    Names and types of the arguments a class takes, with those that it passes on to its bases by ``**kwargs``.
 
     :param cls: the class
     """
-    names: set[str] = set()
+    arguments: dict[str, Any] = {}
     for owner in cls.__mro__:
         if "__init__" not in vars(owner):
             continue
         parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for parameter in parameters:
+            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_named and parameter.name != "self" and not parameter.name.startswith("_"):
+                arguments.setdefault(parameter.name, parameter.annotation)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return {name for name in names if name != "self" and not name.startswith("_")}
+    return arguments
 
 
-def check_names(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], name: str) -> None:
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value that a config can hold may be passed where a type is expected; True where that is not plain."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(_fits(value, member) for member in members)
+    if origin is Literal:
+        return value in members
+    if origin is collections.abc.Callable:
+        # A schedule, written as lin_3e-4.
+        return isinstance(value, str) or callable(value)
+    kinds: dict[Any, Any] = {
+        bool: bool,
+        int: int,
+        float: int | float,
+        str: str,
+        NoneType: NoneType,
+        tuple: list | tuple,
+        list: list | tuple,
+        dict: dict,
+    }
+    kind = kinds.get(origin or annotation)
+    if kind is None:
+        return True
+    return isinstance(value, kind) and (annotation is bool or not isinstance(value, bool))
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    return re.sub(r"collections\.abc\.Callable\[[^|]*\]", "schedule", name.replace("typing.", ""))
+
+
+def check_hyperparameters(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], name: str) -> None:
     """
-    Refuse hyperparameters that neither the algorithm nor the command line knows.
+    Refuse hyperparameters that neither the algorithm nor the command line knows, and values of another type.
 
     :param hyperparams: what the config and ``-params`` say, values parsed
     :param algorithm: the algorithm
     :param name: its name
-    :raises UsageError: the first unknown one, with the nearest known ones
+    :raises UsageError: the first unknown one, with the nearest known ones, or the first with a wrong value
     """
-    arguments = constructor_arguments(algorithm) - set(RUN_OPTIONS)
-    for key in hyperparams:
+    arguments = {key: kind for key, kind in constructor_arguments(algorithm).items() if key not in RUN_OPTIONS}
+    for key, value in hyperparams.items():
         if key in REFUSED_KEYS:
             raise UsageError(f"{key!r} cannot be used for offline algorithms: {REFUSED_KEYS[key]}.")
         if key in RUN_OPTIONS:
             raise UsageError(f"{key!r} is not a hyperparameter: use the option {RUN_OPTIONS[key]}.")
-        if key not in arguments | RUN_KEYS:
-            raise UsageError(f"{name} has no hyperparameter {key!r}. {suggest(key, arguments | RUN_KEYS)}")
+        if key not in arguments and key not in RUN_KEYS:
+            raise UsageError(f"{name} has no hyperparameter {key!r}. {suggest(key, {*arguments, *RUN_KEYS})}")
+        if key in arguments and not _fits(value, arguments[key]):
+            raise UsageError(f"{key} is {value!r}, expected {_type_name(arguments[key])}.")
     policy_kwargs = hyperparams.get("policy_kwargs") or {}
-    if not isinstance(policy_kwargs, dict):
-        raise UsageError(f"policy_kwargs is {policy_kwargs!r}, but has to be dict(name=value, ...).")
     policy = algorithm.policy_aliases.get(hyperparams.get("policy", "MlpPolicy"))
     if policy is None:
         return
-    known = constructor_arguments(policy) - {"observation_space", "action_space", "lr_schedule"}
+    known = set(constructor_arguments(policy)) - {"observation_space", "action_space", "lr_schedule"}
     for key in policy_kwargs:
         if key not in known:
             raise UsageError(f"The policy of {name} has no argument {key!r} (policy_kwargs). {suggest(key, known)}")

@@ -131,7 +131,7 @@ def _run_folder(options: argparse.Namespace, name: Any) -> str:
         runs = sorted(path.name for path in Path(options.folder).glob("*/*_*") if path.is_dir())
         found = f"Runs in {options.folder}: {', '.join(runs)}" if runs else f"There are no runs in {options.folder}"
         raise UsageError(
-            f"{error}. {found} (-f names another folder, --exp-id another run, --load-last-checkpoint takes an unfinished one)."
+            f"{error}. {found} (other folders: -f, other runs: --exp-id, unfinished ones: --load-last-checkpoint)."
         ) from error
     return folder
 

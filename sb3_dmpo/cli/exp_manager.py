@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_dmpo
-from sb3_dmpo.cli.configs import RUN_KEYS, check_names, find_entry, parse_values
+from sb3_dmpo.cli.configs import RUN_KEYS, check_hyperparameters, find_entry, parse_values
 from sb3_dmpo.cli.environments import TOY_ENV_ID
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.eval_callback import RunEvalCallback
@@ -86,7 +86,7 @@ class OfflineExperimentManager(ExperimentManager):
             written.update(self.load_trial(self.storage, self.study_name, self.trial_id))
         written.update(self.custom_hyperparams or {})
         hyperparams = parse_values(written)
-        check_names(hyperparams, ALGOS[self.algo], self.algo)
+        check_hyperparameters(hyperparams, ALGOS[self.algo], self.algo)
         if self.n_timesteps <= 0 and "n_timesteps" not in hyperparams:
             raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
@@ -101,11 +101,13 @@ class OfflineExperimentManager(ExperimentManager):
 
         :param hyperparams: parsed settings
         """
-        on_command_line = self.n_eval_episodes
+        if self.n_eval_episodes is None:
+            self.n_eval_episodes = int(hyperparams.get("eval_episodes", EVAL_EPISODES))
+            self.final_eval_episodes = int(hyperparams.get("final_eval_episodes", self.n_eval_episodes))
+        else:
+            self.final_eval_episodes = self.n_eval_episodes
         if self.eval_freq is None:
             self.eval_freq = int(hyperparams.get("eval_freq", EVAL_FREQ))
-        self.n_eval_episodes = int(on_command_line or hyperparams.get("eval_episodes", EVAL_EPISODES))
-        self.final_eval_episodes = int(on_command_line or hyperparams.get("final_eval_episodes", self.n_eval_episodes))
         if min(self.n_eval_episodes, self.final_eval_episodes) < 1:
             raise UsageError("--eval-episodes has to be at least 1; --eval-freq -1 switches evaluation off.")
         if self.n_eval_envs is None:

@@ -92,7 +92,7 @@ def _draw_trajectories(axes: Axes, paths: list[NDArray[np.float32]], returns: li
     if max(returns) > 0:
         handles.append(Line2D([], [], color=_SUCCESS, label="reaches a goal"))
     if min(returns) <= 0:
-        handles.append(Line2D([], [], color=_FAILURE, linestyle="--", label="fails to"))
+        handles.append(Line2D([], [], color=_FAILURE, linestyle="--", label="reaches no goal"))
     handles += _draw_map(axes, _GOAL)
     prefix = f"{title}: " if title else ""
     axes.set_title(f"{prefix}{len(paths)} trajectories, mean return {np.mean(returns):.2f}")

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -191,7 +192,9 @@ def run_script(argv: Sequence[str]) -> None:
         raise UsageError(f"Name a script of rl_zoo3. {suggest(argv[0] if argv else '', scripts)}")
     for dataset in local_dataset_ids(Path(get_dataset_path())):
         register_environment(dataset)
-    with prepared_zoo(), swapped(sys, argv=list(argv)):
+    with prepared_zoo(), swapped(sys, argv=list(argv)), warnings.catch_warnings():
+        # The package has imported some of its scripts by then; running them a second time is what is wanted.
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         runpy.run_module(f"rl_zoo3.{argv[0]}", run_name="__main__")
 
 

@@ -1,0 +1,504 @@
+"""The command line: what runs leave behind, what is refused and how, and that nothing typed or found is executed."""
+
+import csv
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+import yaml
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+import sb3_dmpo
+from sb3_dmpo import ALGOS, DMPO
+from sb3_dmpo.cli import results
+from sb3_dmpo.cli.configs import check_hyperparameters, config_path, entry_keys, find_entry, load_config, parse_values
+from sb3_dmpo.cli.environments import environment_name
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import parse_value, plain
+from sb3_dmpo.cli.main import enjoy, train
+from sb3_dmpo.common.evaluation import EvaluationResult, ReferenceScores
+from sb3_dmpo.envs import TwoGoals
+
+pytest.importorskip("rl_zoo3")
+
+TINY = ["-n", "6", "--eval-episodes", "2", "--seed", "1", "-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run an entry point in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(program: Callable[[list[str]], int], *argv: str) -> Outcome:
+        code = program(list(argv))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def assert_one_line(outcome: Outcome, *words: str, code: int = 2) -> None:
+    assert outcome[0] == code, outcome
+    lines = outcome[2].strip().splitlines()
+    assert len(lines) == 1, outcome[2]
+    for word in words:
+        assert word in lines[0]
+
+
+# Runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_model_checkpoints_scores_and_a_picture(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    arguments = ["--algo", "dmpo", *TINY, "n_components:2", "--eval-freq", "3", "--save-freq", "4", "--results", "out/r.csv"]
+    code, out, err = call(train, *arguments)
+    assert code == 0, err
+    run = tmp_path / "logs" / "dmpo" / "TwoGoals-v0_1"
+    last_lines = out.strip().splitlines()[-3:]
+    assert [line.split(":")[0] for line in last_lines] == ["Model", "Score", "Figure"]
+    assert "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip" in last_lines[0]
+    assert re.search(r"return -?\d.* over 2 episodes, normalised score .* success rate .* time-outs", last_lines[1])
+    for name in ("rl_model_4_steps.zip", "best_model.zip", "evaluations.npz", "two_goals.png"):
+        assert (run / name).stat().st_size > 0
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [3, 6]
+
+    settings = yaml.safe_load((run / "TwoGoals-v0" / "config.yml").read_text())
+    assert settings["n_components"] == 2 and settings["batch_size"] == 16
+    assert yaml.safe_load((run / "TwoGoals-v0" / "args.yml").read_text())["dataset"] == "sb3_dmpo/two-goals/demonstrations-v0"
+
+    with open(tmp_path / "out" / "r.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["updates"], row["evaluation"], row["n_episodes"]) for row in rows] == [
+        ("3", "training", "2"),
+        ("6", "final", "2"),
+    ]
+    last = rows[-1]
+    assert (last["algorithm"], last["seed"], last["label"], last["score_kind"]) == ("dmpo", "1", "toy", "normalized")
+    assert last["command"].startswith("python benchmarks/train.py --algo dmpo -n 6")
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", last["commit"]) and last["version"] == sb3_dmpo.__version__
+
+    model = DMPO.load(run / "TwoGoals-v0.zip")
+    assert (model.num_timesteps, model.n_components, model.seed, model.replay_buffer) == (6, 2, 1, None)
+    assert model.learning_rate == 0.001  # a plain number: the zip needs no rl_zoo3
+
+    code, out, err = call(enjoy, "--algo", "dmpo", "--no-render", "--episodes", "2")
+    assert code == 0, err
+    assert "Loading latest experiment, id=1" in out and "over 2 episodes" in out.splitlines()[-1]
+
+
+def test_continuing_goes_on_counting_with_the_zips_own_settings(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert call(train, *TINY, "n_components:2", "--eval-freq", "-1")[0] == 0
+    zip_path = "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip"
+    code, _, err = call(train, "-i", zip_path, "-n", "4", "--eval-freq", "-1", "-params", "learning_rate:lin_1e-3")
+    assert code == 0, err
+    model = DMPO.load(tmp_path / "logs/dmpo/TwoGoals-v0_2/TwoGoals-v0.zip")
+    assert (model.num_timesteps, model._n_updates, model.n_components, model.seed) == (10, 10, 2, 1)
+    assert model.actor_optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    assert_one_line(call(train, "-i", zip_path, "-params", "policy_kwargs:dict(net_arch=[4])"), "policy_kwargs", "-i")
+    assert_one_line(call(train, "--algo", "infodmpo", "-i", zip_path, "-n", "1"), zip_path, "infodmpo")
+
+
+class InterruptAtThree(BaseCallback):
+    """Presses Ctrl-C."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 3:
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+
+def test_ctrl_c_saves_once_and_exits_130(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    code, out, err = call(train, *TINY, "callback:tests.test_cli.InterruptAtThree", "--results", "r.csv")
+    assert code == 130
+    assert out.count("Saving to") == 1 and "Score:" not in out
+    assert err.splitlines()[-1] == "train.py: interrupted"
+    assert DMPO.load(tmp_path / "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip").num_timesteps in (3, 4)
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_before_the_first_update_saves_nothing(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DMPO, "_setup_dataset", lambda self: signal.raise_signal(signal.SIGINT))
+    code, out, _ = call(train, *TINY)
+    assert code == 130 and "nothing to save" in out
+    assert not list(tmp_path.rglob("*.zip"))
+
+
+class DictTwoGoals(TwoGoals):
+    """TwoGoals with a nested Dict observation."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.observation_space = spaces.Dict({"where": spaces.Dict({"position": self.observation_space})})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        return {"where": {"position": observation}}, info
+
+    def step(self, action: Any) -> Any:
+        observation, *others = super().step(action)
+        return ({"where": {"position": observation}}, *others)
+
+
+@pytest.fixture(scope="module")
+def dict_dataset() -> str:
+    """A dataset with nested Dict observations whose environment is registered."""
+    gym.register("DictTwoGoals-v0", entry_point="tests.test_cli:DictTwoGoals", max_episode_steps=40)
+    env = gym.make("DictTwoGoals-v0")
+    rng = np.random.default_rng(0)
+    episodes = [
+        EpisodeBuffer(
+            observations={"where": {"position": rng.uniform(-1, 1, (6, 2)).astype(np.float32)}},
+            actions=rng.uniform(-1, 1, (5, 2)).astype(np.float32),
+            rewards=np.zeros(5, np.float32),
+            terminations=np.zeros(5, bool),
+            truncations=np.arange(5) == 4,
+        )
+        for _ in range(4)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers("tests/dict-goals-v0", episodes, env=env)
+    return "tests/dict-goals-v0"
+
+
+def test_dict_observations_choose_their_policy_and_environment(
+    call: Callable[..., Outcome], tmp_path: Path, dict_dataset: str
+) -> None:
+    code, out, err = call(train, "--dataset", dict_dataset, *TINY, "--num-threads", "1", "--vec-env", "dummy")
+    assert code == 0, err
+    assert "entry 'default'" in out and "Score:" in out and "Figure" not in out
+    model = DMPO.load(tmp_path / "logs/dmpo/tests-dict-goals-v0_1/tests-dict-goals-v0.zip")
+    assert list(model.observation_space) == ["where/position"]
+    assert call(enjoy, "--dataset", dict_dataset, "--no-render", "--episodes", "1")[0] == 0
+    # Trained in another environment than the recorded one: enjoy takes the same.
+    assert call(train, "--dataset", dict_dataset, "--env", "DictTwoGoals-v0", *TINY)[0] == 0
+    code, out, err = call(enjoy, "--dataset", dict_dataset, "--no-render", "-n", "45")
+    assert code == 0, err
+    assert "id=2" in out
+
+
+def test_a_dataset_without_environment_trains_without_evaluation(
+    call: Callable[..., Outcome], tmp_path: Path, dict_dataset: str
+) -> None:
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    position, action = spaces.Box(-1.5, 1.5, (2,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)
+    buffer = ReplayBuffer(30, position, action, device="cpu", handle_timeout_termination=False)
+    for _ in range(30):
+        buffer.add(position.sample(), position.sample(), action.sample(), np.zeros(1), np.zeros(1), [{}])
+    with open(tmp_path / "my log.pkl", "wb") as file:
+        pickle.dump(buffer, file)
+    assert_one_line(call(train, "--dataset", "my log.pkl", *TINY), "--env", "--eval-freq -1")
+    code, _, err = call(train, "--dataset", "my log.pkl", "--eval-freq", "-1", *TINY)
+    assert code == 0, err
+    assert (tmp_path / "logs/dmpo/my-log-v0_1/my-log-v0.zip").is_file()
+
+
+def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_dmpo.cli.zoo import run_script
+
+    assert call(train, *TINY)[0] == 0
+
+    def zoo(argv: list[str]) -> int:
+        run_script(argv)
+        return 0
+
+    code, out, _ = call(zoo, "enjoy", "--algo", "dmpo", "--env", "TwoGoals-v0", "-f", "logs", "--no-render", "-n", "45")
+    assert code == 0 and "Mean reward" in out
+    with pytest.raises(UsageError, match="record_video"):
+        run_script(["record-video"])
+
+
+# Faults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--algo", "infodmp"], ["'infodmp'", "infodmpo"]),
+        (["--algo", "zzz"], ["'zzz'", "Known:", "dmpo", "infodmpo"]),
+        (["--dataset", "sb3_dmpo/two-goals/demonstration-v0"], ["sb3_dmpo/two-goals/demonstrations-v0", "--download"]),
+        (["--datasett", "x"], ["'--datasett'", "--dataset"]),
+        (["-n", "many"], ["-n", "'many'"]),
+        (["-params", "foo:1"], ["'foo'", "Known:", "n_components"]),
+        (["-params", "n_component:4"], ["'n_component'", "n_components"]),
+        (["-params", "seed:4"], ["--seed"]),
+        (["-params", "normalize:True"], ["'normalize'", "normalize_observations"]),
+        (["-params", "frame_stack:4"], ["'frame_stack'", "dataset"]),
+        (["-params", "policy_kwargs:dict(netarch=[3])"], ["'netarch'", "net_arch"]),
+        (["-params", "policy:MlpPolicyy"], ["MlpPolicyy"]),
+        (["-params", "gamma"], ["''"]),
+        (["-params", "gamma:high"], ["gamma", "'high'", "float"]),
+        (["-params", "batch_size:1.5"], ["batch_size", "1.5", "int"]),
+        (["-params", "value_targets:1"], ["value_targets", "bool"]),
+        (["-params", "target_gate:onlin"], ["target_gate", "'onlin'", "online"]),
+        (["-params", "learning_rate:cos_1"], ["learning_rate", "lin_3e-4"]),
+        (["-conf", "nowhere.yml"], ["nowhere.yml"]),
+        (["-i", "nowhere.zip"], ["nowhere.zip"]),
+        (["--env", "TwoGoal-v0"], ["'TwoGoal-v0'", "TwoGoals-v0"]),
+        (["--gym-packages", "no_such_package"], ["no_such_package"]),
+        (["--eval-episodes", "0"], ["--eval-episodes", "--eval-freq -1"]),
+        (["--save-replay-buffer"], ["--save-replay-buffer"]),
+    ],
+)
+def test_faults_are_one_line_and_leave_nothing(
+    call: Callable[..., Outcome], tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_one_line(call(train, *arguments), *words)
+    assert not list(tmp_path.rglob("*_1"))
+
+
+def test_missing_packages_are_named(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rl_zoo3.train", None)
+    assert_one_line(call(train), "rl_zoo3.train", "sb3_dmpo[zoo]")
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_one_line(call(train, "-optimize"), "pandas")
+
+
+def test_results_that_cannot_be_written_are_found_before_training(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    outcome = call(train, *TINY, "--results", "other.csv")
+    assert_one_line(outcome, "other.csv", "columns")
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n"
+    assert_one_line(call(train, *TINY, "--results", "other.csv/r.csv"), "other.csv", code=1)
+
+
+def test_enjoy_names_what_is_there(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert_one_line(call(enjoy), "no runs in logs", "-f")
+    (tmp_path / "logs" / "dmpo" / "TwoGoals-v0_1").mkdir(parents=True)
+    assert_one_line(call(enjoy), "TwoGoals-v0_1", "--exp-id")
+    assert_one_line(call(enjoy, "--algo", "dmp"), "dmpo")
+    assert_one_line(call(enjoy, "--episode", "x"), "invalid int value")
+
+
+def test_the_scripts_are_thin_doors() -> None:
+    scripts = Path(sb3_dmpo.__file__).parent.parent / "benchmarks"
+    command = [sys.executable, str(scripts / "train.py"), "--algo", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert_one_line((done.returncode, done.stdout, done.stderr), "'nothing'", "dmpo")
+
+
+# Nothing is executed --------------------------------------------------------------------------------------------
+
+MALICIOUS = (
+    "__import__('os').system('touch pwned')",
+    "dict(a=__import__('os').system('touch pwned'))",
+    "[open('pwned', 'w')]",
+    "(lambda: open('pwned', 'w'))()",
+    "[x for x in [open('pwned', 'w')]]",
+    "dict(**{'a': open('pwned', 'w')})",
+    "{**open('pwned', 'w')}",
+    "f'{open(chr(112), chr(119))}'",
+    "nn.Module.__subclasses__()",
+    "nn.Module",
+    "os.system('touch pwned')",
+    "9**9**9",
+    "dict(a=1" + "[" * 5000,
+)
+
+
+@pytest.mark.parametrize("text", MALICIOUS)
+def test_values_are_never_executed(call: Callable[..., Outcome], tmp_path: Path, text: str) -> None:
+    assert_one_line(call(train, "-params", f"gamma:{text}"), "gamma" if text == "nn.Module" else "")
+    assert_one_line(call(train, "--env-kwargs", f"a:{text}") if text != "nn.Module" else (2, "", "x"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("-1", -1),
+        ("1_000", 1000),
+        ("True", True),
+        ("None", None),
+        ("lin_3e-4", "lin_3e-4"),
+        ("return_range", "return_range"),
+        ("'quoted (text)'", "quoted (text)"),
+        ("MlpPolicy", "MlpPolicy"),
+        ("[256, 256]", [256, 256]),
+        ("(0, 100)", (0, 100)),
+        ("{'pi': [64], 'qf': []}", {"pi": [64], "qf": []}),
+        ("dict(net_arch=dict(pi=[1]), activation_fn=nn.Tanh)", {"net_arch": {"pi": [1]}, "activation_fn": nn.Tanh}),
+        ("th.nn.ReLU", nn.ReLU),
+        (3, 3),
+    ],
+)
+def test_values(text: Any, value: Any) -> None:
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+    if not isinstance(value, dict | tuple | str):
+        assert parse_value(plain(value)) == value
+
+
+def test_settings_beside_a_model_are_never_executed(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert call(train, *TINY)[0] == 0
+    folder = tmp_path / "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0"
+    for name in ("args.yml", "config.yml"):
+        kept = (folder / name).read_text()
+        (folder / name).write_text(f"{kept}\nx: !!python/object/apply:os.system ['touch {tmp_path}/pwned']\n")
+        assert_one_line(call(enjoy, "--no-render"), str(folder.relative_to(tmp_path)), "python/object/apply:os.system")
+        (folder / name).write_text(kept)
+    assert not (tmp_path / "pwned").exists()
+    kept = (folder / "config.yml").read_text()
+    (folder / "config.yml").write_text(kept + "\nnormalize: true\n")
+    assert_one_line(call(enjoy, "--no-render"), "normalize")
+    # What stock rl_zoo3 writes is plain data too.
+    (folder / "config.yml").write_text("!!python/object/apply:collections.OrderedDict\n- - - gamma\n    - 0.99\n")
+    assert call(enjoy, "--no-render", "--episodes", "1")[0] == 0
+
+
+# Configs --------------------------------------------------------------------------------------------------------
+
+ADROIT_TASKS = ("pen", "hammer", "door", "relocate")
+
+
+@pytest.mark.parametrize("algorithm", ["dmpo", "infodmpo"])
+@pytest.mark.parametrize(
+    ("dataset", "key"),
+    [
+        ("sb3_dmpo/two-goals/demonstrations-v0", "two-goals"),
+        ("mujoco/halfcheetah/expert-v0", "mujoco"),
+        ("zoo/hopper/mixed-v0", "mujoco"),
+        ("data/walker2d-medium-replay-v2.hdf5", "mujoco"),
+        *((f"D4RL/{task}/human-v2", "adroit-human") for task in ADROIT_TASKS),
+        *((f"D4RL/{task}/cloned-v2", "adroit-cloned") for task in ADROIT_TASKS),
+        ("zoo/pen/noisy-v0", "adroit-noisy"),
+        ("zoo/pen/expert-v0", "adroit"),
+        ("D4RL/antmaze/medium-play-v1", "antmaze"),
+        ("zoo/pointmaze/umaze-v0", "pointmaze"),
+        ("D4RL/kitchen/complete-v2", "kitchen"),
+        ("my/robot-v0", "default"),
+    ],
+)
+def test_entries_of_families(algorithm: str, dataset: str, key: str) -> None:
+    assert find_entry(str(config_path(algorithm)), dataset)[0] == key
+
+
+def test_the_papers_settings() -> None:
+    def settings(algorithm: str, dataset: str) -> dict[str, Any]:
+        return parse_values(find_entry(str(config_path(algorithm)), dataset)[1])
+
+    human = settings("dmpo", "D4RL/pen/human-v2")
+    assert (human["n_timesteps"], human["advantage_scale"], human["learning_rate"]) == (10_000, 5.0, 3e-4)
+    assert settings("dmpo", "D4RL/pen/cloned-v2")["advantage_scale"] == 10.0
+    human = settings("infodmpo", "zoo/door/human-v0")
+    assert (human["n_timesteps"], human["advantage_scale"], human["info_learning_rate"]) == (10_000, 10.0, 3e-6)
+    assert settings("infodmpo", "zoo/hopper/medium-v0")["info_learning_rate"] == 5e-7
+    assert settings("infodmpo", "hopper-medium-expert-v2.hdf5")["advantage_scale"] == 5.0
+    ant = settings("dmpo", "D4RL/antmaze/umaze-v1")
+    assert (ant["value_targets"], ant["reward_scale"], ant["value_bounds"], ant["learning_rate"]) == (
+        True,
+        100,
+        [0, 100],
+        2e-4,
+    )
+    assert ant["policy_kwargs"] == {"net_arch": [256, 256, 256]} and ant["final_eval_episodes"] == 100
+    toy = settings("dmpo", "sb3_dmpo/two-goals/demonstrations-v0")
+    assert (toy["n_timesteps"], toy["batch_size"], toy["learning_rate"]) == (3000, 128, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(sb3_dmpo.__file__).parent.parent / "zoo_configs").glob("*.yml")), ids=lambda p: p.stem
+)
+def test_every_entry_of_every_config_is_understood(path: Path) -> None:
+    for entry in load_config(str(path)).values():
+        assert entry["n_timesteps"] >= 1
+        check_hyperparameters(parse_values(entry), ALGOS[path.stem], path.stem)
+
+
+def test_keys_are_tried_from_special_to_general(tmp_path: Path) -> None:
+    keys = entry_keys("D4RL/pen/human-v2")
+    assert keys == ["D4RL/pen/human-v2", "pen-human", "adroit-human", "pen", "adroit", "default"]
+    config = tmp_path / "c.yml"
+    config.write_text("".join(f"'{key}': {{n_timesteps: {i}, learning_rate: 3e-4}}\n" for i, key in enumerate(keys)))
+    for i, dataset in enumerate(
+        ["D4RL/pen/human-v2", "zoo/pen/human-v0", "D4RL/door/human-v2", "D4RL/pen/x-v0", "D4RL/door/x-v0"]
+    ):
+        assert find_entry(str(config), dataset)[1]["n_timesteps"] == i
+    # YAML takes a number without a dot for a text.
+    assert parse_values(find_entry(str(config), "a/b-v0")[1])["learning_rate"] == 3e-4
+    config.write_text("pen: {n_timesteps: 1}")
+    with pytest.raises(UsageError, match="needs one of"):
+        find_entry(str(config), "a/b-v0")
+    config.write_text("- a")
+    with pytest.raises(UsageError, match="map dataset ids"):
+        load_config(str(config))
+    (tmp_path / "c.py").write_text("hyperparams = {'default': {'n_timesteps': 7}}")
+    assert find_entry(str(tmp_path / "c.py"), "a/b-v0") == ("default", {"n_timesteps": 7})
+
+
+def test_environment_names() -> None:
+    assert environment_name("D4RL/pen/human-v2") == "D4RL-pen-human-v2"
+    assert environment_name("sb3_dmpo/two-goals/demonstrations-v0") == "TwoGoals-v0"
+    assert environment_name("some where/hopper-medium-v2.hdf5") == "hopper-medium-v2"
+    assert environment_name("a/b") == "a-b-v0"
+
+
+@pytest.mark.parametrize("name", list(ALGOS))
+def test_searched_hyperparameters_are_arguments_of_the_algorithm(name: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    from sb3_dmpo.cli.search import make_sampler
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampled = make_sampler(ALGOS[name])(optuna.create_study().ask(), 2, 1, {})
+    assert {"learning_rate", "batch_size", "policy_kwargs"} <= set(sampled)
+    check_hyperparameters(sampled, ALGOS[name], name)
+
+
+@pytest.mark.slow
+def test_search(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    code, _, err = call(train, "-optimize", "--n-trials", "1", "--eval-episodes", "2", "-n", "4", "--seed", "0")
+    assert code == 0, err
+    assert list((tmp_path / "logs" / "dmpo").glob("report_*.csv"))
+
+
+# Results --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_runs_at_the_same_time_stay_whole(tmp_path: Path) -> None:
+    constant = dict.fromkeys(results.COLUMNS, "x, y")
+    files = [results.ResultsFile(tmp_path / "new" / "r.csv", {**constant, "seed": seed}) for seed in range(4)]
+    result = EvaluationResult(np.array([1.0, 3.0]), np.array([5, 5]), None, ReferenceScores(0.0, 10.0, "a test"))
+
+    def write(file: results.ResultsFile) -> None:
+        for updates in range(10):
+            file.append(result, updates=updates)
+
+    threads = [threading.Thread(target=write, args=(file,)) for file in files]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with open(tmp_path / "new" / "r.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted((int(row["seed"]), int(row["updates"])) for row in rows) == [(s, u) for s in range(4) for u in range(10)]
+    assert {(row["score"], row["score_kind"], row["success_rate"], row["command"]) for row in rows} == {
+        ("20.0000", "normalized", "", "x, y")
+    }
+
+
+def test_data_are_called_what_they_are() -> None:
+    datasets = ("D4RL/pen/human-v2", "zoo/pen/noisy-v0", "mujoco/hopper/medium-v0", "hopper-medium-v2.hdf5", "my/robot-v0")
+    labels = [results.describe_data(dataset) for dataset in datasets]
+    assert labels == ["Minari port of D4RL", "stand-in, not D4RL", "Minari MuJoCo, not D4RL", "D4RL file", "own data"]
