@@ -76,7 +76,7 @@ def remaining_layers(net: nn.Sequential, hidden: th.Tensor) -> th.Tensor:
     :param net: linear layers and activations
     :param hidden: output of ``net[0]``, not used again by the caller
     """
-    for layer in net[1:]:
+    for layer in list(net)[1:]:
         hidden = activate(layer, hidden)
     return hidden
 

@@ -136,9 +136,7 @@ class ZipMixin(BaseAlgorithm):
             objects = attributes | objects
         try:
             with preserved_random_state():
-                model = super().load(
-                    io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs  # type: ignore[arg-type]
-                )
+                model = super().load(io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs)
         except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         if "dataset" in kwargs:
