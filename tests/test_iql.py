@@ -1,11 +1,13 @@
 """The original IQL against an independent computation, and its options."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import CheckpointCallback
 
 from sb3_dmpo import IQL
 from tests.toy_data import BatchRecorder, make_transitions
@@ -237,3 +239,20 @@ def test_samples_have_the_standard_deviation_of_the_actor() -> None:
 def test_faults_of_the_configuration(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         iql(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"variant": "dmpo"}, {"dropout": 0.5}])
+def test_options_come_back_from_the_zip(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """Also in the middle of a run: schedule and masks go on where they were."""
+    whole = iql(**arguments)
+    whole.learn(6, callback=CheckpointCallback(save_freq=3, save_path=str(tmp_path)))
+    half = IQL.load(tmp_path / "rl_model_3_steps.zip", dataset=make_transitions())
+    assert {name: getattr(half, name) for name in arguments} == arguments
+    half.learn(3, reset_num_timesteps=False)
+    for p, q in zip(whole.policy.parameters(), half.policy.parameters(), strict=True):
+        assert th.equal(p, q)
+    whole.policy.save(str(tmp_path / "policy.pth"))
+    policy = type(whole.policy).load(str(tmp_path / "policy.pth"))
+    observations = make_transitions().observations
+    expected, _ = whole.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(policy.predict(observations, deterministic=True)[0], expected)
