@@ -239,6 +239,9 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
             raise ValueError(
                 "There is no dataset to learn from: pass `dataset=` to the constructor or to `load`, or call `set_dataset`."
             )
+        if self.dataset is None and not str(dataset).endswith(tuple(f"-v{digit}" for digit in range(10))):
+            # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
+            raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
         if isinstance(dataset, OfflineReplayBuffer):
             buffer = dataset
         else:
