@@ -7,6 +7,7 @@ from sb3_dmpo.awac import AWAC
 from sb3_dmpo.bc import BC
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.cql import CQL
+from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.diffusion_ql import DiffusionQL
 from sb3_dmpo.dmpo import DMPO, InfoDMPO
 from sb3_dmpo.iql import IQL
@@ -30,6 +31,7 @@ ALGOS: dict[str, type[OfflineAlgorithm]] = {
     "cql": CQL,
     "lapo": LAPO,
     "diffusion_ql": DiffusionQL,
+    "decision_transformer": DecisionTransformer,
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "LAPO",
     "LPAWAC",
     "TD3BC",
+    "DecisionTransformer",
     "DiffusionQL",
     "InfoDMPO",
     "MixAWAC",
