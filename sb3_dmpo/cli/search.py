@@ -21,6 +21,14 @@ SEARCH_SPACE: tuple[tuple[str, str, Suggest], ...] = (
     ("n_components", "n_components", lambda trial: trial.suggest_categorical("n_components", [4, 8, 16, 32])),
     ("advantage_scale", "advantage_scale", lambda trial: trial.suggest_float("advantage_scale", 1.0, 20.0, log=True)),
     ("kl_coef", "kl_coef", lambda trial: trial.suggest_float("kl_coef", 0.1, 10.0, log=True)),
+    ("alpha", "alpha", lambda trial: trial.suggest_float("alpha", 0.5, 10.0, log=True)),
+    ("expectile", "expectile", lambda trial: trial.suggest_float("expectile", 0.6, 0.95)),
+    (
+        "conservative_weight",
+        "conservative_weight",
+        lambda trial: trial.suggest_float("conservative_weight", 0.1, 20.0, log=True),
+    ),
+    ("eta", "eta", lambda trial: trial.suggest_float("eta", 0.05, 5.0, log=True)),
     (
         "info_learning_rate",
         "info_learning_rate",
