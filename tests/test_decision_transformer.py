@@ -333,6 +333,7 @@ def test_faulty_states() -> None:
 # Learning -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_returns_follow_their_targets() -> None:
     """
     Episodes of a constant random action whose first entry is the reward: only the return-to-go tells which action
@@ -357,6 +358,7 @@ def test_returns_follow_their_targets() -> None:
     for target in (-6.0, 0.0, 6.0):
         model.set_target_return(target)
         for callback in (None, observe_rewards):
+            env.reset(seed=0)
             achieved, _ = evaluate_policy(model, Monitor(env), n_eval_episodes=3, callback=callback)
             assert abs(achieved - target) < 1.5, (target, callback, achieved)
 
