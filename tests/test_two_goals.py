@@ -188,3 +188,10 @@ def test_an_unwritable_root_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "root"))
     with pytest.raises(OSError, match=r"toy dataset sb3_dmpo/two-goals.*file.*Set MINARI_DATASETS_PATH"):
         make_two_goals_dataset()
+
+
+def test_dataset_id_alone_makes_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_dmpo.common.datasets import load_transitions
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert len(load_transitions(TWO_GOALS_DATASET_ID)) == 6645

@@ -68,6 +68,12 @@ def find_minari(dataset_id: str, download: bool) -> Path:
         ) from None
     data_path = root / dataset_id / "data"
     if not data_path.exists():
+        from sb3_dmpo.envs.two_goals_data import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+
+        if dataset_id == TWO_GOALS_DATASET_ID:
+            # The toy's demonstrations are made here, on first use.
+            make_two_goals_dataset()
+            return data_path
         if not download:
             raise _not_local(dataset_id, root)
         download_minari(dataset_id, root)
