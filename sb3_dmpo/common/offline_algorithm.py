@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import utils
@@ -151,7 +152,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         if self.seed is None:
             self._noise_generator.seed()
         else:
-            self._noise_generator.manual_seed(self.seed)
+            # Not the seed itself: the buffer has that one, and noise would repeat the numbers that choose the minibatches.
+            self._noise_generator.manual_seed(int(np.random.SeedSequence([self.seed, 1]).generate_state(1)[0]))
         self._convert_train_freq()
 
     def add_optimizer(
