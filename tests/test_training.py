@@ -1,8 +1,11 @@
 """What holds for training whatever the algorithm."""
 
+from typing import Any
+
+import pytest
 import torch as th
 
-from sb3_dmpo import DMPO
+from sb3_dmpo import DMPO, IQL, InfoDMPO
 from tests.toy_data import make_transitions
 
 
@@ -15,3 +18,37 @@ def test_noise_and_minibatches_have_streams_of_their_own() -> None:
     assert abs(float(th.corrcoef(th.stack([first, second]))[0, 1])) < 0.1
     twin = DMPO("MlpPolicy", dataset=make_transitions(), policy_kwargs={"net_arch": [8]}, seed=3, device="cpu")
     assert twin._noise_generator.initial_seed() == noise.initial_seed()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gamma": 1.5}, "gamma is 1.5, expected a number from 0 to 1"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"tau": 0.0}, "tau is 0.0"),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"policy_delay": 0}, "policy_delay is 0"),
+        ({"n_components": 1}, "n_components is 1, expected a whole number of at least 2"),
+        ({"learning_rate": -1e-3}, "learning_rate is -0.001"),
+        ({"gumbel_temperature": 0}, "gumbel_temperature is 0"),
+        ({"advantage_scale": float("inf")}, "advantage_scale is inf"),
+        ({"value_bounds": (1.0, 0.0)}, "value_bounds is"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"DMPO: {message}"):
+        DMPO("MlpPolicy", dataset=make_transitions(), device="cpu", **arguments)
+
+
+def test_other_algorithms_arguments() -> None:
+    with pytest.raises(ValueError, match=r"IQL: expectile is 1\.0, expected a number between 0 and 1"):
+        IQL("MlpPolicy", dataset=make_transitions(), device="cpu", expectile=1.0)
+    with pytest.raises(ValueError, match="InfoDMPO: info_learning_rate is -1"):
+        InfoDMPO("MlpPolicy", dataset=make_transitions(), device="cpu", info_learning_rate=-1)
+
+
+@pytest.mark.parametrize(("name", "near"), [("n_component", "n_components"), ("learningrate", "learning_rate")])
+def test_unknown_argument_names_the_near_ones(name: str, near: str) -> None:
+    with pytest.raises(TypeError, match=f"DMPO\\(\\) has no argument '{name}'. Did you mean {near}"):
+        DMPO("MlpPolicy", dataset=make_transitions(), device="cpu", **{name: 1})

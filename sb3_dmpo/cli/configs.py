@@ -2,7 +2,6 @@
 
 import collections.abc
 import importlib
-import inspect
 import re
 import runpy
 from pathlib import Path
@@ -15,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
 from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.common.arguments import constructor_arguments
 
 #: Families of tasks: settings that the tasks of a family share stand under its name.
 TASK_FAMILIES: dict[str, tuple[str, ...]] = {
@@ -129,26 +129,6 @@ def find_entry(config: str, dataset: str) -> tuple[str, dict[str, Any]]:
         if key in entries:
             return key, dict(entries[key])
     raise UsageError(f"The config {config} has no entry for {dataset}: it needs one of {', '.join(keys)}.")
-
-
-def constructor_arguments(cls: type[Any]) -> dict[str, Any]:
-    """
-    Names and types of the arguments a class takes, with those that it passes on to its bases by ``**kwargs``.
-
-    :param cls: the class
-    """
-    arguments: dict[str, Any] = {}
-    for owner in cls.__mro__:
-        if "__init__" not in vars(owner):
-            continue
-        parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
-        for parameter in parameters:
-            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if is_named and parameter.name != "self" and not parameter.name.startswith("_"):
-                arguments.setdefault(parameter.name, parameter.annotation)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return arguments
 
 
 def _fits(value: Any, annotation: Any) -> bool:

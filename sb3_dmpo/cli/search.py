@@ -7,7 +7,7 @@ import optuna
 from rl_zoo3.hyperparams_opt import convert_offpolicy_params
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dmpo.cli.configs import constructor_arguments
+from sb3_dmpo.common.arguments import constructor_arguments
 
 Suggest = Callable[[optuna.Trial], Any]
 

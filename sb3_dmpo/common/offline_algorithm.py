@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
+from sb3_dmpo.common.arguments import check_arguments, unknown_argument
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.common.policies import OfflinePolicy
@@ -60,6 +61,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     :param seed: seed of the pseudo random generators
     :param device: device of networks and data
     :param _init_setup_model: whether to build the networks at once (``load`` builds them later)
+    :raises ValueError: an argument is out of its range
+    :raises TypeError: there is no argument of that name
     """
 
     policy: OfflinePolicy
@@ -89,7 +92,10 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            raise unknown_argument(type(self), name)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -118,6 +124,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
         self._placeholder_env: VecEnv | None = None
+        check_arguments(self)
         if _init_setup_model:
             self._check_spaces(policy)
             self._setup_model()

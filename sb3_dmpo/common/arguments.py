@@ -1,0 +1,100 @@
+"""Constructor arguments: ranges, and names that are nearly right."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class _Range(NamedTuple):
+    accepts: Callable[[Any], bool]
+    description: str
+
+
+def _number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+
+
+def _count(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+_COUNT = _Range(lambda value: _count(value, 1), "a whole number of at least 1")
+_NOT_NEGATIVE = _Range(lambda value: _number(value, 0.0), "a number of at least 0")
+_POSITIVE = _Range(lambda value: _number(value, 0.0) and value > 0, "a number above 0")
+_OPEN_UNIT = _Range(lambda value: _number(value, 0.0, 1.0) and 0.0 < value < 1.0, "a number between 0 and 1, both excluded")
+_UNIT = _Range(lambda value: _number(value, 0.0, 1.0), "a number from 0 to 1")
+_RATE = _Range(lambda value: callable(value) or _number(value, 0.0), "a number of at least 0 or a schedule")
+
+_RANGES: dict[str, _Range] = {
+    "advantage_scale": _NOT_NEGATIVE,
+    "alpha": _POSITIVE,
+    "batch_size": _COUNT,
+    "conservative_weight": _NOT_NEGATIVE,
+    "context_length": _COUNT,
+    "ema_every": _COUNT,
+    "expectile": _OPEN_UNIT,
+    "gamma": _UNIT,
+    "gumbel_temperature": _POSITIVE,
+    "kl_coef": _NOT_NEGATIVE,
+    "min_q_weight": _UNIT,
+    "n_action_samples": _COUNT,
+    "n_components": _Range(lambda value: _count(value, 2), "a whole number of at least 2"),
+    "n_diffusion_steps": _COUNT,
+    "n_value_samples": _COUNT,
+    "policy_delay": _COUNT,
+    "pretraining_updates": _Range(lambda value: _count(value, 0), "a whole number of at least 0"),
+    "target_noise_clip": _NOT_NEGATIVE,
+    "target_policy_noise": _NOT_NEGATIVE,
+    "tau": _Range(lambda value: _number(value, 0.0, 1.0) and value > 0, "a number from 0 (excluded) to 1"),
+}
+
+
+def check_arguments(model: Any) -> None:
+    """
+    Check the ranges of a model's constructor arguments, those it has of the known ones.
+
+    :param model: an algorithm whose constructor has set its attributes
+    :raises ValueError: a value is out of its range; the message names the argument, the value and the range
+    """
+    for name, value in vars(model).items():
+        known = _RATE if name.endswith("learning_rate") and value is not None else _RANGES.get(name)
+        if known is not None and not known.accepts(value):
+            raise ValueError(f"{type(model).__name__}: {name} is {value!r}, expected {known.description}.")
+    bounds = getattr(model, "value_bounds", None)
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"{type(model).__name__}: value_bounds is {bounds!r}, expected two numbers, the smaller one first.")
+
+
+def constructor_arguments(cls: type[Any]) -> dict[str, Any]:
+    """
+    Names and types of the arguments a class takes, with those that it passes on to its bases by ``**kwargs``.
+
+    :param cls: the class
+    """
+    arguments: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
+        for parameter in parameters:
+            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_named and parameter.name != "self" and not parameter.name.startswith("_"):
+                arguments.setdefault(parameter.name, parameter.annotation)
+        # ``**kwargs`` goes on to the base; what catches unknown names has another name.
+        if not any(parameter.kind is parameter.VAR_KEYWORD and parameter.name == "kwargs" for parameter in parameters):
+            break
+    return arguments
+
+
+def unknown_argument(algorithm: type, name: str) -> TypeError:
+    """
+    The error for a keyword that no constructor of the algorithm takes, with the names that are near.
+
+    :param algorithm: class of the algorithm
+    :param name: the keyword
+    """
+    near = difflib.get_close_matches(name, constructor_arguments(algorithm), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return TypeError(f"{algorithm.__name__}() has no argument '{name}'.{hint}")
