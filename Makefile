@@ -28,7 +28,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 train: venv
-	$(BIN)/python benchmarks/train.py --algo dmpo --seed 0 -P
+	$(BIN)/python benchmarks/train.py --algo dmpo --seed 0 --num-threads 1 -P
 
 test: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
