@@ -135,7 +135,7 @@ def test_ctrl_c_saves_once_and_exits_130(call: Callable[..., Outcome], tmp_path:
 def test_ctrl_c_before_the_first_update_saves_nothing(
     call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DMPO, "_setup_dataset", lambda self: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(DMPO, "_setup_dataset", lambda self, continuing: signal.raise_signal(signal.SIGINT))
     code, out, _ = call(train, *TINY)
     assert code == 130 and "nothing to save" in out
     assert not list(tmp_path.rglob("*.zip"))

@@ -1,11 +1,13 @@
 """What holds for training whatever the algorithm."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
 
 from sb3_dmpo import DMPO, IQL, InfoDMPO
+from sb3_dmpo.common.datasets import DatasetError
 from tests.toy_data import make_transitions
 
 
@@ -52,3 +54,17 @@ def test_other_algorithms_arguments() -> None:
 def test_unknown_argument_names_the_near_ones(name: str, near: str) -> None:
     with pytest.raises(TypeError, match=f"DMPO\\(\\) has no argument '{name}'. Did you mean {near}"):
         DMPO("MlpPolicy", dataset=make_transitions(), device="cpu", **{name: 1})
+
+
+def test_run_goes_on_with_its_own_data_only(tmp_path: Path) -> None:
+    data, other = make_transitions(), make_transitions(n_episodes=12)
+    model = DMPO("MlpPolicy", dataset=data, policy_kwargs={"net_arch": [8]}, seed=3, device="cpu").learn(2)
+    model.save(tmp_path / "model")
+    DMPO.load(tmp_path / "model", dataset=data).learn(1, reset_num_timesteps=False)
+    changed = DMPO.load(tmp_path / "model", dataset=other)
+    with pytest.raises(DatasetError, match=r"has changed since this run began .*reset_num_timesteps=True"):
+        changed.learn(1, reset_num_timesteps=False)
+    changed.learn(1)
+    # Asked for by name, another dataset is taken within a run too.
+    model.set_dataset(other)
+    assert model.learn(1, reset_num_timesteps=False).num_timesteps == 3

@@ -120,6 +120,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self.download = download
         self.dataset = dataset
         self.dataset_id = dataset_identifier(dataset)
+        self.dataset_fingerprint: str | None = None
         self._scaler_is_set = False
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
@@ -239,8 +240,12 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
 
     # Training ---------------------------------------------------------------------------------------------------
 
-    def _setup_dataset(self) -> None:
-        """Read the dataset into the replay buffer, once."""
+    def _setup_dataset(self, continuing: bool = False) -> None:
+        """
+        Read the dataset into the replay buffer, once.
+
+        :param continuing: whether a run goes on, which needs the data it began with
+        """
         if isinstance(self.replay_buffer, OfflineReplayBuffer):
             return
         dataset = self.dataset if self.dataset is not None else self.dataset_id
@@ -272,8 +277,15 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
             if not is_match:
                 expected, found = (getattr(owner, f"{what}_space") for owner in (self, buffer))
                 raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
+        if continuing and self.dataset_fingerprint not in (None, buffer.fingerprint):
+            raise DatasetError(
+                f"The dataset {self.dataset_id} has changed since this run began (its content had the hash "
+                f"{self.dataset_fingerprint}, now it is {buffer.fingerprint}). Restore it to continue, or begin a new run on "
+                "it with `reset_num_timesteps=True`."
+            )
         self._on_dataset(buffer)
         self.replay_buffer = buffer
+        self.dataset_fingerprint = buffer.fingerprint
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         """
@@ -288,11 +300,12 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
 
     def set_dataset(self, dataset: Any) -> None:
         """
-        Learn from another dataset from the next call of ``learn`` on.
+        Learn from another dataset from the next call of ``learn`` on, also within a run.
 
         :param dataset: as in the constructor
         """
         self.dataset, self.dataset_id, self.replay_buffer = dataset, dataset_identifier(dataset), None
+        self.dataset_fingerprint = None
 
     def sample_noise(self, batch_size: int) -> dict[str, th.Tensor]:
         """
@@ -383,7 +396,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         :raises FloatingPointError: a loss is no longer finite
         :return: the model itself
         """
-        self._setup_dataset()
+        self._setup_dataset(continuing=not reset_num_timesteps)
         self._take_over_random_state(continuing=not reset_num_timesteps)
         if self.env is None:
             # Callbacks of SB3 insist on a training env; this one has the spaces and nothing else.

@@ -49,6 +49,7 @@ class ZipMixin(BaseAlgorithm):
     _metrics: MetricAverager
     _noise_generator: th.Generator
     set_dataset: Any
+    dataset_fingerprint: str | None
 
     def _excluded_save_params(self) -> list[str]:
         runtime = [
@@ -140,7 +141,10 @@ class ZipMixin(BaseAlgorithm):
         except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         if "dataset" in kwargs:
+            # The hash stays: what is passed has to be the data that the run began with.
+            fingerprint = model.dataset_fingerprint
             model.set_dataset(kwargs["dataset"])
+            model.dataset_fingerprint = fingerprint
         return model
 
     def _get_random_state(self) -> dict[str, Any]:
