@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +22,18 @@ def isolated_data_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
         patch.setenv("SB3_DMPO_CACHE", str(folder / "cache"))
         yield folder / "minari"
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run an entry point in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(program: Callable[[list[str]], int], *argv: str) -> tuple[int, str, str]:
+        code = program(list(argv))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run

@@ -39,19 +39,6 @@ TINY = ["-n", "6", "--eval-episodes", "2", "--seed", "1", "-params", "policy_kwa
 Outcome = tuple[int, str, str]
 
 
-@pytest.fixture
-def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Run an entry point in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(program: Callable[[list[str]], int], *argv: str) -> Outcome:
-        code = program(list(argv))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
 def assert_one_line(outcome: Outcome, *words: str, code: int = 2) -> None:
     assert outcome[0] == code, outcome
     lines = outcome[2].strip().splitlines()

@@ -25,6 +25,7 @@ from sb3_dmpo.cli.eval_callback import RunEvalCallback
 from sb3_dmpo.cli.interrupt import StopOnInterrupt, ignored_interrupts
 from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.results import ResultsFile, commit, describe_data, score_line, typed_command
+from sb3_dmpo.cli.resume import InterruptedRun
 from sb3_dmpo.common.datasets import DatasetError, dataset_spaces
 from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
 
@@ -55,6 +56,13 @@ class OfflineExperimentManager(ExperimentManager):
         self.interrupted = False
         self._has_folder = False
         self.learning_since = 0.0
+        self.resumed: InterruptedRun | None = args.interrupted_run
+        self._is_finished = False
+        if self.resumed is not None:
+            self.save_path = str(self.resumed.folder)
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            if self.resumed.checkpoint is not None:
+                self.trained_agent, self.continue_training = str(self.resumed.checkpoint), True
         self.results: ResultsFile | None = None
         if args.results:
             self.results = ResultsFile(
@@ -90,6 +98,8 @@ class OfflineExperimentManager(ExperimentManager):
         if self.n_timesteps <= 0 and "n_timesteps" not in hyperparams:
             raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
+        if self.resumed is not None:
+            self.resumed.check_config(plain(dict(written)), self.args.n_timesteps)
         self._choose_protocol(hyperparams)
         print("Hyperparameters (those being tuned will be overridden):")
         pprint(dict(sorted(written.items())))
@@ -157,6 +167,8 @@ class OfflineExperimentManager(ExperimentManager):
 
     def create_log_folder(self) -> None:
         """Make the run's folder. A run that starts at the same moment gets another number, not the same folder."""
+        if self.resumed is not None:
+            return
         os.makedirs(self.log_path, exist_ok=True)
         while True:
             try:
@@ -213,8 +225,12 @@ class OfflineExperimentManager(ExperimentManager):
         self.callbacks.append(self.eval_callback)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        print(f"Continuing {self.trained_agent}, with its own hyperparameters but for those of -params")
-        changed = {key: hyperparams[key] for key in self.custom_hyperparams or {} if key in hyperparams}
+        changed: dict[str, Any] = {}
+        if self.resumed is not None:
+            print(f"Resuming {self.trained_agent}")
+        else:
+            print(f"Continuing {self.trained_agent}, with its own hyperparameters but for those of -params")
+            changed = {key: hyperparams[key] for key in self.custom_hyperparams or {} if key in hyperparams}
         for key in ("policy", "policy_kwargs"):
             if key in changed:
                 raise UsageError(f"{key!r} cannot be changed with -i: the networks are those of {self.trained_agent}.")
@@ -235,8 +251,11 @@ class OfflineExperimentManager(ExperimentManager):
         return model
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.resumed is not None:
+            print(f"Log path: {self.save_path}")
+            return
         folder = Path(self.params_path)
-        options = {key: value for key, value in vars(self.args).items() if key != "argv"}
+        options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "interrupted_run")}
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
             (folder / name).write_text(yaml.safe_dump(plain(dict(content))), encoding="utf-8")
         (folder / "command.txt").write_text(typed_command(self.args.argv), encoding="utf-8")
@@ -254,10 +273,17 @@ class OfflineExperimentManager(ExperimentManager):
         if self.log_interval != -1:
             arguments["log_interval"] = self.log_interval if self.log_interval > -1 else None
         self.learning_since = time.monotonic()
+        n_timesteps = self.n_timesteps
+        if self.resumed is not None and self.resumed.checkpoint is not None:
+            n_timesteps = max(n_timesteps - model.num_timesteps, 0)
+            self._is_finished = n_timesteps == 0 and self.resumed.checkpoint.name == f"{self.env_name}.zip"
+            self._catch_up(model.num_timesteps)
         try:
+            if self._is_finished:
+                return
             with self.interrupt.listening():
                 model.learn(
-                    self.n_timesteps,
+                    n_timesteps,
                     callback=self.callbacks,
                     reset_num_timesteps=not self.continue_training,
                     **arguments,
@@ -275,6 +301,17 @@ class OfflineExperimentManager(ExperimentManager):
                 if env is not None:
                     env.close()
         self.interrupted = self.interrupt.requested
+
+    def _catch_up(self, updates: int) -> None:
+        """
+        Bring the callbacks to where they were: evaluations and checkpoints come at the same updates as before.
+
+        :param updates: updates done
+        """
+        for callback in self.callbacks:
+            callback.n_calls = updates
+        if self.eval_callback is not None:
+            self.eval_callback.restore_evaluations(updates)
 
     def _on_result(self, result: EvaluationResult, updates: int, is_final: bool) -> None:
         if self.verbose > 0:
@@ -297,6 +334,9 @@ class OfflineExperimentManager(ExperimentManager):
         if model.num_timesteps == 0:
             print("Interrupted before the first update: nothing to save.")
             raise KeyboardInterrupt
+        if self._is_finished:
+            print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates) was finished before")
+            return
         with ignored_interrupts():
             super().save_trained_model(model)
             print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates)")

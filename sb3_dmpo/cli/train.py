@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.environments import register_environment
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.resume import find_run
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
 from sb3_dmpo.common.datasets import dataset_spaces
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
@@ -32,6 +33,9 @@ class TrainParser(ZooParser):
     def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
         super().__init__(argv, options, prog="train.py", description=__doc__)
         self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+        self.add_argument(
+            "--resume", action="store_true", help="finish the newest run of this algorithm, dataset and seed, in its folder"
+        )
         self.add_argument("--results", default="", metavar="FILE.csv", help="append a row for every evaluation")
 
     def prepare(self, options: argparse.Namespace) -> None:
@@ -54,10 +58,23 @@ class TrainParser(ZooParser):
         load_config(options.conf_file)
         if options.trained_agent:
             self._check_trained_agent(options)
+        options.interrupted_run = None
+        if options.resume:
+            self._find_interrupted_run(options)
         if options.save_replay_buffer:
             raise UsageError("--save-replay-buffer is of no use: the replay buffer is the dataset.")
         if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
             raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
+
+    @staticmethod
+    def _find_interrupted_run(options: argparse.Namespace) -> None:
+        if options.trained_agent or options.optimize_hyperparameters:
+            raise UsageError("--resume finishes a run: it goes neither with -i nor with -optimize.")
+        run = find_run(options.log_folder, options.algo, options.env, options.dataset, options.seed)
+        if run is None:
+            print(f"--resume: no run of {options.algo} on {options.dataset} under {options.log_folder}, beginning one.")
+            return
+        options.interrupted_run, options.seed = run, run.seed
 
     @staticmethod
     def _check_trained_agent(options: argparse.Namespace) -> None:

@@ -97,6 +97,28 @@ class NormalizedEvalCallback(EvalCallback):
         with atomic_write(f"{self.log_path}.npz") as file:
             np.savez(file, **arrays)
 
+    def restore_evaluations(self, updates: int) -> None:
+        """
+        Take over the evaluations that an interrupted run has written, so that the file goes on and the best model stays.
+
+        :param updates: update to go on from; later evaluations are dropped
+        """
+        if self.log_path is None or not os.path.exists(f"{self.log_path}.npz"):
+            return
+        with np.load(f"{self.log_path}.npz") as arrays:
+            kept = arrays["timesteps"] <= updates
+            for key, values in (
+                ("timesteps", self.evaluations_timesteps),
+                ("results", self.evaluations_results),
+                ("ep_lengths", self.evaluations_length),
+                ("successes", self.evaluations_successes),
+                ("normalized_scores", self.evaluations_normalized),
+            ):
+                if key in arrays:
+                    values.extend(arrays[key][kept].tolist())
+        means = [float(np.mean(returns)) for returns in self.evaluations_results]
+        self.best_mean_reward = max(means, default=self.best_mean_reward)
+
     def _log_evaluation(self, result: EvaluationResult) -> None:
         values = {
             "eval/mean_reward": result.mean_return,

@@ -1,0 +1,104 @@
+"""Runs that are killed and resumed end as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_dmpo import DMPO
+from tests.test_cli import Outcome, assert_one_line
+
+pytest.importorskip("rl_zoo3")
+
+from sb3_dmpo.cli.main import train
+
+N_UPDATES = 40
+RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
+RUN += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
+FOLDER = Path("dmpo/TwoGoals-v0_1")
+
+
+def weights(log_folder: Path) -> dict[str, th.Tensor]:
+    return DMPO.load(log_folder / FOLDER / "TwoGoals-v0.zip").policy.state_dict()
+
+
+def assert_same(log_folder: Path, other: Path) -> None:
+    for (name, first), second in zip(weights(log_folder).items(), weights(other).values(), strict=True):
+        assert th.equal(first, second), name
+
+
+@pytest.fixture
+def whole(call: Callable[..., Outcome], tmp_path: Path) -> Path:
+    """A run that nobody disturbed."""
+    assert call(train, *RUN, "-f", "whole")[0] == 0
+    return tmp_path / "whole"
+
+
+def test_resumed_run_ends_with_the_same_weights(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    assert call(train, *RUN, "-f", "killed")[0] == 0
+    killed = tmp_path / "killed"
+    # What SIGKILL after update 25 leaves: two checkpoints, three evaluations, and half a checkpoint that never got its name.
+    (killed / FOLDER / "TwoGoals-v0.zip").unlink()
+    for updates in (30, 40):
+        (killed / FOLDER / f"rl_model_{updates}_steps.zip").unlink()
+    code, out, err = call(train, *RUN, "-f", "killed", "--resume")
+    assert code == 0, err
+    assert "Resuming killed/dmpo/TwoGoals-v0_1/rl_model_20_steps.zip" in out
+    assert_same(killed, whole)
+    assert [path.name for path in (killed / "dmpo").iterdir()] == ["TwoGoals-v0_1"]
+    evaluations = np.load(killed / FOLDER / "evaluations.npz")["timesteps"]
+    assert evaluations.tolist() == [8, 16, 24, 32, 40]
+
+    code, out, _ = call(train, *RUN, "-f", "killed", "--resume")
+    assert code == 0 and "was finished before" in out
+
+
+def test_damaged_or_missing_checkpoints_cost_updates_only(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    assert call(train, *RUN, "-f", "killed")[0] == 0
+    killed = tmp_path / "killed"
+    for name in ("TwoGoals-v0.zip", "rl_model_40_steps.zip", "rl_model_30_steps.zip"):
+        path = killed / FOLDER / name
+        path.write_bytes(path.read_bytes()[:1000])
+    assert "rl_model_20_steps" in call(train, *RUN, "-f", "killed", "--resume")[1]
+    assert_same(killed, whole)
+    for path in (killed / FOLDER).glob("*.zip"):
+        path.unlink()
+    assert call(train, *RUN, "-f", "killed", "--resume")[0] == 0
+    assert_same(killed, whole)
+
+
+def test_resume_refuses_other_settings(call: Callable[..., Outcome], whole: Path) -> None:
+    assert_one_line(
+        call(train, *RUN, "gamma:0.9", "-f", "whole", "--resume"), "gamma: not set before, 0.9 now", "other settings"
+    )
+    assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-n", "50"), "-n: 40 before, 50 now")
+    assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
+    code, out, _ = call(train, *RUN, "-f", "elsewhere", "--resume")
+    assert code == 0 and "no run of dmpo" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds_after_first_checkpoint", [0.0, 0.1, 0.35])
+def test_sigkill_while_training(
+    call: Callable[..., Outcome], tmp_path: Path, whole: Path, seconds_after_first_checkpoint: float
+) -> None:
+    script = "import sys, torch; torch.set_num_threads(1); from sb3_dmpo.cli.main import train; sys.exit(train())"
+    command = [sys.executable, "-c", script, *RUN, "-f", "killed"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").rglob("rl_model_10_steps.zip")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(seconds_after_first_checkpoint)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    code, _, err = call(train, *RUN, "-f", "killed", "--resume")
+    assert code == 0, err
+    assert_same(tmp_path / "killed", whole)
