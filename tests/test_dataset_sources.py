@@ -1,5 +1,6 @@
 """D4RL files and SB3's replay buffers."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,27 @@ def test_replay_buffers_that_cannot_be_used(tmp_path: Path) -> None:
     buffer.observation_space = spaces.Box(-1, 1, (3,))
     with pytest.raises(DatasetError, match=r"its arrays do not fit its spaces.*\(3, 2\), expected \(batch, 3\)"):
         load_transitions(buffer)
+
+
+class Touch:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(10, SPACE, ACTION_SPACE, device="cpu")
+    buffer.extra = Touch(tmp_path / "executed")
+    save_to_pkl(tmp_path / "bad.pkl", buffer)
+    with pytest.raises(DatasetError, match=r"bad\.pkl': it asks for .*mkdir.*load_from_pkl"):
+        load_transitions(tmp_path / "bad.pkl")
+    assert not (tmp_path / "executed").exists()
+    pickle.loads((tmp_path / "bad.pkl").read_bytes())
+    assert (tmp_path / "executed").exists()
 
 
 def test_pickles_that_cannot_be_used(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Collection
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,9 +40,11 @@ _ALLOWED: dict[str, Collection[str]] = {
     "gymnasium.spaces.dict": ("Dict",),
     "numpy": ("ndarray", "dtype", "float32", "float64", "int64"),
     "numpy.dtypes": ("Float32DType", "Float64DType", "BoolDType", "Int64DType"),
+    "stable_baselines3.common.buffers": ("DictReplayBuffer", "NStepReplayBuffer", "ReplayBuffer"),
     "stable_baselines3.common.type_aliases": ("TrainFreq", "TrainFrequencyUnit"),
     "stable_baselines3.common.utils": ("ConstantSchedule", "FloatSchedule", "LinearSchedule"),
     "rl_zoo3.utils": ("SimpleLinearSchedule",),
+    "torch": ("device",),
     "torch.nn.modules.activation": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
     "torch.optim.adam": ("Adam",),
     "torch.optim.adamw": ("AdamW",),
@@ -67,7 +69,7 @@ _NUMPY_INTERNAL = {
 }
 
 
-class _AllowListUnpickler(pickle.Unpickler):
+class AllowListUnpickler(pickle.Unpickler):
     """
     An unpickler that finds nothing but the classes that files of this package hold.
 
@@ -75,7 +77,7 @@ class _AllowListUnpickler(pickle.Unpickler):
     :param classes: further classes that are allowed, e.g. the policies of the algorithm that loads
     """
 
-    def __init__(self, file: io.BytesIO, classes: Collection[type]) -> None:
+    def __init__(self, file: BinaryIO, classes: Collection[type] = ()) -> None:
         super().__init__(file)
         self._classes = {(cls.__module__, cls.__qualname__): cls for cls in classes}
 
@@ -98,7 +100,7 @@ def _decode(key: str, item: Any, classes: Collection[type]) -> Any:
     if not (isinstance(item, dict) and ":serialized:" in item):
         return item
     try:
-        return _AllowListUnpickler(io.BytesIO(base64.b64decode(item[":serialized:"], validate=True)), classes).load()
+        return AllowListUnpickler(io.BytesIO(base64.b64decode(item[":serialized:"], validate=True)), classes).load()
     except UnsafeFileError as error:
         raise UnsafeFileError(
             f"The attribute '{key}' {error}, which no model of this package needs. If you trust the file, load it with "

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.save_util import load_from_pkl
 
+from sb3_dmpo.common.checked_load import AllowListUnpickler, UnsafeFileError
 from sb3_dmpo.common.dataset_types import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
 from sb3_dmpo.common.dataset_validation import checked_spaces
 from sb3_dmpo.common.preprocessing import flat_size, flatten_observations
@@ -54,7 +54,7 @@ class ReplayBufferSource(DatasetSource):
     @classmethod
     def from_pickle(cls, path: Path) -> "ReplayBufferSource":
         """
-        A buffer in a file. A pickle runs code when it is read: only open files that you trust.
+        A buffer in a file. Nothing in it is executed: only the classes that SB3's buffers hold are admitted.
 
         :param path: What ``model.save_replay_buffer`` has written
         :raises DatasetError: if there is no such file, or if it holds something else
@@ -64,7 +64,12 @@ class ReplayBufferSource(DatasetSource):
             raise DatasetError(f"{label} does not exist: check the path.")
         how = "Write the file again with model.save_replay_buffer"
         try:
-            buffer = load_from_pkl(path)
+            with open(path, "rb") as file:
+                buffer = AllowListUnpickler(file).load()
+        except UnsafeFileError as err:
+            what = f"it {err}, which no replay buffer of Stable-Baselines3 needs"
+            how = "If you trust the file, load it with stable_baselines3.common.save_util.load_from_pkl and pass the object"
+            raise DatasetError.at(label, what, how) from None
         except Exception as err:  # depends on what is in the file
             what = f"it cannot be unpickled ({type(err).__name__}: {err})"
             raise DatasetError.at(label, what, how) from None

@@ -68,7 +68,7 @@ def load_transitions(
     All transitions of a dataset, validated, with flat float32 observations and actions in [-1, 1].
 
     :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``/``DictReplayBuffer``, path to its pickle
-        (``*.pkl``; a pickle runs code when it is read, so only pass files that you trust), path to a D4RL file
+        (``*.pkl``; only SB3's own classes are read from it), path to a D4RL file
         (``*.hdf5``), or ``Transitions``, which are returned as they are
     :param download: Whether to fetch a Minari dataset that is not in the local root
     :param env: Environment that the policy is meant for; its spaces are compared with those of the dataset
