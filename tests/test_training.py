@@ -43,6 +43,11 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
         DMPO("MlpPolicy", dataset=make_transitions(), device="cpu", **arguments)
 
 
+def test_missing_device() -> None:
+    with pytest.raises(ValueError, match=r"device is 'cuda:99', but PyTorch finds \d+ CUDA devices"):
+        DMPO("MlpPolicy", dataset=make_transitions(), device="cuda:99")
+
+
 def test_other_algorithms_arguments() -> None:
     with pytest.raises(ValueError, match=r"IQL: expectile is 1\.0, expected a number between 0 and 1"):
         IQL("MlpPolicy", dataset=make_transitions(), device="cpu", expectile=1.0)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch as th
+
 
 class _Range(NamedTuple):
     accepts: Callable[[Any], bool]
@@ -65,6 +67,21 @@ def check_arguments(model: Any) -> None:
     bounds = getattr(model, "value_bounds", None)
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise ValueError(f"{type(model).__name__}: value_bounds is {bounds!r}, expected two numbers, the smaller one first.")
+
+
+def check_device(device: th.device | str) -> None:
+    """
+    Check that a device asked for by name is there; SB3 would silently take the CPU instead.
+
+    :param device: as given to the constructor
+    :raises ValueError: it is a CUDA device that this machine does not have
+    """
+    if str(device) == "auto":
+        return
+    device = th.device(device)
+    found = th.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"device is {str(device)!r}, but PyTorch finds {found} CUDA devices here: use 'auto' or 'cpu'.")
 
 
 def constructor_arguments(cls: type[Any]) -> dict[str, Any]:

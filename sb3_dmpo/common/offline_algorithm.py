@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
-from sb3_dmpo.common.arguments import check_arguments, unknown_argument
+from sb3_dmpo.common.arguments import check_arguments, check_device, unknown_argument
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.common.policies import OfflinePolicy
@@ -96,6 +96,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     ) -> None:
         for name in unknown:
             raise unknown_argument(type(self), name)
+        check_device(device)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
