@@ -20,7 +20,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
+from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError, check_archive
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 
 OBSERVATION = np.array([0.1, -0.2, 0.3], np.float32)
@@ -180,6 +180,18 @@ def test_damaged_files(content: bytes) -> None:
         else:
             np.testing.assert_array_equal(action, expected)
     assert refused > 20
+
+
+def test_damaged_end_of_the_directory(content: bytes) -> None:
+    """Every bit of the record that a reader begins with."""
+    for position in range(len(content) - 22, len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            try:
+                check_archive(bytes(flipped))
+            except (DamagedFileError, UnsafeFileError):
+                continue
 
 
 def test_other_algorithm_and_no_model(content: bytes, tmp_path: Path) -> None:

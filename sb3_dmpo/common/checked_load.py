@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Collection
 from typing import Any, BinaryIO
 
@@ -145,7 +146,9 @@ def check_archive(content: bytes) -> None:
             for name in names:
                 if name.endswith(".pth"):
                     _check_tensors(name, archive.read(name))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (DamagedFileError, UnsafeFileError):
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
         raise DamagedFileError(
             f"This is no complete zip file ({error}): it is damaged or was cut off. Use another copy."
         ) from None
