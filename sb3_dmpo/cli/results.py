@@ -67,7 +67,10 @@ def typed_command(argv: Sequence[str] | None = None) -> str:
 
 
 def commit() -> str:
-    """The git commit of the package's checkout, ``-dirty`` with uncommitted changes, ``unknown`` outside of one."""
+    """
+    The git commit of the package's checkout, ``-dirty`` with uncommitted changes (but for results, which change no score),
+    ``unknown`` outside of one.
+    """
     package = Path(sb3_dmpo.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -78,7 +81,8 @@ def commit() -> str:
         # Installed into the environment of some other project, that project's commit would say nothing.
         git("ls-files", "--error-unmatch", "__init__.py")
         revision = git("rev-parse", "HEAD")
-        return f"{revision}-dirty" if git("status", "--porcelain", "--untracked-files=no", ":/") else revision
+        code = (":/", ":(top,exclude)benchmarks/results")
+        return f"{revision}-dirty" if git("status", "--porcelain", "--untracked-files=no", *code) else revision
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
