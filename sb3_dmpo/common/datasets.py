@@ -1,6 +1,13 @@
-"""Datasets of all supported formats as transitions: the public face of the data layer."""
+"""
+Datasets of all supported formats as transitions: the public face of the data layer.
 
+``python -m sb3_dmpo.common.datasets describe ID`` says what a dataset is like.
+"""
+
+import importlib
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +37,9 @@ __all__ = [
     "load_transitions",
     "recover_environment",
 ]
+
+# Run as a program this file is executed beside its import, which does no harm: it keeps no state.
+warnings.filterwarnings("ignore", message="'sb3_dmpo.common.datasets' found in sys.modules", category=RuntimeWarning)
 
 _HDF5_SUFFIXES = (".hdf5", ".h5")
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
@@ -159,3 +169,8 @@ def recover_environment(dataset_id: Any, *, eval_env: bool = True, download: boo
         env.close()
         raise
     return env
+
+
+if __name__ == "__main__":
+    # By name: the data layer depends on no command line.
+    sys.exit(importlib.import_module("sb3_dmpo.cli.data_command").main())

@@ -1,0 +1,87 @@
+"""``python -m sb3_dmpo.common.datasets``: one subcommand for everything that is done with a dataset before training."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_dmpo.cli.errors import exit_code
+from sb3_dmpo.common.dataset_report import DatasetReport, describe_dataset
+from sb3_dmpo.common.datasets import load_transitions
+
+PROG = "python -m sb3_dmpo.common.datasets"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a subcommand; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+    parser = argparse.ArgumentParser(prog=PROG, description="Look at datasets before anything is trained on them.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    # Every function adds one subcommand and sets its ``run``, which takes the parsed options.
+    for add_command in (_add_describe,):
+        add_command(commands)
+    options = parser.parse_args(argv)
+    return exit_code(lambda: options.run(options), "datasets")
+
+
+# describe -----------------------------------------------------------------------------------------------------------
+
+
+def _add_describe(commands: Any) -> None:
+    parser = commands.add_parser("describe", help="episodes, returns, dimensions and saturation of the actions")
+    parser.add_argument("dataset", help="Minari id, or path of a D4RL file or of a replay buffer")
+    parser.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+    parser.set_defaults(run=_describe)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    report = describe_dataset(load_transitions(options.dataset, download=options.download))
+    for name, value in report_lines(report):
+        print(f"{name:<14} {value}")
+
+
+def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
+    """
+    A report as names and texts.
+
+    :param report: the report
+    """
+    n_episodes = len(report.returns)
+    low, median, high = (float(value) for value in (report.lengths.min(), *_quantiles(report.lengths, 0.5, 1.0)))
+    keys = f" in {report.observation_keys} entries" if report.observation_keys else ""
+    worst = int(report.saturation.argmax())
+    return [
+        ("dataset", report.dataset_id or "without a name"),
+        ("transitions", f"{report.n_transitions:,} in {n_episodes:,} episodes"),
+        ("lengths", f"{low:.0f} to {high:.0f} steps, median {median:.0f}; {report.n_terminated:,} end by a termination"),
+        ("returns", f"mean {report.returns.mean():.2f}, std {report.returns.std():.2f}"),
+        (
+            "",
+            "min {:.2f}, quartiles {:.2f} {:.2f} {:.2f}, max {:.2f}".format(
+                *_quantiles(report.returns, 0, 0.25, 0.5, 0.75, 1)
+            ),
+        ),
+        ("observations", f"{report.observation_size} numbers{keys}"),
+        ("actions", f"{len(report.saturation)} numbers, {_bounds(report)}"),
+        (
+            "saturation",
+            f"{100 * report.saturation.mean():.1f}% of the entries lie on a bound (most: entry {worst}, "
+            f"{100 * report.saturation[worst]:.1f}%)",
+        ),
+    ]
+
+
+def _quantiles(values: npt.NDArray[Any], *shares: float) -> list[float]:
+    return [float(value) for value in np.quantile(values, shares)]
+
+
+def _bounds(report: DatasetReport) -> str:
+    if len({*report.action_low, *report.action_high}) <= 2:
+        return f"each from {report.action_low[0]:g} to {report.action_high[0]:g}"
+    return f"from {report.action_low.tolist()} to {report.action_high.tolist()}"
