@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers
 LINT_PATHS := sb3_dmpo benchmarks tests
 PYTEST_ARGS ?= -n auto --maxprocesses 8
 
@@ -13,9 +14,10 @@ help:
 	@echo "make test           tests without the slow ones"
 	@echo "make test-slow      the slow tests only"
 	@echo "make test-cov       tests without the slow ones, with a coverage report"
+	@echo "make peers          $(PEERS) with the d3rlpy that benchmarks/speed.py compares with"
 	@echo "make format         sort imports and format"
 	@echo "make commit-checks  format check, types and lint"
-	@echo "All of them create $(VENV) first where it is missing (PYTHON=python3.12 picks the interpreter)."
+	@echo "All of them but peers create $(VENV) first where it is missing (PYTHON=python3.12 picks the interpreter)."
 
 venv: $(INSTALLED)
 
@@ -25,6 +27,15 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -e ".[tests,zoo,plots]" -c constraints.txt
+	touch $@
+
+peers: $(PEERS)/.installed
+
+# An environment of its own, since d3rlpy pins gymnasium 1.0.0; the same torch, so that only the libraries differ.
+$(PEERS)/.installed: constraints.txt
+	test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(PEERS)/bin/python -m pip install "d3rlpy==2.8.1"
 	touch $@
 
 train: venv
@@ -58,4 +69,4 @@ commit-checks: check-codestyle type lint
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
-.PHONY: help venv train test test-slow test-cov type lint format check-codestyle commit-checks clean
+.PHONY: help venv peers train test test-slow test-cov type lint format check-codestyle commit-checks clean

@@ -1,0 +1,81 @@
+"""
+Speed of everything, on this machine: ``python benchmarks/speed.py`` prints its tables and writes them to
+``benchmarks/results/speed.csv``.
+
+Each system runs in turn with the others in the same minutes, so that ratios hold on a busy machine where single figures do
+not. d3rlpy takes part once ``make peers`` has made its environment. ``--quick`` is for a look.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.timing import rows as rows_module
+from benchmarks.timing import tables
+from benchmarks.timing.turns import QUICK, Effort
+from sb3_dmpo import ALGOS
+
+RESULTS = Path(__file__).parent / "results" / "speed.csv"
+TABLES = ("train", "scaling")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """
+    The options.
+
+    :param argv: arguments; None: those of the process
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(TABLES), help="tables to measure, e.g. train,predict")
+    parser.add_argument("--algos", default=",".join(ALGOS), help="algorithms of the train table")
+    parser.add_argument("--threads", default="1,2", help="threads of the train table; the others use the first number")
+    parser.add_argument("--quick", action="store_true", help="short blocks and few of them")
+    parser.add_argument("--repeats", type=int, default=None, help="blocks of every contender")
+    parser.add_argument("--seconds", type=float, default=None, help="processor seconds of a block")
+    parser.add_argument("--output", type=Path, default=None, help=f"CSV file (default: {RESULTS}, none with --quick)")
+    options = parser.parse_args(argv)
+    options.only, options.algos = options.only.split(","), options.algos.split(",")
+    options.threads = [int(count) for count in options.threads.split(",")]
+    if options.output is None and not options.quick:
+        options.output = RESULTS
+    for table in options.only:
+        if table not in TABLES:
+            parser.error(f"{table!r} is no table; there are {', '.join(TABLES)}.")
+    try:
+        tables.check_names(options.algos)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> list[rows_module.Row]:
+    """
+    Measure, print and save; the rows.
+
+    :param argv: arguments; None: those of the process
+    """
+    options = parse(argv)
+    effort = QUICK if options.quick else Effort()
+    effort = Effort(options.seconds or effort.seconds, options.repeats or effort.repeats, effort.warm_up)
+    makers: dict[str, Callable[[], Iterator[rows_module.Row]]] = {
+        "train": lambda: tables.train_rows(options.algos, options.threads, effort),
+        "scaling": lambda: tables.scaling_rows(options.threads[0], effort),
+    }
+    origin, found = rows_module.origin(), []
+    for table in TABLES:
+        if table not in options.only:
+            continue
+        print(f"\n{table}", flush=True)
+        for row in makers[table]():
+            found.append(row | origin)
+            print(rows_module.line(row), flush=True)
+        if options.output is not None:
+            rows_module.write(options.output, found)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The tables of benchmarks/speed.py at their smallest: that they are made and say what they have to, not how fast it is."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+speed = pytest.importorskip("benchmarks.speed")
+from benchmarks.timing import rows, tables, turns  # noqa: E402
+from benchmarks.timing.server import Contenders, Server  # noqa: E402
+from sb3_dmpo import ALGOS  # noqa: E402
+
+TINY = ("--quick", "--seconds", "0.001", "--repeats", "2", "--threads", "1")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes to be started, no warm-up, little data, and nothing that has to be compiled."""
+
+    def contenders(module: str, **options: Any) -> Contenders:
+        return Contenders(module)
+
+    monkeypatch.setattr(turns, "Server", contenders)
+    monkeypatch.setattr(tables, "has_peers", lambda: False)
+    monkeypatch.setattr(speed, "QUICK", turns.Effort(0.001, 2, 1))
+    monkeypatch.setattr("benchmarks.timing.ours.N_TRANSITIONS", 1000)
+    monkeypatch.setattr("benchmarks.timing.ours.VARIANTS", {"default": {}})
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_train_table_compares_with_stable_baselines3(tmp_path: Path) -> None:
+    found = speed.main([*TINY, "--only", "train", "--algos", "bc", "--output", str(tmp_path / "speed.csv")])
+    assert [row["system"] for row in found] == ["SB3 TD3", "sb3_dmpo"]
+    assert found[1]["ratio_to"] == "SB3 TD3" and float(found[1]["ratio"]) > 0
+    with open(tmp_path / "speed.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert tuple(written[0]) == rows.COLUMNS
+    assert [float(row["median"]) for row in written] == [float(row["median"]) for row in found]
+    for column in ("case", "setting", "measure", "command", "commit", "cpu", "torch", "threads"):
+        assert all(row[column] for row in written), column
+
+
+@pytest.mark.slow
+def test_a_contender_in_a_process_of_its_own() -> None:
+    server = Server("benchmarks.timing.ours")
+    try:
+        server.ask(do="build", name="bc", factory="train", options={"algo": "bc"})
+        answer = server.ask(do="run", name="bc", n=3)
+        assert answer["wall"] > 0 and answer["cpu"] > 0
+        with pytest.raises(RuntimeError, match=r"(?s)unknown failed.*KeyError: 'unknown'"):
+            server.ask(do="run", name="unknown", n=1)
+    finally:
+        server.close()
+
+
+def test_ratios_are_taken_repeat_by_repeat() -> None:
+    row = rows.measured([1.0, 20.0, 300.0], [2.0, 40.0, 600.0], "other")
+    assert (row["median"], row["ratio"], row["ratio_low"], row["ratio_high"]) == ("20", "0.5", "0.5", "0.5")
+
+
+def test_tables_that_are_not_measured_stay_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "speed.csv"
+    rows.write(path, [{"table": "train", "case": "old"}, {"table": "predict", "case": "kept"}])
+    rows.write(path, [{"table": "train", "case": "new"}])
+    with open(path, newline="") as file:
+        assert sorted(row["case"] for row in csv.DictReader(file)) == ["kept", "new"]
+
+
+def test_every_algorithm_has_a_setting_in_words() -> None:
+    from benchmarks.timing.ours import setting
+
+    for name in ALGOS:
+        arguments, words = setting(name, {})
+        assert f"batch {arguments['batch_size']}" in words
+    assert setting("dmpo", {"n_components": 4})[1] == "batch 256, 2x256, |Z| 4"
+
+
+def test_an_unknown_table_or_algorithm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--only", "nothing"], "'nothing' is no table"),
+        (["--algos", "ppo"], "'ppo' is no algorithm"),
+    ):
+        with pytest.raises(SystemExit):
+            speed.main([*TINY, *arguments])
+        assert message in capsys.readouterr().err
