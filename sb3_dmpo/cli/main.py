@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sb3_dmpo.cli.errors import exit_code
+from sb3_dmpo.cli.errors import EXIT_FAILURE, exit_code
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -35,3 +35,20 @@ def enjoy(argv: Sequence[str] | None = None) -> int:
         run(argv)
 
     return exit_code(program, "enjoy.py")
+
+
+def sweep(argv: Sequence[str] | None = None) -> int:
+    """
+    Do a grid of runs; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code, not 0 if a run has failed
+    """
+    failed: list[int] = []
+
+    def program() -> None:
+        from sb3_dmpo.cli.sweep import run
+
+        failed.append(run(argv))
+
+    return exit_code(program, "sweep.py") or min(sum(failed), EXIT_FAILURE)

@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,12 @@ def score_line(result: EvaluationResult, with_source: bool = True) -> str:
 
 
 @contextlib.contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    """Only one process at a time writes the file."""
+def locked(descriptor: int) -> Iterator[None]:
+    """
+    Only one process at a time is in the block for a file.
+
+    :param descriptor: the open file
+    """
     try:
         import fcntl
     except ImportError:  # not on this platform; a single write with O_APPEND is all there is
@@ -172,16 +176,28 @@ class ResultsFile:
         }
         self._append(_csv_line([row[column] for column in COLUMNS]))
 
-    def _append(self, line: str) -> None:
+    def append_rows(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """
+        Write rows of other results files, but for those that are there already.
+
+        :param rows: values of all columns
+        """
+        lines = [_csv_line([row[column] for column in COLUMNS]) for row in rows]
+        self._append("".join(dict.fromkeys(lines)), is_unique=True)
+
+    def _append(self, lines: str, is_unique: bool = False) -> None:
         header = _csv_line(COLUMNS)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        with os.fdopen(descriptor, "r+", encoding="utf-8", newline="") as file, _locked(descriptor):
+        with os.fdopen(descriptor, "r+", encoding="utf-8", newline="") as file, locked(descriptor):
             found = file.readline()
             if found not in ("", header):
                 raise UsageError(f"--results {self.path} has other columns; expected {','.join(COLUMNS)}.")
-            # One write for the whole row: a kill leaves it there or not, but never half of it.
-            os.write(descriptor, ((header if not found else "") + line).encode("utf-8"))
+            if is_unique:
+                present = set(file)
+                lines = "".join(line for line in lines.splitlines(keepends=True) if line not in present)
+            # One write for all of it: a kill leaves it there or not, but never half of a row.
+            os.write(descriptor, ((header if not found else "") + lines).encode("utf-8"))
             os.fsync(descriptor)
 
 

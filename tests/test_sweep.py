@@ -1,0 +1,228 @@
+"""Sweeps: the grid, runs that die, and that every result is there at the end."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import pytest
+
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
+from sb3_dmpo.envs.two_goals_data import demonstrations
+from tests.test_cli import Outcome, assert_one_line
+
+pytest.importorskip("rl_zoo3")
+pytest.importorskip("submitit")
+
+from sb3_dmpo.cli.main import sweep
+from sb3_dmpo.cli.results import COLUMNS
+from sb3_dmpo.cli.sweep import minutes
+from sb3_dmpo.cli.sweep_cells import Cell, Worker, read_rows
+
+REPOSITORY = Path(__file__).parent.parent
+#: Stands in for train.py: two evaluations; dies before the second one on its first attempt with seed 1.
+FAKE_TRAIN = """
+import csv, os, signal, sys
+from pathlib import Path
+options = dict(zip(sys.argv[1:], sys.argv[2:]))
+path = Path(options["--results"])
+columns = {columns!r}
+def row(updates, kind):
+    known = dict(algorithm=options["--algo"], dataset=options["--dataset"], seed=options["--seed"], updates=updates,
+                 evaluation=kind, score=50.0, command=" ".join(sys.argv))
+    is_new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow({{column: known.get(column, "") for column in columns}})
+if options["--algo"] == "cql":
+    print("train.py: error: what was asked for cannot be done")
+    sys.exit(2)
+resumed = path.exists()
+row(10, "training")
+if options["--seed"] == "1" and not resumed:
+    os.kill(os.getpid(), signal.SIGKILL)
+row(20, "final")
+"""
+
+
+class InProcessJobs:
+    """Does a worker where it is submitted; loses the first one that goes on with seed 0."""
+
+    poll_seconds = 0.0
+
+    def __init__(self, loses_one: bool = False) -> None:
+        self.loses_one = loses_one
+        self.submitted: list[str] = []
+
+    def room(self, running: int) -> int:
+        return 2 - running
+
+    def submit(self, workers: Sequence[Worker]) -> list[str]:
+        for worker in workers:
+            self.submitted.append(worker.folder)
+            if self.loses_one and worker.folder.endswith("seed_0"):
+                self.loses_one = False
+            else:
+                worker()
+        return [worker.attempt for worker in workers]
+
+    def alive(self, job_ids: Sequence[str]) -> set[str]:
+        return set()
+
+    def stop(self, workers: Sequence[Worker]) -> str:
+        return "stopped"
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcessJobs:
+    """Sweeps run a stand-in for train.py, in this process's time."""
+    (tmp_path / "train.py").write_text(FAKE_TRAIN.format(columns=COLUMNS))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sweep.py")])
+    jobs = InProcessJobs()
+    monkeypatch.setattr("sb3_dmpo.cli.sweep.make_jobs", lambda options: jobs)
+    return jobs
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_grid_and_commands(call: Callable[..., Outcome]) -> None:
+    grid = ["--algos", "dmpo", "infodmpo", "--seeds", "0-1", "7", "-n", "100", "--vary", "n_components", "4", "8"]
+    code, out, err = call(sweep, *grid, "-params", "tau:0.1", "--dry-run", "--", "--eval-freq", "50")
+    lines = out.strip().splitlines()
+    assert code == 0 and len(lines) == 2 * 3 * 2, err
+    assert lines[0].startswith(
+        "python benchmarks/train.py --algo dmpo --dataset sb3_dmpo/two-goals/demonstrations-v0 --seed 0"
+    )
+    assert lines[0].endswith("--eval-freq 50 -params tau:0.1 n_components:4")
+    assert "--resume" in lines[0] and "sweeps/dmpo-tau=0.1-n_components=4/TwoGoals-v0/seed_0" in lines[0]
+    assert Cell("dmpo", "a/b-v0", 0, label="n_components=4").name == "dmpo[n_components=4]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--seeds", "x"], "--seeds x"),
+        (["--vary", "n_components"], "--vary"),
+        (["--jobs", "0"], "--jobs"),
+        (["--datasets", "nobody/knows/it-v0"], "nobody/knows/it-v0"),
+        (["--", "--seed", "3"], "--seed"),
+        (["--cluster", "slurm", "--time", "soon"], "soon"),
+        (["--cluster", "slurm", "--slurm", "account"], "KEY=VALUE"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(call: Callable[..., Outcome], arguments: list[str], word: str) -> None:
+    assert_one_line(call(sweep, "--algos", "dmpo", *arguments), word)
+
+
+def test_times() -> None:
+    assert [minutes(text) for text in ("90", "01:30:00", "1-00:00:30")] == [90, 90, 24 * 60 + 1]
+
+
+def test_dead_and_lost_runs_go_on_and_finished_ones_are_skipped(
+    call: Callable[..., Outcome], tmp_path: Path, jobs: InProcessJobs
+) -> None:
+    jobs.loses_one = True
+    grid = ["--algos", "dmpo", "bc", "--seeds", "0-1", "-n", "20", "--folder", "s"]
+    code, out, err = call(sweep, *grid)
+    assert code == 0, err + out
+    assert "died (exit code -9)" in out and "died (its worker was lost)" in out
+    rows = rows_of(tmp_path / "s" / "results.csv")
+    assert sorted((row["algorithm"], row["seed"], row["updates"]) for row in rows) == sorted(
+        (algorithm, seed, updates) for algorithm in ("bc", "dmpo") for seed in "01" for updates in ("10", "20")
+    )
+    n_submitted = len(jobs.submitted)
+    assert n_submitted == 4 + 3
+
+    code, out, _ = call(sweep, *grid, "--seeds", "0-2", "--results", "all.csv")
+    assert code == 0 and sorted(jobs.submitted[n_submitted:]) == [f"s/{name}/TwoGoals-v0/seed_2" for name in ("bc", "dmpo")]
+    assert len(rows_of(tmp_path / "all.csv")) == 3 * 4
+
+    assert_one_line(call(sweep, *grid, "-n", "30"), "n_timesteps: 20 before, 30 now", "--folder")
+
+
+def test_failures_end_the_run_but_not_the_sweep(call: Callable[..., Outcome], tmp_path: Path, jobs: InProcessJobs) -> None:
+    code, out, _ = call(sweep, "--algos", "cql", "bc", "--seeds", "1", "-n", "20", "--retries", "0", "--jobs", "2")
+    assert code == 1
+    assert "has failed (exit code 2): train.py: error: what was asked for cannot be done" in out
+    assert "has failed (exit code -9)" in out and rows_of(tmp_path / "sweeps" / "results.csv") == []
+    code, out, _ = call(sweep, "--algos", "bc", "--seeds", "1", "-n", "20", "-params", "gamma:0.9")
+    assert code == 0 and rows_of(tmp_path / "sweeps" / "results.csv")[-1]["algorithm"] == "bc[gamma=0.9]"
+
+
+def test_results_are_merged_without_doubles(tmp_path: Path) -> None:
+    from sb3_dmpo.cli.results import ResultsFile
+
+    rows = [{column: column for column in COLUMNS} | {"seed": seed} for seed in ("0", "1")]
+    results = ResultsFile(tmp_path / "r.csv", {})
+    results.append_rows(rows[:1])
+    results.append_rows(rows)
+    assert rows_of(tmp_path / "r.csv") == rows
+    results.append_rows([rows[0] | {"score": "7"}])
+    assert [row["score"] for row in read_rows(tmp_path / "r.csv")] == ["7", "score"]
+
+
+def other_dataset() -> str:
+    """A second dataset of the toy; its id."""
+    name = "tests/two-goals/other-v0"
+    if name not in minari.list_local_datasets():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            minari.create_dataset_from_buffers(name, demonstrations(20, seed=1), env=gym.make("TwoGoals-v0"))
+    return name
+
+
+def pids_of(folder: Path) -> dict[Path, int]:
+    return {path: json.loads(path.read_text())["pid"] for path in folder.rglob("running.json")}
+
+
+def sweep_with_a_kill(folder: Path, *arguments: str) -> str:
+    """
+    The grid of 2 algorithms x 2 datasets x 2 seeds with one run killed once it has a checkpoint; what the sweep said.
+
+    :param folder: where it runs
+    :param arguments: further options of the sweep
+    """
+    datasets = [TWO_GOALS_DATASET_ID, other_dataset()]
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "sweep.py"), "--algos", "dmpo", "bc", "--datasets", *datasets]
+    command += ["--seeds", "0", "1", "-n", "600", "--save-freq", "50", "--jobs", "2", *arguments]
+    command += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16", "--label", "small"]
+    command += ["--", "--eval-freq", "200", "--eval-episodes", "2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline, killed = time.monotonic() + 300, False
+    while not killed and time.monotonic() < deadline and process.poll() is None:
+        for path, pid in pids_of(folder).items():
+            if not killed and list(path.parent.rglob("rl_model_*_steps.zip")):
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+        time.sleep(0.01)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and killed, out
+    return out
+
+
+def assert_all_there(folder: Path, out: str) -> None:
+    assert out.count("is finished") == 8 and out.count("died") == 1, out
+    rows = rows_of(folder / "sweeps" / "results.csv")
+    final = [row for row in rows if row["evaluation"] == "final"]
+    assert len({(row["algorithm"], row["dataset"], row["seed"]) for row in final}) == len(final) == 8
+    assert {row["updates"] for row in final} == {"600"} and {row["algorithm"] for row in final} == {"dmpo[small]", "bc[small]"}
+    assert "Resuming" in "".join(path.read_text() for path in folder.rglob("train.log"))
+
+
+@pytest.mark.slow
+def test_local_sweep_with_a_killed_run(tmp_path: Path) -> None:
+    assert_all_there(tmp_path, sweep_with_a_kill(tmp_path))
