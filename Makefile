@@ -26,7 +26,7 @@ venv: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -e ".[tests,zoo,plots,cluster]" -c constraints.txt
+	$(BIN)/python -m pip install -e ".[tests,zoo,plots,cluster,export]" -c constraints.txt
 	touch $@
 
 peers: $(PEERS)/.installed

@@ -98,6 +98,17 @@ def first_layer_split(net: nn.Sequential, shared: th.Tensor, own: th.Tensor) -> 
     return shared_part.unsqueeze(1) + nn.functional.linear(own, layer.weight[:, size:])
 
 
+def chosen_actions(actions: th.Tensor, index: th.Tensor) -> th.Tensor:
+    """
+    One action per observation out of several, shape ``(batch, action_size)``.
+
+    :param actions: shape ``(batch, n, action_size)``
+    :param index: which one, shape ``(batch, 1)``
+    """
+    # gather, because torch.export fixes the batch size in take_along_dim.
+    return actions.gather(1, index.unsqueeze(2).expand(-1, -1, actions.shape[2])).squeeze(1)
+
+
 class MixtureActor(nn.Module):
     """
     Actor ``mu(s, z)`` shared by all sub-policies; z is a one-hot or a point of the simplex (section 4 of the paper).

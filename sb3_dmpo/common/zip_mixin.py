@@ -1,4 +1,4 @@
-"""Saving and loading: SB3's zip format, written atomically, with the random states of the run."""
+"""Saving, loading and exporting: SB3's zip format, written atomically, with the random states of the run."""
 
 import io
 import pathlib
@@ -49,6 +49,7 @@ class ZipMixin(BaseAlgorithm):
     _metrics: MetricAverager
     _noise_generator: th.Generator
     set_dataset: Any
+    dataset_id: str | None
     dataset_fingerprint: str | None
 
     def _excluded_save_params(self) -> list[str]:
@@ -93,6 +94,22 @@ class ZipMixin(BaseAlgorithm):
                 super().save(path, exclude, include)
         finally:
             self._random_state = pending
+
+    def export(self, path: str | pathlib.Path) -> None:
+        """
+        Write the whole policy as one graph that runs without this package: what ``predict(observation,
+        deterministic=True)`` returns, for any number of observations, see :func:`~sb3_dmpo.common.export.export_policy`.
+
+        :param path: file ending in ``.onnx`` (needs the extra ``export``) or ``.pt2`` (a ``torch.export`` program)
+        :raises ValueError: another ending
+        :raises NotImplementedError: the policy remembers the episode (Decision Transformer)
+        :raises ImportError: onnx or onnxscript is missing
+        """
+        # Not with the package: the exporter is rarely needed.
+        from sb3_dmpo.common.export import export_policy
+
+        metadata = {"algorithm": type(self).__name__, "dataset": str(self.dataset_id), "updates": str(self._n_updates)}
+        export_policy(self.policy, path, metadata)  # type: ignore[arg-type]
 
     @classmethod
     def load(

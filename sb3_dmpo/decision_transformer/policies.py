@@ -76,6 +76,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
     """
 
     scale_eps: ClassVar[float] = 1e-6
+    has_memory: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
+from sb3_dmpo.common.networks import chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 
 #: Seed of the noise behind deterministic actions: every model acts on the same draws.
@@ -132,7 +133,7 @@ class DiffusionActor(nn.Module):
         actions = noise[0]
         for k in reversed(range(len(self.schedule))):
             step = self.schedule[k]
-            predicted = self.predict_noise(observations, actions, times[k].expand(len(observations), -1))
+            predicted = self.predict_noise(observations, actions, times[k].expand(observations.shape[0], -1))
             clean = ((actions - step.noise * predicted) / step.signal).clamp(-1.0, 1.0)
             actions = step.mean_action * clean + step.mean_noisy * actions
             if k > 0:
@@ -179,7 +180,8 @@ class DiffusionPolicy(OfflinePolicy):
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         observations = self.scale_observations(observation)
-        batch, n = len(observations), self.n_action_samples
+        # Not len(), which torch.export takes for a constant.
+        batch, n = observations.shape[0], self.n_action_samples
         if deterministic:
             noise = self.acting_noise.repeat(1, batch, 1)
         else:
@@ -191,7 +193,7 @@ class DiffusionPolicy(OfflinePolicy):
             index = q_values.argmax(dim=1, keepdim=True)
         else:
             index = th.multinomial(th.softmax(q_values, dim=1), num_samples=1)
-        return actions.take_along_dim(index.unsqueeze(2), dim=1).squeeze(1)
+        return chosen_actions(actions, index)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()

@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_dmpo.common.losses import min_max_q
-from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork
+from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 
 
@@ -78,8 +78,7 @@ class MixturePolicy(OfflinePolicy):
         """
         values, actions = self.component_table(observations, actor, critic)
         index = values.argmax(dim=1, keepdim=True)
-        chosen = actions.take_along_dim(index.unsqueeze(2), dim=1).squeeze(1)
-        return index, chosen, values.gather(1, index)
+        return index, chosen_actions(actions, index), values.gather(1, index)
 
     def select_component(self, observation: Any) -> np.ndarray:
         """

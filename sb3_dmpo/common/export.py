@@ -1,0 +1,170 @@
+"""The whole policy as one graph, for machines that have neither this package nor PyTorch."""
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_dmpo.common.policies import OfflinePolicy
+from sb3_dmpo.common.save_util import atomic_write
+
+#: Name of the input of a policy with Box observations; Dict observations have one input per key.
+OBSERVATION_INPUT = "observation"
+ACTION_OUTPUT = "action"
+#: Version of the operators in ONNX files: old enough for the runtimes of the last years.
+ONNX_OPSET = 18
+#: A number that is the size of nothing else: the exporter takes equal sizes for the same size.
+EXAMPLE_BATCH_SIZE = 1009
+
+
+class ExportedPolicy(nn.Module):
+    """
+    Deterministic ``predict`` as a function of tensors: raw observations in, actions of the environment out.
+
+    :param policy: a policy without memory
+    """
+
+    def __init__(self, policy: OfflinePolicy) -> None:
+        super().__init__()
+        self.policy = copy.deepcopy(policy).cpu()
+        self.policy.set_training_mode(False)
+        assert isinstance(policy.action_space, spaces.Box)
+        self.action_dtype = th.from_numpy(np.empty(0, policy.action_space.dtype)).dtype
+        # As in ``unscale_actions``, in double precision.
+        self.register_buffer("low", th.from_numpy(policy.action_space.low.astype(np.float64)))
+        self.register_buffer("high", th.from_numpy(policy.action_space.high.astype(np.float64)))
+        self.low: th.Tensor
+        self.high: th.Tensor
+        self.has_unit_bounds = bool(np.all(policy.action_space.low == -1.0) and np.all(policy.action_space.high == 1.0))
+
+    def forward(self, observation: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+        """
+        Actions of the environment, shape ``(batch, action_size)``.
+
+        :param observation: raw float32 observations, shape ``(batch, *shape)``, or a dict of them by canonical key
+        """
+        parts = list(observation.values()) if isinstance(observation, dict) else [observation]
+        flat = th.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+        actions = self.policy._predict(flat, deterministic=True).clamp(-1.0, 1.0)
+        if not self.has_unit_bounds:
+            actions = self.low + 0.5 * (actions.double() + 1.0) * (self.high - self.low)
+            actions = th.minimum(th.maximum(actions, self.low), self.high)
+        return actions.to(self.action_dtype)
+
+
+def example_observations(policy: OfflinePolicy, batch_size: int) -> th.Tensor | dict[str, th.Tensor]:
+    """
+    Observations of zeros in the form that :class:`ExportedPolicy` takes.
+
+    :param policy: the policy
+    :param batch_size: how many
+    """
+    space = policy.observation_space
+    if isinstance(space, spaces.Dict):
+        return {key: th.zeros(batch_size, *(leaf.shape or ())) for key, leaf in space.spaces.items()}
+    assert space.shape is not None
+    return th.zeros(batch_size, *space.shape)
+
+
+def export_program(policy: OfflinePolicy) -> th.export.ExportedProgram:
+    """
+    The policy as a ``torch.export`` program with a dynamic batch.
+
+    :param policy: a policy without memory
+    :raises NotImplementedError: the policy has a memory
+    """
+    if policy.has_memory:
+        raise NotImplementedError(
+            f"{type(policy).__name__} cannot be exported: it remembers the episode, so that its action is no function of one "
+            "observation. Run it through `predict` with its state, or export an algorithm without memory."
+        )
+    observation = example_observations(policy, batch_size=EXAMPLE_BATCH_SIZE)
+    batch = {0: th.export.Dim("batch", min=1)}
+    shapes: Any = {key: batch for key in observation} if isinstance(observation, dict) else batch
+    with th.no_grad():
+        return th.export.export(ExportedPolicy(policy), (observation,), dynamic_shapes=(shapes,), strict=False)
+
+
+@contextlib.contextmanager
+def _less_talkative(name: str) -> Iterator[None]:
+    """
+    Let a logger pass errors only.
+
+    :param name: name of the logger
+    """
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _onnx_bytes(policy: OfflinePolicy, metadata: dict[str, str]) -> bytes:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"Writing ONNX files needs {' and '.join(missing)}: pip install 'sb3_dmpo[export]'.")
+    space = policy.observation_space
+    names = list(space.spaces) if isinstance(space, spaces.Dict) else [OBSERVATION_INPUT]
+    with warnings.catch_warnings(), _less_talkative("torch.onnx"):
+        # PyTorch's exporter speaks of its own deprecations, and of torchvision.
+        warnings.simplefilter("ignore")
+        program = th.onnx.export(
+            export_program(policy),
+            input_names=names,
+            output_names=[ACTION_OUTPUT],
+            opset_version=ONNX_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        # The exporter calls it s17 or so.
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    # Shapes in between, with that name in them; runtimes infer them.
+    del model.graph.value_info[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def export_policy(policy: OfflinePolicy, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
+    """
+    Write a policy as one graph: scaling of the observations, networks, gate, and the way back to the environment's
+    actions; what ``predict(observation, deterministic=True)`` returns, for any number of observations.
+
+    An ONNX file has an input ``"observation"``, or one per key of a Dict, shape ``(batch, *shape)`` and float32, and the
+    output ``"action"``. A ``.pt2`` file holds a ``torch.export`` program that takes a tensor or a dict of tensors. What
+    ``predict`` checks (shapes, finite numbers) is not checked in a graph.
+
+    :param path: file ending in ``.onnx`` or ``.pt2``
+    :param policy: the policy
+    :param metadata: texts that go into the file
+    :raises ValueError: another ending
+    :raises NotImplementedError: the policy has a memory
+    :raises ImportError: onnx or onnxscript is missing
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".onnx":
+        content = _onnx_bytes(policy, metadata or {})
+        with atomic_write(path) as file:
+            file.write(content)
+    elif path.suffix == ".pt2":
+        program = export_program(policy)
+        with atomic_write(path) as file:
+            th.export.save(program, file, extra_files=metadata)
+    else:
+        raise ValueError(f"{path} does not say what to write: let it end in .onnx (ONNX) or .pt2 (torch.export).")

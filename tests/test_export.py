@@ -1,0 +1,135 @@
+"""Exported graphs act as ``predict`` does, in other runtimes and for any number of observations."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_dmpo import ALGOS, OfflineAlgorithm
+from sb3_dmpo.common import export
+from tests.contract import DATA, DICT_DATA, make
+from tests.toy_data import EPISODE_LENGTH, DriftEnv, make_transitions
+
+TOLERANCE = 1e-5
+WITHOUT_MEMORY = [name for name in ALGOS if name != "decision_transformer"]
+#: The exporter takes seconds for most of them.
+ONNX_ALGORITHMS = [name if name in ("dmpo", "bc") else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_MEMORY]
+
+
+def random_observations(model: OfflineAlgorithm, n: int) -> Any:
+    """Raw observations, an array or a dict of arrays."""
+    rng = np.random.default_rng(1)
+    space = model.observation_space
+    if isinstance(space, spaces.Dict):
+        return {key: rng.normal(0.0, 2.0, (n, *leaf.shape)).astype(np.float32) for key, leaf in space.spaces.items()}
+    return rng.normal(0.0, 2.0, (n, *space.shape)).astype(np.float32)
+
+
+def onnx_session(path: Path) -> Any:
+    return pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: Any, observations: Any) -> np.ndarray:
+    feed = observations if isinstance(observations, dict) else {"observation": observations}
+    return np.asarray(session.run(["action"], feed)[0])
+
+
+def assert_same_actions(model: OfflineAlgorithm, observations: Any, actions: np.ndarray) -> None:
+    """Equal but for rounding. Where a gate sees two components as equally good up to rounding, either may act."""
+    expected, _ = model.predict(observations, deterministic=True)
+    assert actions.shape == expected.shape and actions.dtype == expected.dtype
+    differs = np.abs(actions - expected).max(axis=1) > TOLERANCE
+    if differs.any():
+        q_values = np.sort(model.policy.component_q_values(observations)[differs], axis=1)
+        gaps = q_values[:, -1] - q_values[:, -2]
+        assert (gaps < 1e-5 * (1.0 + np.abs(q_values[:, -1]))).all(), (expected[differs], actions[differs], gaps)
+        assert differs.mean() < 0.01
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
+@pytest.mark.parametrize("name", WITHOUT_MEMORY)
+def test_torch_export(name: str, policy: str, tmp_path: Path) -> None:
+    model = make(name, policy, dataset=DATA if policy == "MlpPolicy" else DICT_DATA).learn(8)
+    model.export(tmp_path / "policy.pt2")
+    program = th.export.load(tmp_path / "policy.pt2").module()
+    for n in (1, 3, 200):
+        observations = random_observations(model, n)
+        as_tensors = {key: th.from_numpy(value) for key, value in observations.items()} if policy != "MlpPolicy" else None
+        actions = program(as_tensors or th.from_numpy(observations))
+        assert_same_actions(model, observations, actions.detach().numpy())
+
+
+@pytest.mark.parametrize("name", ONNX_ALGORITHMS)
+def test_onnx(name: str, tmp_path: Path) -> None:
+    """Random observations, and an episode in which every action depends on those before."""
+    model = make(name, dataset=DATA).learn(8)
+    model.export(tmp_path / "policy.onnx")
+    session = onnx_session(tmp_path / "policy.onnx")
+    assert [(entry.name, entry.shape, entry.type) for entry in session.get_inputs()] == [
+        ("observation", ["batch", 3], "tensor(float)")
+    ]
+    for n in (1, 3, 500):
+        observations = random_observations(model, n)
+        assert_same_actions(model, observations, run_onnx(session, observations))
+    env = DriftEnv()
+    observation, _ = env.reset(seed=0)
+    for _ in range(EPISODE_LENGTH):
+        action = run_onnx(session, observation[None])
+        assert_same_actions(model, observation[None], action)
+        observation, *_ = env.step(action[0])
+
+
+def test_onnx_has_an_input_per_key(tmp_path: Path) -> None:
+    model = make("dmpo", "MultiInputPolicy", dataset=DICT_DATA).learn(8)
+    model.export(tmp_path / "policy.onnx")
+    session = onnx_session(tmp_path / "policy.onnx")
+    assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [
+        ("goal/arm", ["batch", 2]),
+        ("observation", ["batch", 3]),
+    ]
+    observations = random_observations(model, 20)
+    assert_same_actions(model, observations, run_onnx(session, observations))
+
+
+def test_onnx_says_what_it_is(tmp_path: Path) -> None:
+    model = make("bc", dataset=DATA).learn(8)
+    model.export(tmp_path / "policy.onnx")
+    metadata = onnx_session(tmp_path / "policy.onnx").get_modelmeta().custom_metadata_map
+    assert metadata == {"algorithm": "BC", "dataset": str(model.dataset_id), "updates": "8"}
+
+
+def test_observations_and_actions_of_other_shapes(tmp_path: Path) -> None:
+    """Unit bounds are left alone, float64 actions stay float64, an image-like observation is flattened."""
+    pictures = spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
+    data = make_transitions(observation_space=pictures, action_space=spaces.Box(-1.0, 1.0, (2,), np.float64))
+    model = make("dmpo", dataset=data).learn(4)
+    model.export(tmp_path / "policy.pt2")
+    observations = random_observations(model, 5)
+    actions = th.export.load(tmp_path / "policy.pt2").module()(th.from_numpy(observations))
+    assert_same_actions(model, observations, actions.detach().numpy())
+
+
+def test_exporting_leaves_the_model_alone(tmp_path: Path) -> None:
+    """It can be done between the updates of a run."""
+    model, other = make("dmpo", dataset=DATA).learn(4), make("dmpo", dataset=DATA).learn(4)
+    model.policy.set_training_mode(True)
+    model.export(tmp_path / "policy.pt2")
+    assert model.policy.training
+    for each in (model, other):
+        each.learn(4, reset_num_timesteps=False)
+    assert all(th.equal(a, b) for a, b in zip(model.policy.parameters(), other.policy.parameters(), strict=True))
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotImplementedError, match="remembers the episode"):
+        make("decision_transformer", dataset=DATA).export(tmp_path / "policy.onnx")
+    model = make("bc", dataset=DATA)
+    with pytest.raises(ValueError, match=r"\.onnx .*\.pt2"):
+        model.export(tmp_path / "policy.pt")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"onnx and onnxscript.*sb3_dmpo\[export\]"):
+        model.export(tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
