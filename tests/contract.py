@@ -191,6 +191,8 @@ class TestContract:
         for log in keeper.written:
             losses = {key: value for key, value in log.items() if key.startswith("train/") and key.endswith("loss")}
             assert losses and all(np.isfinite(value) for value in losses.values()), log
+            quantiles = [value for key, value in log.items() if key.startswith("train/bellman_error_p")]
+            assert len(quantiles) == (5 if hasattr(model.policy, "critic") else 0) and quantiles == sorted(quantiles), log
 
     @pytest.mark.parametrize("observation_space", [box_space(), canonical_observation_space(nested_space())])
     def test_learn_from_a_replay_buffer_of_sb3(self, name: str, observation_space: Any) -> None:

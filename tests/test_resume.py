@@ -18,9 +18,11 @@ from tests.test_cli import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.main import train
+from sb3_dmpo.cli.progress import UPDATES, read_progress
 
 N_UPDATES = 40
 RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
+RUN += ["--log-interval", "10"]
 RUN += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
 FOLDER = Path("dmpo/TwoGoals-v0_1")
 
@@ -55,6 +57,9 @@ def test_resumed_run_ends_with_the_same_weights(call: Callable[..., Outcome], tm
     assert [path.name for path in (killed / "dmpo").iterdir()] == ["TwoGoals-v0_1"]
     evaluations = np.load(killed / FOLDER / "evaluations.npz")["timesteps"]
     assert evaluations.tolist() == [8, 16, 24, 32, 40]
+    progress = read_progress(killed / FOLDER / "progress.csv")
+    assert [float(row[UPDATES]) for row in progress if row["eval/mean_reward"]] == [8, 16, 24, 32, 40]
+    assert [row["train/critic_loss"] != "" for row in progress if row["train/n_updates"]] == [True] * 4
 
     code, out, _ = call(train, *RUN, "-f", "killed", "--resume")
     assert code == 0 and "was finished before" in out

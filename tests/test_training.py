@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch as th
 
-from sb3_dmpo import DMPO, IQL, InfoDMPO
+from sb3_dmpo import CQL, DMPO, IQL, InfoDMPO
 from sb3_dmpo.common.datasets import DatasetError
+from sb3_dmpo.common.updates import error_quantiles
 from tests.toy_data import make_transitions
 
 
@@ -20,6 +21,22 @@ def test_noise_and_minibatches_have_streams_of_their_own() -> None:
     assert abs(float(th.corrcoef(th.stack([first, second]))[0, 1])) < 0.1
     twin = DMPO("MlpPolicy", dataset=make_transitions(), policy_kwargs={"net_arch": [8]}, seed=3, device="cpu")
     assert twin._noise_generator.initial_seed() == noise.initial_seed()
+
+
+def test_bellman_errors_are_those_of_the_critic_loss() -> None:
+    for algorithm, arguments in ((DMPO, {}), (IQL, {}), (CQL, {"conservative_weight": 0.0})):
+        model = algorithm("MlpPolicy", dataset=make_transitions(), policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+        model.learn(1)
+        batch = model.sample_batch(50)
+        errors = model.bellman_errors(batch)
+        assert errors is not None and errors.shape == (2, 50, 1)
+        distributions = [model.policy.actor(o) for o in (batch.observations, batch.next_observations)] if arguments else []
+        loss = model.critic_loss(batch, *distributions)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        assert th.allclose(errors.square().mean(dim=1).sum(), loss), algorithm
+    assert list(error_quantiles(th.arange(101.0))) == [f"bellman_error_p{level:02d}" for level in (5, 25, 50, 75, 95)]
+    assert [round(float(value), 3) for value in error_quantiles(th.arange(101.0)).values()] == [5, 25, 50, 75, 95]
+    assert error_quantiles(None) == {}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.eval_callback import RunEvalCallback
 from sb3_dmpo.cli.interrupt import StopOnInterrupt, ignored_interrupts
 from sb3_dmpo.cli.literals import plain
+from sb3_dmpo.cli.progress import ProgressFile
 from sb3_dmpo.cli.results import ResultsFile, commit, describe_data, score_line, typed_command
 from sb3_dmpo.cli.resume import InterruptedRun
 from sb3_dmpo.common.datasets import DatasetError, dataset_spaces
@@ -207,6 +208,8 @@ class OfflineExperimentManager(ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
         self.eval_freq = eval_freq
         self.callbacks.append(self.interrupt)
+        if not self.optimize_hyperparameters:
+            self.callbacks.append(ProgressFile(Path(self.save_path) / "progress.csv"))
         if self.eval_freq <= 0 or self.optimize_hyperparameters:
             return
         knows_scores = reference_scores(self.dataset) is not None

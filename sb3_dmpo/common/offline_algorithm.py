@@ -25,7 +25,7 @@ from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_s
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import MetricAverager, Target, draw_noise
+from sb3_dmpo.common.updates import MetricAverager, Target, draw_noise, error_quantiles
 from sb3_dmpo.common.zip_mixin import ZipMixin
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
@@ -218,6 +218,27 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         :return: 0-d tensors to be logged
         """
         return {}
+
+    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+        """
+        Target of the critics, shape ``(batch, 1)``, where there are critics.
+
+        :param batch: the minibatch
+        """
+        raise NotImplementedError()
+
+    @th.no_grad()
+    def bellman_errors(self, batch: OfflineBatch) -> th.Tensor | None:
+        """
+        Q-values of the dataset's actions minus their targets, shape ``(n_critics, batch, 1)``; None without critics.
+
+        :param batch: a minibatch with the noise of an update
+        """
+        critic = getattr(self.policy, "critic", None)
+        if critic is None:
+            return None
+        errors: th.Tensor = critic(batch.observations, batch.actions) - self.target_q_values(batch)
+        return errors
 
     def optimize(self, name: str, loss: th.Tensor, max_grad_norm: float | None = None) -> None:
         """
@@ -449,7 +470,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self._flush_metrics()
         if self._last_batch is not None:
             with th.no_grad():
-                for name, value in self.diagnostics(self._last_batch).items():
+                costly = self.diagnostics(self._last_batch) | error_quantiles(self.bellman_errors(self._last_batch))
+                for name, value in costly.items():
                     self.logger.record(f"train/{name}", value.item())
         elapsed = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
         if len(self.ep_info_buffer) > 0 and len(self.ep_info_buffer[0]) > 0:

@@ -75,6 +75,23 @@ def draw_noise(specs: Mapping[str, NoiseSpec], generator: th.Generator, delayed:
     return noise
 
 
+#: Percentiles of the Bellman errors that the log shows.
+ERROR_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def error_quantiles(errors: th.Tensor | None) -> Metrics:
+    """
+    Percentiles of Bellman errors as ``bellman_error_p05`` and so on, 0-d; nothing where there are no errors.
+
+    :param errors: any shape
+    """
+    if errors is None:
+        return {}
+    levels = th.tensor(ERROR_PERCENTILES, dtype=errors.dtype, device=errors.device) / 100.0
+    quantiles = th.quantile(errors.flatten(), levels)
+    return {f"bellman_error_p{level:02d}": value for level, value in zip(ERROR_PERCENTILES, quantiles, strict=True)}
+
+
 class MetricAverager:
     """Collects the metrics of the updates on the device; nothing is fetched before :meth:`means` is called."""
 

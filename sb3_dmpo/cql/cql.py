@@ -121,13 +121,14 @@ class CQL(OfflineAlgorithm):
         return (self.policy.log_ent_coef.detach().exp() * log_prob - objective).mean()
 
     @th.no_grad()
-    def target_q_values(self, batch: OfflineBatch, following: SquashedGaussian) -> th.Tensor:
+    def target_q_values(self, batch: OfflineBatch, following: SquashedGaussian | None = None) -> th.Tensor:
         """
         Target of the critics, shape ``(batch, 1)``: the smaller target Q-value of a sampled next action, without entropy.
 
         :param batch: the minibatch
-        :param following: the actor's distribution at the next observations
+        :param following: the actor's distribution at the next observations, if it is known already
         """
+        following = following or self.policy.actor(batch.next_observations)
         next_actions, _ = following.sample(batch.noise["next_pi_noise"])
         next_q_values = min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
         return batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
