@@ -27,6 +27,7 @@ class BC(OfflineAlgorithm):
         ("MlpPolicy", "MultiInputPolicy"), DeterministicPolicy
     )
     policy: DeterministicPolicy
+    learns_online: ClassVar[bool] = False
 
     def _setup_model(self) -> None:
         super()._setup_model()

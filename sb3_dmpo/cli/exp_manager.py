@@ -21,11 +21,12 @@ import sb3_dmpo
 from sb3_dmpo.cli.configs import RUN_KEYS, check_hyperparameters, find_entry, parse_values
 from sb3_dmpo.cli.environments import TOY_ENV_ID
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.eval_callback import RunEvalCallback
+from sb3_dmpo.cli.eval_callback import ResultHandler, RunEvalCallback
+from sb3_dmpo.cli.finetune import FineTuning
 from sb3_dmpo.cli.interrupt import StopOnInterrupt, ignored_interrupts
 from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.progress import ProgressFile
-from sb3_dmpo.cli.results import ResultsFile, commit, describe_data, score_line, typed_command
+from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, ResultsFile, commit, describe_data, score_line, typed_command
 from sb3_dmpo.cli.resume import InterruptedRun
 from sb3_dmpo.common.datasets import DatasetError, dataset_spaces
 from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
@@ -76,7 +77,9 @@ class OfflineExperimentManager(ExperimentManager):
                     "command": typed_command(args.argv),
                     "commit": commit(),
                     "version": sb3_dmpo.__version__,
+                    **({"env_steps": 0} if args.finetune else {}),
                 },
+                FINETUNE_COLUMNS if args.finetune else COLUMNS,
             )
             self.results.check()
 
@@ -208,24 +211,36 @@ class OfflineExperimentManager(ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
         self.eval_freq = eval_freq
         self.callbacks.append(self.interrupt)
-        if not self.optimize_hyperparameters:
-            self.callbacks.append(ProgressFile(Path(self.save_path) / "progress.csv"))
-        if self.eval_freq <= 0 or self.optimize_hyperparameters:
+        if self.optimize_hyperparameters:
             return
+        self.callbacks.append(ProgressFile(Path(self.save_path) / "progress.csv"))
+        self.eval_callback = self.make_eval_callback(self.save_path, self._on_result)
+        if self.eval_callback is not None:
+            self.callbacks.append(self.eval_callback)
+
+    def make_eval_callback(self, folder: str, on_result: ResultHandler, n_envs: int = 1) -> RunEvalCallback | None:
+        """
+        The evaluation that the run's options ask for, in environments of its own; None if they ask for none.
+
+        :param folder: where the best model and the evaluations go
+        :param on_result: is called after every evaluation
+        :param n_envs: timesteps between two calls of the callback
+        """
+        if self.eval_freq <= 0:
+            return None
         knows_scores = reference_scores(self.dataset) is not None
-        self.eval_callback = RunEvalCallback(
+        return RunEvalCallback(
             self.create_envs(self.n_eval_envs, eval_env=True),
             self.dataset if knows_scores else self.args.eval_env_id or self.dataset,
             self.final_eval_episodes,
-            self._on_result,
-            best_model_save_path=self.save_path,
+            on_result,
+            best_model_save_path=folder,
             n_eval_episodes=self.n_eval_episodes,
-            log_path=self.save_path,
-            eval_freq=self.eval_freq,
+            log_path=folder,
+            eval_freq=max(self.eval_freq // n_envs, 1),
             deterministic=True,
             verbose=self.verbose,
         )
-        self.callbacks.append(self.eval_callback)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         changed: dict[str, Any] = {}
@@ -339,12 +354,17 @@ class OfflineExperimentManager(ExperimentManager):
             raise KeyboardInterrupt
         if self._is_finished:
             print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates) was finished before")
-            return
-        with ignored_interrupts():
-            super().save_trained_model(model)
-            print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates)")
-        if self.interrupted:
-            raise KeyboardInterrupt
+        else:
+            with ignored_interrupts():
+                super().save_trained_model(model)
+                print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates)")
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self._show(model)
+        if self.args.finetune > 0:
+            FineTuning(self, Path(self.save_path) / "finetune", self.args.finetune, self.args.finetune_params).run(model)
+
+    def _show(self, model: BaseAlgorithm) -> None:
         if self.final_result is not None:
             print(f"Score: {score_line(self.final_result)}{self._toy_failures(self.final_result)}")
         if self.env_name.gym_id == TOY_ENV_ID:

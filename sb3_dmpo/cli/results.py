@@ -35,6 +35,9 @@ COLUMNS = (
     "version",
 )
 
+#: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
+FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
+
 #: What the data of a namespace are. Only D4RL's own data give scores that compare with published ones.
 _DATA_OF_NAMESPACE = {
     "D4RL": "Minari port of D4RL",
@@ -141,10 +144,12 @@ class ResultsFile:
 
     :param path: the file; it and its folder are made if they are not there
     :param constant: columns that are the same in every row of this run
+    :param columns: names of all columns
     """
 
     path: Path
     constant: dict[str, Any]
+    columns: Sequence[str] = COLUMNS
 
     def check(self) -> None:
         """
@@ -174,7 +179,7 @@ class ResultsFile:
             "n_episodes": len(result.returns),
             **columns,
         }
-        self._append(_csv_line([row[column] for column in COLUMNS]))
+        self._append(_csv_line([row[column] for column in self.columns]))
 
     def append_rows(self, rows: Sequence[Mapping[str, str]]) -> None:
         """
@@ -182,17 +187,17 @@ class ResultsFile:
 
         :param rows: values of all columns
         """
-        lines = [_csv_line([row[column] for column in COLUMNS]) for row in rows]
+        lines = [_csv_line([row[column] for column in self.columns]) for row in rows]
         self._append("".join(dict.fromkeys(lines)), is_unique=True)
 
     def _append(self, lines: str, is_unique: bool = False) -> None:
-        header = _csv_line(COLUMNS)
+        header = _csv_line(self.columns)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         with os.fdopen(descriptor, "r+", encoding="utf-8", newline="") as file, locked(descriptor):
             found = file.readline()
             if found not in ("", header):
-                raise UsageError(f"--results {self.path} has other columns; expected {','.join(COLUMNS)}.")
+                raise UsageError(f"--results {self.path} has other columns; expected {','.join(self.columns)}.")
             if is_unique:
                 present = set(file)
                 lines = "".join(line for line in lines.splitlines(keepends=True) if line not in present)

@@ -1,6 +1,7 @@
 """Finding the run that ``--resume`` goes on with."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,16 @@ def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -
     return None
 
 
-def newest_state(folder: Path, env_id: str) -> Path | None:
+def newest_state(folder: Path, env_id: str, is_usable: Callable[[Path], bool] = lambda path: True) -> Path | None:
     """
     The run's final zip, or else its newest checkpoint that is whole.
 
     :param folder: the run's folder
     :param env_id: id of the evaluation environment, which names the final zip
+    :param is_usable: what else a checkpoint has to fulfil
     """
-    checkpoints = sorted(folder.glob("rl_model_*_steps.zip"), key=lambda path: -int(path.stem.split("_")[2]))
+    usable = filter(is_usable, folder.glob("rl_model_*_steps.zip"))
+    checkpoints = sorted(usable, key=lambda path: -int(path.stem.split("_")[2]))
     for path in (folder / f"{env_id}.zip", *checkpoints):
         try:
             check_archive(path.read_bytes())

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.environments import register_environment
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.finetune import finetune_settings
 from sb3_dmpo.cli.resume import find_run
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
 from sb3_dmpo.common.datasets import dataset_spaces
@@ -36,6 +37,14 @@ class TrainParser(ZooParser):
         self.add_argument(
             "--resume", action="store_true", help="finish the newest run of this algorithm, dataset and seed, in its folder"
         )
+        self.add_argument("--finetune", type=int, default=0, metavar="N", help="then learn for N steps in the environment")
+        self.add_argument(
+            "--finetune-params",
+            nargs="+",
+            default=[],
+            metavar="NAME:VALUE",
+            help="e.g. online_ratio:0.5 noise_std:0.1 n_envs:1",
+        )
         self.add_argument("--results", default="", metavar="FILE.csv", help="append a row for every evaluation")
 
     def prepare(self, options: argparse.Namespace) -> None:
@@ -51,9 +60,12 @@ class TrainParser(ZooParser):
             make_two_goals_dataset()
         dataset_spaces(options.dataset, download=options.download)
         is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
+        options.finetune_params = finetune_settings(options)
         options.argv = None if self.argv is None else list(self.argv)
         options.eval_env_id = options.env
-        options.env = register_environment(options.dataset, options.eval_env_id, is_stepped=is_evaluated)
+        options.env = register_environment(
+            options.dataset, options.eval_env_id, is_stepped=is_evaluated or options.finetune > 0
+        )
         options.conf_file = options.conf_file or str(config_path(options.algo))
         load_config(options.conf_file)
         if options.trained_agent:

@@ -33,24 +33,51 @@ _RANGES: dict[str, _Range] = {
     "advantage_scale": _NOT_NEGATIVE,
     "alpha": _POSITIVE,
     "batch_size": _COUNT,
+    "buffer_size": _COUNT,
     "conservative_weight": _NOT_NEGATIVE,
     "context_length": _COUNT,
     "ema_every": _COUNT,
     "expectile": _OPEN_UNIT,
     "gamma": _UNIT,
+    "gradient_steps": _Range(lambda value: _count(value, -1), "a whole number, or -1 for as many as steps"),
     "gumbel_temperature": _POSITIVE,
     "kl_coef": _NOT_NEGATIVE,
+    "learning_starts": _Range(lambda value: _count(value, 0), "a whole number of at least 0"),
     "min_q_weight": _UNIT,
     "n_action_samples": _COUNT,
     "n_components": _Range(lambda value: _count(value, 2), "a whole number of at least 2"),
     "n_diffusion_steps": _COUNT,
+    "n_envs": _COUNT,
     "n_value_samples": _COUNT,
+    "noise_std": _NOT_NEGATIVE,
+    "online_ratio": _Range(lambda value: value is None or _number(value, 0.0, 1.0), "a number from 0 to 1, or None"),
     "policy_delay": _COUNT,
     "pretraining_updates": _Range(lambda value: _count(value, 0), "a whole number of at least 0"),
     "target_noise_clip": _NOT_NEGATIVE,
     "target_policy_noise": _NOT_NEGATIVE,
     "tau": _Range(lambda value: _number(value, 0.0, 1.0) and value > 0, "a number from 0 (excluded) to 1"),
+    "train_freq": _Range(lambda value: _is_train_freq(value), "a number of steps, or e.g. (1, 'episode')"),
 }
+
+
+def _is_train_freq(value: Any) -> bool:
+    if isinstance(value, tuple) and len(value) == 2:
+        return _count(value[0], 1) and getattr(value[1], "value", value[1]) in ("step", "episode")
+    return _count(value, 1)
+
+
+def check_argument(owner: str, name: str, value: Any) -> None:
+    """
+    Check the range of one argument, if it is a known one.
+
+    :param owner: name of what takes it, for the message
+    :param name: its name
+    :param value: its value
+    :raises ValueError: the value is out of its range; the message names the argument, the value and the range
+    """
+    known = _RATE if name.endswith("learning_rate") and value is not None else _RANGES.get(name)
+    if known is not None and not known.accepts(value):
+        raise ValueError(f"{owner}: {name} is {value!r}, expected {known.description}.")
 
 
 def check_arguments(model: Any) -> None:
@@ -61,9 +88,7 @@ def check_arguments(model: Any) -> None:
     :raises ValueError: a value is out of its range; the message names the argument, the value and the range
     """
     for name, value in vars(model).items():
-        known = _RATE if name.endswith("learning_rate") and value is not None else _RANGES.get(name)
-        if known is not None and not known.accepts(value):
-            raise ValueError(f"{type(model).__name__}: {name} is {value!r}, expected {known.description}.")
+        check_argument(type(model).__name__, name, value)
     bounds = getattr(model, "value_bounds", None)
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise ValueError(f"{type(model).__name__}: value_bounds is {bounds!r}, expected two numbers, the smaller one first.")

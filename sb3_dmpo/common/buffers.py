@@ -12,10 +12,11 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dmpo.common.dataset_statistics import observation_statistics, reward_transform
-from sb3_dmpo.common.dataset_types import Transitions, check_memory, dataset_label, transition_bytes
+from sb3_dmpo.common.dataset_types import DatasetError, Transitions, check_memory, dataset_label, transition_bytes
 from sb3_dmpo.common.preprocessing import flatten_observations
 
-_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones", "observation_mean", "observation_std")
+_TRANSITION_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")
+_TENSORS = (*_TRANSITION_TENSORS, "observation_mean", "observation_std")
 
 
 def _as_tensor(array: npt.NDArray[Any], device: th.device) -> th.Tensor:
@@ -117,6 +118,8 @@ class OfflineReplayBuffer(ReplayBuffer):
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
+        #: Share of added transitions in a minibatch, once there are some; None: as many as chance draws
+        self.online_ratio: float | None = None
         # pos and full describe the region of added transitions
         self.reset()
 
@@ -185,18 +188,32 @@ class OfflineReplayBuffer(ReplayBuffer):
 
     def size(self) -> int:
         """Number of transitions, those of the dataset and added ones."""
-        return self.n_offline + (self.extra_capacity if self.full else self.pos)
+        return self.n_offline + self.n_added
+
+    @property
+    def n_added(self) -> int:
+        """Number of added transitions."""
+        return self.extra_capacity if self.full else self.pos
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
         A minibatch drawn uniformly with replacement, on the device; observations ``(batch, S)``, actions
-        ``(batch, A)``, rewards and dones ``(batch, 1)``.
+        ``(batch, A)``, rewards and dones ``(batch, 1)``. With an ``online_ratio``, that share of it comes from the added
+        transitions (if there are any) and stands last.
 
         :param batch_size: Number of transitions
         :param env: Not supported; the policy scales the observations
         """
-        indices = th.randint(self.size(), (batch_size,), generator=self.generator, device=self.device)
-        return self._get_samples(indices, env)
+        if self.online_ratio is None or self.n_added == 0:
+            return self._get_samples(self._draw(self.size(), batch_size), env)
+        n_online = round(self.online_ratio * batch_size)
+        offline = self._draw(self.n_offline, batch_size - n_online)
+        added = self.n_offline + self._draw(self.n_added, n_online)
+        return self._get_samples(th.cat([offline, added]), env)
+
+    def _draw(self, n: int, size: int) -> th.Tensor:
+        """Numbers below ``n``, shape ``(size,)``."""
+        return th.randint(n, (size,), generator=self.generator, device=self.device)
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: th.Tensor, env: VecNormalize | None = None
@@ -216,12 +233,76 @@ class OfflineReplayBuffer(ReplayBuffer):
     def _grow(self) -> None:
         """Make room for the added transitions; one array after the other, so that only one is held twice."""
         size = self.n_offline + self.extra_capacity
-        for name in _TENSORS[:5]:
+        for name in _TRANSITION_TENSORS:
             old = getattr(self, name)
             new = th.zeros((size, old.shape[1]), dtype=old.dtype, device=old.device)
             new[: len(old)] = old
             setattr(self, name, new)
         self.buffer_size = size
+
+    def reserve(self, n_transitions: int) -> None:
+        """
+        Allow for at least so many added transitions. Those that are there already stay.
+
+        :param n_transitions: Number of transitions
+        """
+        if n_transitions <= self.extra_capacity:
+            return
+        if self.full:  # in a larger region the oldest one has to stand first
+            for name in _TRANSITION_TENSORS:
+                tensor = getattr(self, name)
+                tensor[self.n_offline :] = tensor[self.n_offline :].roll(-self.pos, dims=0)
+            self.pos, self.full = self.extra_capacity, False
+        is_allocated = len(self.observations) > self.n_offline
+        self.extra_capacity = n_transitions
+        if is_allocated:
+            self._grow()
+
+    def added_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The added transitions as plain arrays, with what :meth:`restore_added` needs to put them back."""
+        rows = slice(self.n_offline, self.size())
+        return {
+            **{name: getattr(self, name)[rows].cpu().numpy() for name in _TRANSITION_TENSORS},
+            "oldest": np.array(self.pos if self.full else 0),
+            "transform": np.array([self.reward_scale, self.reward_shift, self.action_clip]),
+            "fingerprint": np.array(self.fingerprint),
+        }
+
+    def restore_added(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """
+        Replace the added transitions by those of :meth:`added_arrays`, each in its old place.
+
+        :param arrays: What it returned
+        :raises DatasetError: if they are incomplete or were added to another dataset
+        """
+        try:
+            rows = {name: arrays[name] for name in _TRANSITION_TENSORS}
+            oldest, transform, fingerprint = int(arrays["oldest"]), arrays["transform"].tolist(), str(arrays["fingerprint"])
+        except (KeyError, ValueError, TypeError) as err:
+            raise DatasetError(f"The added transitions are incomplete ({err}): save them again.") from None
+        here = [self.reward_scale, self.reward_shift, self.action_clip]
+        if fingerprint != self.fingerprint or transform != here:
+            raise DatasetError(
+                f"The transitions were added to a dataset with the hash {fingerprint} and the reward scale, reward shift and "
+                f"action clip {transform}; here it is {self.fingerprint} and {here}. Use the data and settings of that run."
+            )
+        n_added = len(rows["rewards"])
+        for name, values in rows.items():
+            shape = (n_added, getattr(self, name).shape[1])
+            if values.shape != shape or values.dtype != np.float32 or not np.isfinite(values).all():
+                raise DatasetError(
+                    f"The added {name} are not {shape[0]} x {shape[1]} finite float32 numbers: save them again."
+                )
+        if not 0 <= oldest <= n_added:
+            raise DatasetError(f"The oldest of {n_added} added transitions cannot be number {oldest}: save them again.")
+        for name in _TRANSITION_TENSORS:
+            setattr(self, name, getattr(self, name)[: self.n_offline])
+        self.extra_capacity = n_added
+        self.pos, self.full = oldest, n_added > 0
+        if n_added > 0:
+            self._grow()
+            for name, values in rows.items():
+                getattr(self, name)[self.n_offline :] = th.from_numpy(values).to(self.device)
 
     def add(
         self,

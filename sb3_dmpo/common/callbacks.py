@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from minari import MinariDataset
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_dmpo.common.evaluation import (
@@ -144,3 +144,44 @@ class NormalizedEvalCallback(EvalCallback):
         if self.callback is not None:
             goes_on = self._on_event() and goes_on
         return goes_on
+
+
+class OnlineCheckpointCallback(CheckpointCallback):
+    """
+    SB3's checkpoints for ``learn_online``: the model, and beside it the collected transitions.
+
+    They are written between two rollouts. SB3 writes them within a step, before its transition is stored and its updates
+    are done, so that a continued run would lack both.
+
+    :param save_freq: steps of the vector environment between checkpoints
+    :param save_path: folder
+    :param kwargs: as of ``CheckpointCallback``
+    """
+
+    def __init__(self, save_freq: int, save_path: str, **kwargs: Any) -> None:
+        super().__init__(save_freq, save_path, **{"save_replay_buffer": True} | kwargs)
+        self._is_due = False
+
+    def _checkpoint_path(self, checkpoint_type: str = "", extension: str = "") -> str:
+        return super()._checkpoint_path(checkpoint_type, "npz" if checkpoint_type == "replay_buffer_" else extension)
+
+    def _on_step(self) -> bool:
+        self._is_due = self._is_due or self.n_calls % self.save_freq == 0
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._save_if_due()
+
+    def _on_training_end(self) -> None:
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        if not self._is_due:
+            return
+        self._is_due = False
+        n_calls = self.n_calls
+        try:
+            self.n_calls = 0  # SB3 saves in its own rhythm only, in which 0 always is
+            super()._on_step()
+        finally:
+            self.n_calls = n_calls

@@ -22,6 +22,7 @@ from torch import nn
 from sb3_dmpo.common.arguments import check_arguments, check_device, unknown_argument
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.common.online import OnlineMixin
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -33,7 +34,7 @@ from sb3_dmpo.envs.wrappers import FlattenNestedDict
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
 
-class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
+class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
     """
     Base of the offline algorithms. One timestep is one gradient update; no environment is needed to learn.
 
@@ -41,7 +42,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     :meth:`noise_specs` which random numbers an update consumes, and computes its losses in :meth:`update`.
 
     :param policy: ``"MlpPolicy"`` (Box observations), ``"MultiInputPolicy"`` (Dict observations) or a policy class
-    :param env: environment, VecEnv or environment id; optional, only used by callbacks and for its spaces
+    :param env: environment, VecEnv or environment id; optional, for its spaces, for callbacks and for ``learn_online``
     :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer`` (or path to its pickle), path to a D4RL HDF5
         file, or :class:`OfflineReplayBuffer`; read when ``learn`` is called. Only its id goes into the zip.
     :param learning_rate: learning rate, a float or a function of the remaining progress (from 1 to 0)
@@ -122,6 +123,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self.dataset = dataset
         self.dataset_id = dataset_identifier(dataset)
         self.dataset_fingerprint: str | None = None
+        self.online_ratio: float | None = None
         self._scaler_is_set = False
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
@@ -380,6 +382,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if self._is_online:
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         # As in SB3, without resetting an environment: none is stepped here.
         self.start_time = time.time_ns()
         if self.ep_info_buffer is None or reset_num_timesteps:
@@ -477,6 +481,10 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         if len(self.ep_info_buffer) > 0 and len(self.ep_info_buffer[0]) > 0:
             self.logger.record("rollout/ep_rew_mean", safe_mean([info["r"] for info in self.ep_info_buffer]))
             self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
+        if self.ep_success_buffer:
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
+        if self._is_online:
+            self.logger.record("time/episodes", self._episode_num, exclude="tensorboard")
         for name, (optimizer, _, _) in self._optimizers.items():
             self.logger.record(f"train/{name}_learning_rate", float(optimizer.param_groups[0]["lr"]))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

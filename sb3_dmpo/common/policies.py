@@ -17,6 +17,7 @@ from sb3_dmpo.common.preprocessing import (
     canonical_observation_space,
     check_action_space,
     flat_size,
+    scale_actions,
     unscale_actions,
 )
 
@@ -185,9 +186,26 @@ class OfflinePolicy(BasePolicy):
         observations, vectorized = self.prepare_observation(observation)
         with th.no_grad():
             scaled_actions = self._predict(th.as_tensor(observations, device=self.device), deterministic).cpu().numpy()
-        assert isinstance(self.action_space, spaces.Box)
-        actions = unscale_actions(scaled_actions, self.action_space)
+        actions = self.unscale_action(scaled_actions)
         return (actions if vectorized else actions[0]), state
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        """
+        Actions in [-1, 1], exactly as those of a dataset are scaled; same shape.
+
+        :param action: actions in the units of the environment
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        return scale_actions(action, self.action_space)
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        Actions within the bounds of the environment, which SB3's formula may leave by a rounding error; same shape.
+
+        :param scaled_action: actions in [-1, 1]
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        return unscale_actions(scaled_action, self.action_space)
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         """

@@ -62,6 +62,8 @@ class ZipMixin(BaseAlgorithm):
             "_metrics",
             "_last_batch",
             "_placeholder_env",
+            "_is_online",
+            "action_noise",
         ]
         return [*super()._excluded_save_params(), *runtime]
 

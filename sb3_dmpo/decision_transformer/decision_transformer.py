@@ -73,6 +73,7 @@ class DecisionTransformer(OfflineAlgorithm):
         "MultiInputPolicy": DecisionTransformerPolicy,
     }
     policy: DecisionTransformerPolicy
+    learns_online: ClassVar[bool] = False
     replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = SequenceReplayBuffer
 
     def __init__(
