@@ -38,6 +38,8 @@ class ExportedPolicy(nn.Module):
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu()
         self.policy.set_training_mode(False)
+        for name in policy.gate_networks:
+            getattr(self.policy, name).double()
         assert isinstance(policy.action_space, spaces.Box)
         self.action_dtype = th.from_numpy(np.empty(0, policy.action_space.dtype)).dtype
         # As in ``unscale_actions``, in double precision.

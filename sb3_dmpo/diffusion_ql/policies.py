@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
-from sb3_dmpo.common.networks import chosen_actions
+from sb3_dmpo.common.gating import best_actions
+from sb3_dmpo.common.networks import EnsembleCritic, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 
 #: Seed of the noise behind deterministic actions: every model acts on the same draws.
@@ -178,22 +179,38 @@ class DiffusionPolicy(OfflinePolicy):
         self.register_buffer("acting_noise", noise)
         self.acting_noise: th.Tensor
 
+    gate_networks: ClassVar[tuple[str, ...]] = ("actor", "critic_target")
+
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         observations = self.scale_observations(observation)
+        networks = (self.actor, self.critic_target)
+        if deterministic:
+            return best_actions(observations, networks, self.sample_table)[1]
+        shape = (self.n_diffusion_steps, len(observations) * self.n_action_samples, self.action_size)
+        noise = th.randn(shape, device=observations.device, dtype=observations.dtype)
+        q_values, actions = self.sample_table(observations, *networks, noise)
+        return chosen_actions(actions, th.multinomial(th.softmax(q_values, dim=1), num_samples=1))
+
+    def sample_table(
+        self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, noise: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Values of several sampled actions, shape ``(batch, n_action_samples)``, and the actions, shape
+        ``(batch, n_action_samples, action_size)``.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: the network that denoises
+        :param critic: the critics
+        :param noise: standard normal, shape ``(n_diffusion_steps, batch * n_action_samples, action_size)``; None: that of
+            deterministic actions
+        """
+        assert isinstance(actor, DiffusionActor) and isinstance(critic, EnsembleCritic)
         # Not len(), which torch.export takes for a constant.
         batch, n = observations.shape[0], self.n_action_samples
-        if deterministic:
-            noise = self.acting_noise.repeat(1, batch, 1)
-        else:
-            shape = (self.n_diffusion_steps, batch * n, self.action_size)
-            noise = th.randn(shape, device=observations.device, dtype=observations.dtype)
-        actions: th.Tensor = self.actor(observations.repeat_interleave(n, dim=0), noise.unbind()).view(batch, n, -1)
-        q_values = self.critic_target.all_actions(observations, actions).amin(dim=0)
-        if deterministic:
-            index = q_values.argmax(dim=1, keepdim=True)
-        else:
-            index = th.multinomial(th.softmax(q_values, dim=1), num_samples=1)
-        return chosen_actions(actions, index)
+        if noise is None:
+            noise = self.acting_noise.to(observations).repeat(1, batch, 1)
+        actions = actor(observations.repeat_interleave(n, dim=0), noise.unbind()).view(batch, n, -1)
+        return critic.all_actions(observations, actions).amin(dim=0), actions
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()

@@ -1,11 +1,12 @@
 """The mixture policy: one actor, K components, and the critics as the gate."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_dmpo.common.gating import best_actions
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
@@ -54,6 +55,8 @@ class MixturePolicy(OfflinePolicy):
             Posterior(*sizes, self.critic_arch, self.activation_fn) if use_info_posterior else None
         )
 
+    gate_networks: ClassVar[tuple[str, ...]] = ("actor", "critic")
+
     def component_table(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """
         Value of every component, shape ``(batch, n_components)``, and its action,
@@ -86,8 +89,11 @@ class MixturePolicy(OfflinePolicy):
 
         :param observation: one raw observation or a batch of them
         """
-        components: np.ndarray = self.component_q_values(observation).argmax(axis=1)
-        return components
+        observations, _ = self.prepare_observation(observation)
+        with th.no_grad():
+            scaled = self.scale_observations(th.as_tensor(observations, device=self.device))
+            components: np.ndarray = self._best_actions(scaled)[0].squeeze(1).cpu().numpy()
+            return components
 
     def component_q_values(self, observation: Any) -> np.ndarray:
         """
@@ -102,7 +108,10 @@ class MixturePolicy(OfflinePolicy):
             return values
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
-        return self.gate(self.scale_observations(observation), self.actor, self.critic)[1]
+        return self._best_actions(self.scale_observations(observation))[1]
+
+    def _best_actions(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return best_actions(observations, (self.actor, self.critic), self.component_table)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {

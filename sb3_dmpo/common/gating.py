@@ -1,0 +1,45 @@
+"""Choosing the best of several actions by the critics, with the same outcome on every device and in every runtime."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch as th
+from torch import nn
+
+from sb3_dmpo.common.networks import chosen_actions
+
+#: Values nearer than this, relative to their size, are compared in double precision: about ten times the largest rounding
+#: error of a critic's value that was seen.
+NEAR_TIE = 1e-5
+
+#: Values ``(batch, n)`` and actions ``(batch, n, action_size)``, from scaled observations and the networks.
+Table = Callable[..., tuple[th.Tensor, th.Tensor]]
+
+
+def best_actions(observations: th.Tensor, networks: Sequence[nn.Module], table: Table) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Index of the best action ``(batch, 1)`` and the action ``(batch, action_size)``.
+
+    Rounding depends on the device, the runtime and the size of the batch; where two values differ by no more, it would
+    decide which action is taken. Such values are computed once more in double precision. Networks that are in double
+    precision already (exported ones) are used as they are.
+
+    :param observations: scaled observations, float32, shape ``(batch, observation_size)``
+    :param networks: what the table needs
+    :param table: the values and the actions, called as ``table(observations, *networks)``
+    """
+    if next(networks[0].parameters()).dtype == th.float64:
+        values, actions = table(observations.double(), *networks)
+        index = values.argmax(dim=1, keepdim=True)
+        return index, chosen_actions(actions, index)
+    values, actions = table(observations, *networks)
+    index = values.argmax(dim=1, keepdim=True)
+    best = values.topk(min(2, values.shape[1]), dim=1).values
+    # With a single action there is nothing to choose.
+    is_near = (best[:, :1] - best[:, 1:] <= NEAR_TIE * (1.0 + best[:, :1].abs())).any(dim=1)
+    if is_near.any():
+        # On the CPU, since not every device has double precision.
+        exact = [copy.deepcopy(network).cpu().double() for network in networks]
+        exact_values, _ = table(observations[is_near].cpu().double(), *exact)
+        index[is_near] = exact_values.argmax(dim=1, keepdim=True).to(index.device)
+    return index, chosen_actions(actions, index)

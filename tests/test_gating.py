@@ -1,0 +1,55 @@
+"""Near ties between actions are decided in the same way whatever the rounding."""
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_dmpo.common.gating import NEAR_TIE, best_actions
+from tests.contract import DATA, make
+
+ACTIONS = th.arange(6.0).reshape(1, 3, 2)
+
+
+def table(gap: float, noise: float) -> tuple[th.Tensor, th.Tensor]:
+    """Best action by the table below, for components with values 1, 1 + gap and 0; float32 adds noise to the first."""
+
+    def values(observations: th.Tensor, network: nn.Linear) -> tuple[th.Tensor, th.Tensor]:
+        exact = th.tensor([[1.0, 1.0 + gap, 0.0]], dtype=th.float64)
+        if network.weight.dtype == th.float32:
+            exact[0, 0] += noise
+        return exact.to(network.weight.dtype).expand(len(observations), 3), ACTIONS.expand(len(observations), 3, 2)
+
+    return best_actions(th.zeros(4, 1), [nn.Linear(1, 1)], values)
+
+
+def test_rounding_does_not_choose() -> None:
+    index, actions = table(gap=1e-6, noise=5e-6)
+    assert index.squeeze(1).tolist() == [1] * 4
+    assert th.equal(actions, ACTIONS[0, 1].expand(4, 2))
+
+
+def test_clear_cases_are_not_computed_twice() -> None:
+    assert table(gap=10 * NEAR_TIE, noise=100 * NEAR_TIE)[0].unique().tolist() == [0]
+
+
+def test_equal_values_go_to_the_lowest_index() -> None:
+    assert table(gap=0.0, noise=0.0)[0].unique().tolist() == [0]
+
+
+def test_a_single_action() -> None:
+    def values(observations: th.Tensor, network: nn.Module) -> tuple[th.Tensor, th.Tensor]:
+        return th.zeros(len(observations), 1), ACTIONS[:, :1].expand(len(observations), 1, 2)
+
+    index, actions = best_actions(th.zeros(2, 1), [nn.Linear(1, 1)], values)
+    assert index.tolist() == [[0], [0]] and actions.tolist() == [[0.0, 1.0]] * 2
+
+
+def test_the_batch_does_not_matter() -> None:
+    """Untrained sub-policies are nearly equal, so that their values often tie."""
+    model = make("dmpo", dataset=DATA)
+    observations = np.random.default_rng(0).normal(0.0, 2.0, (2000, 3)).astype(np.float32)
+    whole = model.policy.select_component(observations)
+    parts = np.concatenate([model.policy.select_component(part) for part in np.array_split(observations, 37)])
+    assert np.array_equal(whole, parts)
+    exact = model.policy.component_q_values(observations)
+    assert (exact.max(axis=1) - np.take_along_axis(exact, whole[:, None], 1)[:, 0] <= 1e-5).all()
