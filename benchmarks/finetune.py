@@ -1,10 +1,10 @@
 """
 Online steps after a run on a dataset, beside Stable-Baselines3's TD3 that starts from nothing in the same environment.
 
-``python benchmarks/train.py --dataset zoo/hopper/medium-v0 -n 20000 --finetune 30000 --seed 0 --eval-freq 2500
---results FILE`` writes the rows of the fine-tuned model; ``python benchmarks/finetune.py scratch --dataset zoo/hopper/medium-v0 -n 30000
---seed 0 --eval-freq 2500 --results FILE`` those of TD3, with networks, batches, learning rate, exploration noise and first
-steps like those of the fine-tuned model; ``python benchmarks/finetune.py plot FILE`` draws both.
+Rows of the fine-tuned model: ``python benchmarks/train.py --dataset zoo/hopper/medium-v0 -n 20000 --finetune 30000 --seed 0
+--eval-freq 2500 --results FILE``. Rows of TD3, with networks, batches, learning rate, exploration noise and first steps like
+those of the fine-tuned model: ``python benchmarks/finetune.py scratch --dataset zoo/hopper/medium-v0 -n 30000 --seed 0
+--eval-freq 2500 --results FILE``. Both are drawn by ``python benchmarks/finetune.py plot FILE``.
 """
 
 import argparse
