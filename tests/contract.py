@@ -371,6 +371,13 @@ class TestContract:
         repeated, _ = model.predict(DATA.observations.astype(np.float64), deterministic=True)
         np.testing.assert_array_equal(repeated, model.predict(DATA.observations, deterministic=True)[0])
 
+    def test_one_observation_as_in_a_batch(self, trained: Trained) -> None:
+        """Whatever is done to answer quickly for one observation, the answer is that of the batch."""
+        observations = DATA.observations[::8]
+        together, _ = trained.model.predict(observations, deterministic=True)
+        alone = [trained.model.predict(observation, deterministic=True)[0] for observation in observations]
+        np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+
     def test_actions_fill_their_bounds(self, name: str) -> None:
         """The policy acts in [-1, 1], the environment gets its own units: 20 times wider bounds, 20 times larger actions."""
         data = make_transitions(action_space=DriftEnv().action_space)

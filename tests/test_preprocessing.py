@@ -3,6 +3,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_dmpo.common.preprocessing import (
+    ActionUnscaler,
     action_spaces_match,
     canonical_observation,
     canonical_observation_space,
@@ -12,7 +13,6 @@ from sb3_dmpo.common.preprocessing import (
     flatten_observations,
     observation_spaces_match,
     scale_actions,
-    unscale_actions,
 )
 from tests.dataset_helpers import ACTIONS, BOX, NESTED_DICT, random_observations
 
@@ -95,22 +95,22 @@ def test_actions_scale_to_unit_bounds_and_back() -> None:
     scaled = scale_actions(actions, ACTIONS)
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [[-1, -1], [1, 1], [0, -0.5]])
-    np.testing.assert_allclose(unscale_actions(scaled, ACTIONS), actions)
+    np.testing.assert_allclose(ActionUnscaler(ACTIONS)(scaled), actions)
     np.testing.assert_array_equal(scale_actions([[-9.0, 99.0]], ACTIONS), [[-1, 1]])
-    np.testing.assert_array_equal(unscale_actions([[-9.0, 99.0]], ACTIONS), [[-2, 10]])
+    np.testing.assert_array_equal(ActionUnscaler(ACTIONS)([[-9.0, 99.0]]), [[-2, 10]])
 
 
 def test_unit_actions_keep_their_exact_values() -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (100, 2)).astype(np.float32)
     space = spaces.Box(-1, 1, (2,))
     np.testing.assert_array_equal(scale_actions(actions, space), actions)
-    np.testing.assert_array_equal(unscale_actions(actions, space), actions)
+    np.testing.assert_array_equal(ActionUnscaler(space)(actions), actions)
 
 
 def test_unscaled_actions_are_inside_awkward_bounds() -> None:
     space = spaces.Box(np.float32(0.1), np.float32(0.7), (1,))
     for action in (-1.0, 1.0):
-        assert space.contains(unscale_actions(np.full((1,), action, np.float32), space))
+        assert space.contains(ActionUnscaler(space)(np.full((1,), action, np.float32)))
 
 
 @pytest.mark.parametrize(

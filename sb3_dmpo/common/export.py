@@ -42,7 +42,7 @@ class ExportedPolicy(nn.Module):
             getattr(self.policy, name).double()
         assert isinstance(policy.action_space, spaces.Box)
         self.action_dtype = th.from_numpy(np.empty(0, policy.action_space.dtype)).dtype
-        # As in ``unscale_actions``, in double precision.
+        # As in ``ActionUnscaler``, in double precision.
         self.register_buffer("low", th.from_numpy(policy.action_space.low.astype(np.float64)))
         self.register_buffer("high", th.from_numpy(policy.action_space.high.astype(np.float64)))
         self.low: th.Tensor

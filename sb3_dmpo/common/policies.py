@@ -1,6 +1,7 @@
 """Base of all policies: observation scaler, networks, and ``predict`` on what an environment returns."""
 
 import copy
+import math
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -13,12 +14,12 @@ from torch import nn
 
 from sb3_dmpo.common.networks import Actor, EnsembleCritic, ValueNetwork
 from sb3_dmpo.common.preprocessing import (
+    ActionUnscaler,
     canonical_observation,
     canonical_observation_space,
     check_action_space,
     flat_size,
     scale_actions,
-    unscale_actions,
 )
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
@@ -69,6 +70,7 @@ class OfflinePolicy(BasePolicy):
         self.observation_size = flat_size(self.observation_space)
         assert isinstance(self.action_space, spaces.Box)
         self.action_size = int(np.prod(self.action_space.shape))
+        self._unscaler = ActionUnscaler(self.action_space)
         self.register_buffer("observation_mean", th.zeros(self.observation_size))
         self.register_buffer("observation_std", th.ones(self.observation_size))
         self.observation_mean: th.Tensor
@@ -157,7 +159,7 @@ class OfflinePolicy(BasePolicy):
             expected = f"{space.shape} or (n, {', '.join(map(str, space.shape))})"
             raise ValueError(f"{name} has shape {array.shape}, expected {expected}.")
         vectorized = array.shape != space.shape
-        array = array.reshape(-1, int(np.prod(space.shape)))
+        array = array.reshape(-1, math.prod(space.shape))
         if not np.isfinite(array).all():
             row, column = np.argwhere(~np.isfinite(array))[0]
             raise ValueError(
@@ -186,8 +188,11 @@ class OfflinePolicy(BasePolicy):
         if self.training:
             self.set_training_mode(False)
         observations, vectorized = self.prepare_observation(observation)
-        with th.no_grad():
-            scaled_actions = self._predict(th.as_tensor(observations, device=self.device), deterministic).cpu().numpy()
+        # Not self.device, which goes through the list of all parameters
+        with th.inference_mode():
+            tensor = th.as_tensor(observations, device=self.observation_mean.device)
+            act = self._predict_one if len(tensor) == 1 else self._predict
+            scaled_actions = act(tensor, deterministic).cpu().numpy()
         actions = self.unscale_action(scaled_actions)
         return (actions if vectorized else actions[0]), state
 
@@ -206,8 +211,7 @@ class OfflinePolicy(BasePolicy):
 
         :param scaled_action: actions in [-1, 1]
         """
-        assert isinstance(self.action_space, spaces.Box)
-        return unscale_actions(scaled_action, self.action_space)
+        return self._unscaler(scaled_action)
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         """
@@ -218,6 +222,15 @@ class OfflinePolicy(BasePolicy):
         """
         actions: th.Tensor = self.actor(self.scale_observations(observation))
         return actions
+
+    def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
+        """
+        As :meth:`_predict` for a single observation, which is where overhead counts, shape ``(1, action_size)``.
+
+        :param observation: flat raw observation, shape ``(1, observation_size)``
+        :param deterministic: whether to take the mode
+        """
+        return self._predict(observation, deterministic)
 
     def forward(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:
         """

@@ -231,17 +231,27 @@ def scale_actions(actions: npt.ArrayLike, action_space: spaces.Box) -> npt.NDArr
     return scaled
 
 
-def unscale_actions(actions: npt.ArrayLike, action_space: spaces.Box) -> npt.NDArray[Any]:
+class ActionUnscaler:
     """
-    Actions mapped from [-1, 1] to the bounds of the space, same shape, in the dtype of the space.
+    Maps actions from [-1, 1] to the bounds of a space; what depends on the space alone is worked out once.
 
-    :param actions: Actions in [-1, 1], shape ``(..., A)``; what lies outside is clipped
     :param action_space: Bounded Box of shape ``(A,)``
     """
-    values = np.clip(np.asarray(actions), -1.0, 1.0)
-    if not _has_unit_bounds(action_space):
-        low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
-        # Rounding may leave the space by one unit in the last place
-        values = np.clip(low + 0.5 * (values + 1.0) * (high - low), low, high)
-    unscaled: npt.NDArray[Any] = values.astype(action_space.dtype, copy=False)
-    return unscaled
+
+    def __init__(self, action_space: spaces.Box) -> None:
+        self.dtype = action_space.dtype
+        self.is_identity = _has_unit_bounds(action_space)
+        self.low, self.high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+
+    def __call__(self, actions: npt.ArrayLike) -> npt.NDArray[Any]:
+        """
+        Actions in the units of the environment, same shape, in the dtype of the space.
+
+        :param actions: Actions in [-1, 1], shape ``(..., A)``; what lies outside is clipped
+        """
+        values = np.asarray(actions).clip(-1.0, 1.0)
+        if not self.is_identity:
+            # Rounding may leave the space by one unit in the last place
+            values = (self.low + 0.5 * (values + 1.0) * (self.high - self.low)).clip(self.low, self.high)
+        unscaled: npt.NDArray[Any] = values.astype(self.dtype, copy=False)
+        return unscaled

@@ -5,11 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.common.preprocessing import unscale_actions
 from sb3_dmpo.decision_transformer.transformer import RewardModel, TransformerActor
 
 
@@ -146,7 +144,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
         new_state = self._advance(observations, *self._check_state(len(observations), state, episode_start))
         n_known = np.minimum(new_state.lengths, self.context_length)[:, None]
         steps = np.arange(self.context_length) - self.context_length
-        with th.no_grad():
+        with th.inference_mode():
             scaled_actions = self.actor(
                 self.scale_observations(self._to_tensor(new_state.observations)),
                 self._to_tensor(new_state.actions),
@@ -155,8 +153,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
                 th.as_tensor(steps >= -n_known, device=self.device),
             )[:, -1]
         new_state.actions[:, -1] = scaled_actions.cpu().numpy()
-        assert isinstance(self.action_space, spaces.Box)
-        actions = unscale_actions(new_state.actions[:, -1], self.action_space)
+        actions = self.unscale_action(new_state.actions[:, -1])
         return (actions if vectorized else actions[0]), new_state
 
     def _to_tensor(self, array: np.ndarray) -> th.Tensor:
@@ -199,7 +196,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
         """What the last actions have probably brought, shape ``(n,)``; 0 without a model."""
         if self.reward_model is None:
             return np.zeros(len(next_observations))
-        with th.no_grad():
+        with th.inference_mode():
             rewards = self.reward_model(
                 self.scale_observations(self._to_tensor(state.observations[:, -1])),
                 self._to_tensor(state.actions[:, -1]),

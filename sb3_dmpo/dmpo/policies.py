@@ -113,6 +113,13 @@ class MixturePolicy(OfflinePolicy):
     def _best_actions(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         return best_actions(observations, (self.actor, self.critic), self.component_table)
 
+    def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
+        # Fewer steps count more here than less arithmetic: all components as one batch.
+        repeated = self.scale_observations(observation).expand(self.n_components, -1)
+        actions: th.Tensor = self.actor(repeated, self.actor.one_hots)
+        values = min_max_q(self.critic(repeated, actions), self.min_q_weight)
+        return actions[values.argmax(dim=0)]
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
             "n_components": self.n_components,
