@@ -4,7 +4,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_dmpo.common.gating import NEAR_TIE, best_actions
+from sb3_dmpo.common.gating import NEAR_TIE, best_actions, is_near_tie
 from tests.contract import DATA, make
 
 ACTIONS = th.arange(6.0).reshape(1, 3, 2)
@@ -53,3 +53,16 @@ def test_the_batch_does_not_matter() -> None:
     assert np.array_equal(whole, parts)
     exact = model.policy.component_q_values(observations)
     assert (exact.max(axis=1) - np.take_along_axis(exact, whole[:, None], 1)[:, 0] <= 1e-5).all()
+
+
+def test_one_observation_is_decided_as_in_a_batch() -> None:
+    model = make("dmpo", dataset=DATA)
+    observations = np.random.default_rng(1).normal(0.0, 2.0, (300, 3)).astype(np.float32)
+    together, _ = model.predict(observations)
+    alone = [model.predict(observation)[0] for observation in observations]
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-5)
+
+
+def test_near_ties_of_one_row() -> None:
+    assert is_near_tie([1.0, 0.0, 1.0 + 1e-6]) and is_near_tie([-1e6, -1e6 - 5.0])
+    assert not is_near_tie([1.0, 1.0 - 10 * NEAR_TIE]) and not is_near_tie([1.0])

@@ -43,3 +43,13 @@ def best_actions(observations: th.Tensor, networks: Sequence[nn.Module], table: 
         exact_values, _ = table(observations[is_near].cpu().double(), *exact)
         index[is_near] = exact_values.argmax(dim=1, keepdim=True).to(index.device)
     return index, chosen_actions(actions, index)
+
+
+def is_near_tie(values: Sequence[float]) -> bool:
+    """
+    Whether rounding could decide which of some values is the largest: what :func:`best_actions` asks, for one row.
+
+    :param values: values of the actions for one observation
+    """
+    best, *others = sorted(values, reverse=True)
+    return bool(others) and not best - others[0] > NEAR_TIE * (1.0 + abs(best))

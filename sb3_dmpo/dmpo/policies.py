@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_dmpo.common.gating import best_actions
+from sb3_dmpo.common.gating import best_actions, is_near_tie
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
@@ -114,11 +114,14 @@ class MixturePolicy(OfflinePolicy):
         return best_actions(observations, (self.actor, self.critic), self.component_table)
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
-        # Fewer steps count more here than less arithmetic: all components as one batch.
-        repeated = self.scale_observations(observation).expand(self.n_components, -1)
+        # Fewer steps count more here than less arithmetic: all components as one batch, compared by Python.
+        scaled = self.scale_observations(observation)
+        repeated = scaled.expand(self.n_components, -1)
         actions: th.Tensor = self.actor(repeated, self.actor.one_hots)
-        values = min_max_q(self.critic(repeated, actions), self.min_q_weight)
-        return actions[values.argmax(dim=0)]
+        values = min_max_q(self.critic(repeated, actions), self.min_q_weight).squeeze(1).tolist()
+        if is_near_tie(values):
+            return self._best_actions(scaled)[1]
+        return actions[values.index(max(values))].unsqueeze(0)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
