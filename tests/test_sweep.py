@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gymnasium as gym
@@ -26,6 +28,7 @@ from sb3_dmpo.cli.main import sweep
 from sb3_dmpo.cli.results import COLUMNS
 from sb3_dmpo.cli.sweep import minutes
 from sb3_dmpo.cli.sweep_cells import Cell, Worker, read_rows
+from sb3_dmpo.cli.sweep_jobs import LocalJobs
 
 REPOSITORY = Path(__file__).parent.parent
 #: Stands in for train.py: two evaluations; dies before the second one on its first attempt with seed 1.
@@ -52,6 +55,10 @@ row(10, "training")
 if options["--seed"] == "1" and not resumed:
     os.kill(os.getpid(), signal.SIGKILL)
 row(20, "final")
+(path.parent / "algo" / "run_1").mkdir(parents=True)
+(path.parent / "algo" / "run_1" / "progress.csv").write_text(
+    "time/total_timesteps,train/n_updates,train/critic_loss,eval/mean_reward\\n10.0,10.0,0.123456789,\\n10,,,1.0\\n20,20"
+)
 """
 
 
@@ -143,6 +150,13 @@ def test_dead_and_lost_runs_go_on_and_finished_ones_are_skipped(
     assert sorted((row["algorithm"], row["seed"], row["updates"]) for row in rows) == sorted(
         (algorithm, seed, updates) for algorithm in ("bc", "dmpo") for seed in "01" for updates in ("10", "20")
     )
+    training = rows_of(tmp_path / "s" / "results_training.csv")
+    assert [(row["updates"], row["critic_loss"], row["kl"]) for row in training[:2]] == [
+        ("10", "0.123457", ""),
+        ("20", "", ""),
+    ]
+    assert len(training) == 4 * 2
+
     n_submitted = len(jobs.submitted)
     assert n_submitted == 4 + 3
 
@@ -184,29 +198,38 @@ def other_dataset() -> str:
     return name
 
 
-def pids_of(folder: Path) -> dict[Path, int]:
-    return {path: json.loads(path.read_text())["pid"] for path in folder.rglob("running.json")}
-
-
-def sweep_with_a_kill(folder: Path, *arguments: str) -> str:
+def kill_worker(pid: int) -> None:
     """
-    The grid of 2 algorithms x 2 datasets x 2 seeds with one run killed once it has a checkpoint; what the sweep said.
+    SIGKILL for a run and for the worker that started it, which cannot tell anybody.
+
+    :param pid: process of the run
+    """
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for number in (parent, pid):
+        os.kill(number, signal.SIGKILL)
+
+
+def sweep_with_a_kill(folder: Path, *arguments: str, **environment: str) -> str:
+    """
+    The grid of 2 algorithms x 2 datasets x 2 seeds with one worker killed once its run has a checkpoint; what the sweep
+    said.
 
     :param folder: where it runs
     :param arguments: further options of the sweep
+    :param environment: further environment variables
     """
     datasets = [TWO_GOALS_DATASET_ID, other_dataset()]
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "sweep.py"), "--algos", "dmpo", "bc", "--datasets", *datasets]
     command += ["--seeds", "0", "1", "-n", "600", "--save-freq", "50", "--jobs", "2", *arguments]
     command += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16", "--label", "small"]
     command += ["--", "--eval-freq", "200", "--eval-episodes", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     deadline, killed = time.monotonic() + 300, False
     while not killed and time.monotonic() < deadline and process.poll() is None:
-        for path, pid in pids_of(folder).items():
+        for path in folder.rglob("running.json"):
             if not killed and list(path.parent.rglob("rl_model_*_steps.zip")):
-                os.kill(pid, signal.SIGKILL)
+                kill_worker(json.loads(path.read_text())["pid"])
                 killed = True
         time.sleep(0.01)
     out, _ = process.communicate(timeout=600)
@@ -215,7 +238,13 @@ def sweep_with_a_kill(folder: Path, *arguments: str) -> str:
 
 
 def assert_all_there(folder: Path, out: str) -> None:
-    assert out.count("is finished") == 8 and out.count("died") == 1, out
+    """
+    Eight final results, one of them of a run that was resumed.
+
+    :param folder: where the sweep ran
+    :param out: what it said
+    """
+    assert out.count("is finished") == 8 and out.count("died (its worker was lost)") == 1, out
     rows = rows_of(folder / "sweeps" / "results.csv")
     final = [row for row in rows if row["evaluation"] == "final"]
     assert len({(row["algorithm"], row["dataset"], row["seed"]) for row in final}) == len(final) == 8
@@ -224,5 +253,37 @@ def assert_all_there(folder: Path, out: str) -> None:
 
 
 @pytest.mark.slow
-def test_local_sweep_with_a_killed_run(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker's process under /proc")
+def test_local_sweep_with_a_killed_worker(tmp_path: Path) -> None:
     assert_all_there(tmp_path, sweep_with_a_kill(tmp_path))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Path]:
+    """A real SLURM of two nodes on this machine; the folder of its files."""
+    missing = [program for program in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(program) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and SLURM (apt-get install slurm-wlm munge); missing: {', '.join(missing) or 'root'}")
+    # Not below the other tests' folders, whose names are too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name:
+        script = [str(REPOSITORY / "tests" / "slurm_cluster.sh")]
+        try:
+            subprocess.run([*script, "start", name], check=True, timeout=120)
+            yield Path(name)
+        finally:
+            subprocess.run([*script, "stop", name], check=True, timeout=60)
+            time.sleep(2)
+
+
+@pytest.mark.slow
+def test_slurm_sweep_with_a_killed_worker(tmp_path: Path, slurm: Path) -> None:
+    options = ["--cluster", "slurm", "--partition", "main", "--time", "00:30:00", "--mem", "1500MB"]
+    out = sweep_with_a_kill(tmp_path, *options, SLURM_CONF=str(slurm / "slurm.conf"))
+    assert_all_there(tmp_path, out)
+    for node in ("node1", "node2"):
+        assert "launch task" in (slurm / f"slurmd-{node}.log").read_text(), node
+
+
+def test_a_job_that_has_ended_stays_so(tmp_path: Path) -> None:
+    """It is asked for again while its files may be on their way."""
+    assert LocalJobs(tmp_path, n_jobs=1).alive(["7"]) == set()

@@ -15,6 +15,7 @@ from typing import Any
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.common.updates import ERROR_PERCENTILES
 
 COLUMNS = (
     "algorithm",
@@ -37,6 +38,12 @@ COLUMNS = (
 
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
 FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
+#: What a sweep keeps of the logs of its runs, for the figures.
+TRAINING_METRICS = (
+    *("critic_loss", "value_loss", "actor_loss", "kl", "info_loss", "weight_ess", "component_entropy"),
+    *(f"bellman_error_p{level:02d}" for level in ERROR_PERCENTILES),
+)
+TRAINING_COLUMNS = ("algorithm", "dataset", "seed", "updates", *TRAINING_METRICS)
 
 #: What the data of a namespace are. Only D4RL's own data give scores that compare with published ones.
 _DATA_OF_NAMESPACE = {

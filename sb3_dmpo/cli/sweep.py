@@ -22,7 +22,7 @@ from rich.table import Table
 
 from sb3_dmpo.cli.configs import config_path
 from sb3_dmpo.cli.errors import EXIT_USAGE, UsageError
-from sb3_dmpo.cli.results import ResultsFile
+from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep_cells import Cell, Worker, exit_code_of, read_json
 from sb3_dmpo.cli.sweep_jobs import Jobs, LocalJobs, SlurmJobs
 from sb3_dmpo.cli.zoo import algorithm_name
@@ -61,7 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
     grid.add_argument("--vary", nargs="+", metavar="KEY VALUE", help="also vary a hyperparameter: n_components 4 8 16 32")
     runs = parser.add_argument_group("the runs")
     runs.add_argument("--folder", type=Path, default=Path("sweeps"), help="where runs and their state are kept")
-    runs.add_argument("--results", type=Path, metavar="FILE.csv", help="where all rows go (default: FOLDER/results.csv)")
+    runs.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE.csv",
+        help="where all rows go, and those of the logs beside it (default: FOLDER/results.csv, FOLDER/results_training.csv)",
+    )
     runs.add_argument("--save-freq", type=int, default=5000, help="updates between checkpoints")
     runs.add_argument("--retries", type=int, default=3, help="how often a run that dies is begun again")
     runs.add_argument("--threads", type=int, default=1, help="threads of every run")
@@ -179,6 +184,8 @@ class Sweep:
         self.options, self.console = options, console
         self.root: Path = options.folder
         self.results = ResultsFile(options.results or self.root / "results.csv", {})
+        path = self.results.path
+        self.training = ResultsFile(path.with_name(f"{path.stem}_training.csv"), {}, TRAINING_COLUMNS)
         self.runs = [Run(cell, cell.total_updates()) for cell in cells]
         self.script = str(Path(sys.argv[0]).with_name("train.py"))
         if not os.path.isfile(self.script):
@@ -200,6 +207,7 @@ class Sweep:
         :raises DatasetError: a dataset is not there
         """
         self.results.check()
+        self.training.check()
         for dataset in dict.fromkeys(run.cell.dataset for run in self.runs):
             if dataset == TWO_GOALS_DATASET_ID:
                 make_two_goals_dataset()
@@ -263,6 +271,7 @@ class Sweep:
     def _finish(self, run: Run) -> None:
         run.rows, run.state = run.cell.rows(self.root), "finished"
         self.results.append_rows([{**row, "algorithm": run.cell.name} for row in run.rows])
+        self.training.append_rows(run.cell.training_rows(self.root))
         score = f", score {float(run.rows[-1]['score']):.1f}" if run.rows else ""
         self._note(f"{self._title(run)} is finished{score}")
 

@@ -15,7 +15,8 @@ from typing import IO, Any
 from sb3_dmpo.cli.configs import config_path, find_entry
 from sb3_dmpo.cli.environments import environment_name
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.results import locked
+from sb3_dmpo.cli.progress import UPDATES, read_progress
+from sb3_dmpo.cli.results import TRAINING_METRICS, locked
 from sb3_dmpo.common.save_util import atomic_write
 
 #: Set by a worker once its run is whole, and how the last attempt ended.
@@ -151,6 +152,22 @@ class Cell:
         :param root: folder of the sweep
         """
         return read_rows(self.folder(root) / "results.csv")
+
+    def training_rows(self, root: Path) -> list[dict[str, str]]:
+        """
+        What the log said about the losses, in the columns :data:`~sb3_dmpo.cli.results.TRAINING_COLUMNS`.
+
+        :param root: folder of the sweep
+        """
+        constant = {"algorithm": self.name, "dataset": self.dataset, "seed": str(self.seed)}
+        rows = []
+        for path in sorted(self.folder(root).glob("*/*/progress.csv")):
+            for row in read_progress(path):
+                values = {name: row.get(f"train/{name}") or "" for name in TRAINING_METRICS}
+                if row.get("train/n_updates"):
+                    short = {name: f"{float(value):.6g}" if value else "" for name, value in values.items()}
+                    rows.append(constant | {"updates": str(int(float(row[UPDATES])))} | short)
+        return rows
 
     def last_words(self, root: Path) -> str:
         """

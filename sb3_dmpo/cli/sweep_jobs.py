@@ -140,9 +140,8 @@ class LocalJobs:
 
         :param job_ids: job ids
         """
-        alive = {job_id for job_id in job_ids if not self._jobs[job_id][0].done()}
-        self._jobs = {job_id: job for job_id, job in self._jobs.items() if job_id in alive}
-        return alive
+        self._jobs = {job_id: (job, gpu) for job_id, (job, gpu) in self._jobs.items() if not job.done()}
+        return set(job_ids) & set(self._jobs)
 
     def stop(self, workers: Sequence[Worker]) -> str:
         """
