@@ -55,6 +55,11 @@ from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
 from sb3_dmpo.common.datasets import DatasetError, load_transitions
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 
+try:
+    from fault_campaigns.soak import soak
+except ImportError:
+    from benchmarks.fault_campaigns.soak import soak
+
 OBSERVATION_SPACE, ACTION_SPACE = spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(-2.0, 2.0, (2,))
 OBSERVATIONS = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 Row = dict[str, Any]
@@ -461,6 +466,7 @@ def main() -> None:
         "damage": lambda scale: damaged_files(max(1, round(2000 * scale))),
         "hostile": lambda scale: hostile_files(),
         "input": lambda scale: wrong_input(),
+        "soak": lambda scale: soak(3600.0 * scale),
     }
     parser.add_argument("--campaign", choices=["all", *campaigns], default="all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of trials")

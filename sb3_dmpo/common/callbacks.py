@@ -18,6 +18,7 @@ from sb3_dmpo.common.evaluation import (
     to_vec_env,
 )
 from sb3_dmpo.common.save_util import atomic_write, preserved_random_state
+from sb3_dmpo.common.zip_mixin import ZipMixin
 
 
 class NormalizedEvalCallback(EvalCallback):
@@ -60,6 +61,8 @@ class NormalizedEvalCallback(EvalCallback):
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
+        if isinstance(self.model, ZipMixin):
+            self.model.check_finite()
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
         with preserved_random_state():

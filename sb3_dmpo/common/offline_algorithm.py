@@ -22,11 +22,12 @@ from torch import nn
 from sb3_dmpo.common.arguments import check_arguments, check_device, unknown_argument
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.online import OnlineMixin
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import MetricAverager, Target, draw_noise, error_quantiles
+from sb3_dmpo.common.updates import Target, draw_noise, error_quantiles
 from sb3_dmpo.common.zip_mixin import ZipMixin
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
@@ -369,7 +370,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
                 utils.update_learning_rate(optimizer, schedule(self._current_progress_remaining))
             self._n_updates += 1
             self._last_batch = self.sample_batch(batch_size)
-            self._metrics.append(self.update(self._last_batch))
+            self._metrics.append(self.update(self._last_batch), self._n_updates)
             for target in self._targets:
                 if target.is_due(self._n_updates):
                     target.move(self.tau)
@@ -419,7 +420,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         :param reset_num_timesteps: whether to count from zero or to continue
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :raises DatasetError: the dataset is not there or not usable (before anything is trained)
-        :raises FloatingPointError: a loss is no longer finite
+        :raises FloatingPointError: a loss or a weight is no longer finite
         :return: the model itself
         """
         self._setup_dataset(continuing=not reset_num_timesteps)
@@ -464,7 +465,8 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         return self.env if self.env is not None else self._placeholder_env
 
     def _flush_metrics(self) -> None:
-        for name, value in self._metrics.means(self._n_updates).items():
+        self.check_finite()
+        for name, value in self._metrics.means().items():
             self.logger.record(f"train/{name}", value)
         self._metrics.clear()
 

@@ -1,4 +1,4 @@
-"""What surrounds an update: its noise, its soft updates, its learning rates and its metrics."""
+"""What surrounds an update: its noise, its soft updates and its learning rates."""
 
 import math
 from collections.abc import Mapping
@@ -90,44 +90,3 @@ def error_quantiles(errors: th.Tensor | None) -> Metrics:
     levels = th.tensor(ERROR_PERCENTILES, dtype=errors.dtype, device=errors.device) / 100.0
     quantiles = th.quantile(errors.flatten(), levels)
     return {f"bellman_error_p{level:02d}": value for level, value in zip(ERROR_PERCENTILES, quantiles, strict=True)}
-
-
-class MetricAverager:
-    """Collects the metrics of the updates on the device; nothing is fetched before :meth:`means` is called."""
-
-    def __init__(self) -> None:
-        self._collected: list[Metrics] = []
-
-    def append(self, metrics: Metrics) -> None:
-        """
-        Add the metrics of one update.
-
-        :param metrics: 0-d tensors by name
-        """
-        self._collected.append({name: value.detach() for name, value in metrics.items()})
-
-    def means(self, last_update: int) -> dict[str, float]:
-        """
-        Mean of every metric since the last :meth:`clear`.
-
-        :param last_update: counter of the update whose metrics were added last
-        :raises FloatingPointError: a metric is not finite; the message names it and its first bad update
-        """
-        first = last_update - len(self._collected) + 1
-        means = {}
-        for name in {name: None for metrics in self._collected for name in metrics}:
-            updates = [first + i for i, metrics in enumerate(self._collected) if name in metrics]
-            values = th.stack([metrics[name] for metrics in self._collected if name in metrics]).double().cpu()
-            finite = th.isfinite(values)
-            if not finite.all():
-                update = updates[int((~finite).nonzero()[0])]
-                raise FloatingPointError(
-                    f"{name} is {values[~finite][0].item()} at update {update}: training has diverged. "
-                    "Check the scale of the rewards, or lower the learning rate."
-                )
-            means[name] = values.mean().item()
-        return means
-
-    def clear(self) -> None:
-        """Forget what was collected."""
-        self._collected = []

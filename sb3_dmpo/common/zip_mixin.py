@@ -13,6 +13,7 @@ from torch import nn
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.checked_load import DamagedFileError, check_archive, check_widths, read_attributes
+from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.common.save_util import (
     atomic_write,
     decode_state,
@@ -21,7 +22,6 @@ from sb3_dmpo.common.save_util import (
     preserved_random_state,
     set_random_state,
 )
-from sb3_dmpo.common.updates import MetricAverager
 
 SelfZipMixin = TypeVar("SelfZipMixin", bound="ZipMixin")
 
@@ -47,6 +47,9 @@ class ZipMixin(BaseAlgorithm):
     _random_state: dict[str, Any] | None = None
     _optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]]
     _metrics: MetricAverager
+    _n_updates: int
+    #: The file that was saved or loaded last.
+    _last_good: pathlib.Path | None = None
     _noise_generator: th.Generator
     set_dataset: Any
     dataset_id: str | None
@@ -64,6 +67,7 @@ class ZipMixin(BaseAlgorithm):
             "_placeholder_env",
             "_is_online",
             "action_noise",
+            "_last_good",
         ]
         return [*super()._excluded_save_params(), *runtime]
 
@@ -82,20 +86,37 @@ class ZipMixin(BaseAlgorithm):
         :param path: path of the file (``.zip`` is appended if there is no suffix) or a file object
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep that are left out by default
-        :raises FloatingPointError: training has diverged since the last log; the previous file is left as it was
+        :raises FloatingPointError: a loss or a weight is no longer finite; the previous file is left as it was
         """
-        self._metrics.means(self._n_updates)
+        self.check_finite()
         pending = self._random_state
         self._random_state = pending or self._get_random_state()
         try:
             if isinstance(path, str | pathlib.Path):
                 path = pathlib.Path(path)
-                with atomic_write(path if path.suffix else path.with_suffix(".zip")) as file:
+                path = path if path.suffix else path.with_suffix(".zip")
+                with atomic_write(path) as file:
                     super().save(file, exclude, include)
+                self._last_good = path
             else:
                 super().save(path, exclude, include)
         finally:
             self._random_state = pending
+
+    def check_finite(self) -> None:
+        """
+        Stop here if training has diverged: look at the losses since the last log, the weights and the optimizers.
+
+        :raises FloatingPointError: the message names the term, the update and the last good file
+        """
+        try:
+            self._metrics.check()
+            optimizers = {name: optimizer for name, (optimizer, _, _) in self._optimizers.items()}
+            check_finite(self.policy, optimizers, self._n_updates)
+        except FloatingPointError as error:
+            if self._last_good is None:
+                raise
+            raise FloatingPointError(f"{error} The last good state is {self._last_good}.") from None
 
     def export(self, path: str | pathlib.Path) -> None:
         """
@@ -159,6 +180,7 @@ class ZipMixin(BaseAlgorithm):
                 model = super().load(io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs)
         except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
+        model._last_good = pathlib.Path(path) if isinstance(path, str | pathlib.Path) else None
         if "dataset" in kwargs:
             # The hash stays: what is passed has to be the data that the run began with.
             fingerprint = model.dataset_fingerprint

@@ -1,0 +1,1 @@
+"""Fault campaigns, one module per idea; ``benchmarks/faults.py`` runs them."""
