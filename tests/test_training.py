@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import CheckpointCallback
 
 from sb3_dmpo import CQL, DMPO, IQL, InfoDMPO
 from sb3_dmpo.common.datasets import DatasetError
+from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.updates import error_quantiles
 from tests.toy_data import make_transitions
 
@@ -92,3 +94,58 @@ def test_run_goes_on_with_its_own_data_only(tmp_path: Path) -> None:
     # Asked for by name, another dataset is taken within a run too.
     model.set_dataset(other)
     assert model.learn(1, reset_num_timesteps=False).num_timesteps == 3
+
+
+def small_dmpo() -> DMPO:
+    return DMPO("MlpPolicy", dataset=make_transitions(), policy_kwargs={"net_arch": [8]}, seed=3, device="cpu")
+
+
+def test_loss_that_is_not_finite_names_term_update_and_the_last_good_file(tmp_path: Path) -> None:
+    class Diverging(DMPO):
+        def update(self, batch: Any) -> Any:
+            metrics = super().update(batch)
+            return metrics | {"kl": th.tensor(float("nan"))} if self._n_updates == 5 else metrics
+
+    model = Diverging("MlpPolicy", dataset=make_transitions(), policy_kwargs={"net_arch": [8]}, seed=3, device="cpu")
+    path = tmp_path / "model.zip"
+    model.learn(4)
+    model.save(path)
+    before = path.read_bytes()
+    with pytest.raises(FloatingPointError, match=r"kl is nan at update 5: .* The last good state is .*model\.zip"):
+        model.learn(10, reset_num_timesteps=False, callback=CheckpointCallback(7, str(tmp_path)))
+    # The checkpoint is due before the log: it has found out, and has left no file.
+    assert not list(tmp_path.glob("rl_model*")) and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["weight", "optimizer"])
+def test_weight_that_is_not_finite_is_never_saved(tmp_path: Path, what: str) -> None:
+    model = small_dmpo().learn(3)
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+    with th.no_grad():
+        if what == "weight":
+            next(iter(model.policy.parameters()))[0] = float("inf")
+        else:
+            optimizer, _, parameters = model._optimizers["actor"]
+            optimizer.state[parameters[0]]["exp_avg"][0] = float("nan")
+    name = next(iter(model.policy.named_parameters()))[0] if what == "weight" else "actor_optimizer's exp_avg 0"
+    for act in (lambda: model.save(tmp_path / "model"), model.dump_logs):
+        with pytest.raises(FloatingPointError, match=f"{name} holds (inf|nan) after update 3: .*model.zip"):
+            act()
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_metrics_are_averaged_and_checked_in_blocks() -> None:
+    averager = MetricAverager(capacity=4)
+    for update in range(1, 11):
+        metrics = {"a": th.tensor(float(update))} | ({"b": th.tensor(2.0 * update)} if update % 2 == 0 else {})
+        averager.append(metrics, update)
+    assert averager.means() == {"a": 5.5, "b": 12.0}
+    averager.clear()
+    assert averager.means() == {}
+    averager.append({"a": th.tensor(1.0)}, 11)
+    assert averager.means() == {"a": 1.0}
+    for update, value in ((12, float("inf")), (13, float("nan")), (14, 1.0)):
+        averager.append({"a": th.tensor(value)}, update)
+    with pytest.raises(FloatingPointError, match="a is inf at update 12"):
+        averager.append({"a": th.tensor(1.0)}, 15)

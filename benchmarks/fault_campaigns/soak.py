@@ -1,4 +1,4 @@
-"""Hours of training with a checkpoint every minute: memory, file handles, processes and temporary files stay what they were."""
+"""An hour of training with a checkpoint every minute: memory, file handles, processes and temporary files do not grow."""
 
 import argparse
 import os
