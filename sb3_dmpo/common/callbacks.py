@@ -18,6 +18,7 @@ from sb3_dmpo.common.evaluation import (
     to_vec_env,
 )
 from sb3_dmpo.common.save_util import atomic_write, preserved_random_state
+from sb3_dmpo.common.zip_mixin import ZipMixin
 
 
 class NormalizedEvalCallback(EvalCallback):
@@ -73,6 +74,9 @@ class NormalizedEvalCallback(EvalCallback):
                 warn=self.warn,
             )
         self.last_mean_reward = result.mean_return
+        if isinstance(self.model, ZipMixin):
+            # Goes into the zip, that of the best model too.
+            self.model.last_evaluation = result.summary(self.model._n_updates)
         self._save_evaluations(result)
         self._log_evaluation(result)
         return self._pass_on(result)
