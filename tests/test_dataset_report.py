@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sb3_dmpo.cli.data_command import main
+from sb3_dmpo.common.dataset_multimodality import FALSE_ALARMS, estimate_multimodality, valley
 from sb3_dmpo.common.dataset_report import describe_dataset
+from sb3_dmpo.common.datasets import Transitions, load_transitions
+from sb3_dmpo.envs import make_two_goals_dataset
 from tests.dataset_helpers import make_dataset
 from tests.toy_data import make_transitions
 
@@ -23,9 +28,73 @@ def test_numbers_of_a_dataset() -> None:
     assert (report.action_low.tolist(), report.action_high.tolist()) == ([-2.0, 0.0], [1.0, 5.0])
 
 
-def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+def dataset_of(ways: np.ndarray, observations: np.ndarray, spread: float = 0.1) -> Transitions:
+    """
+    Episodes of eight steps whose actions are one of two, but for noise.
+
+    :param ways: whether the first or the second, shape ``(n_episodes, 8)``
+    :param observations: shape ``(n_episodes, 8, 3)``
+    """
+    rng = np.random.default_rng(1)
+    centres = np.where(ways[..., None], 0.5, -0.5) * np.array([1.0, -1.0])
+    actions = np.clip(centres + rng.normal(0.0, spread, (*ways.shape, 2)), -1.0, 1.0).astype(np.float32).reshape(-1, 2)
+    data = make_transitions(n_episodes=len(ways))
+    return replace(data, actions=actions, observations=observations.astype(np.float32).reshape(-1, 3))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_ways_are_found_and_told_apart(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    observations = rng.normal(size=(120, 8, 3))
+    by_chance = estimate_multimodality(dataset_of(rng.random((120, 8)) < 0.5, observations), seed)
+    by_state = estimate_multimodality(dataset_of(observations[..., 0] > 0.0, observations), seed)
+    assert by_chance is not None and by_state is not None
+    assert by_chance.share == 1.0 and by_chance.n_neighbours == 60
+    assert abs(by_chance.gap - np.sqrt(2.0)) < 0.1 and abs(by_chance.told_apart - 0.5) < 0.1
+    # Only states near the border see both ways, and there the observation says which one.
+    assert by_state.share < by_chance.share and by_state.told_apart > 0.75
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.7, None])
+def test_one_way_is_no_two_ways(spread: float | None) -> None:
+    """However wide the noise is, also where it is uniform between the bounds."""
+    data = dataset_of(np.ones((200, 8), bool), np.random.default_rng(0).normal(size=(200, 8, 3)), spread or 1.0)
+    if spread is None:
+        data = replace(data, actions=np.random.default_rng(0).uniform(-1.0, 1.0, data.actions.shape).astype(np.float32))
+    found = estimate_multimodality(data)
+    assert found is not None and found.share <= 2.0 * FALSE_ALARMS
+
+
+def test_toy_is_multimodal() -> None:
+    """
+    Real datasets, as measured: 17% here, 50% on hopper/mixed-v0 (six policies), 7% on hopper/expert-v0, 2% on
+    pen/expert-v0, 5% on hopper/random-v0 (uniform actions).
+    """
+    report = describe_dataset(load_transitions(make_two_goals_dataset()))
+    assert report.multimodality is not None and 0.12 < report.multimodality.share < 0.25
+    assert report.advice.startswith("DMPO is likely to help")
+
+
+def test_too_few_episodes() -> None:
+    report = describe_dataset(make_transitions(n_episodes=20))
+    assert report.multimodality is None and "too few episodes" in report.advice
+
+
+@pytest.mark.parametrize(("centres", "is_empty"), [((-1.0, 1.0), True), ((0.0, 0.0), False)])
+def test_valley(centres: tuple[float, float], is_empty: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(centre, 0.2, 50) for centre in centres])
+    emptiness, gap, border = valley(values)
+    assert (emptiness < 0.1) == is_empty and (emptiness > 0.8) != is_empty
+    if is_empty:
+        assert abs(gap - 2.0) < 0.1 and abs(border) < 0.4
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     make_dataset("tests/report-v0")
     assert main(["describe", "tests/report-v0"]) == 0
+    assert (tmp_path / "tests-report-v0.png").stat().st_size > 5000
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["transitions", "11", "in", "5", "episodes"]
     assert "from [-2.0, 0.0] to [2.0, 10.0]" in lines[6]

@@ -26,8 +26,9 @@ pytest.importorskip("submitit")
 
 from sb3_dmpo.cli.main import sweep
 from sb3_dmpo.cli.results import COLUMNS
+from sb3_dmpo.cli.scores import read_tables
 from sb3_dmpo.cli.sweep import minutes
-from sb3_dmpo.cli.sweep_cells import Cell, Worker, read_rows
+from sb3_dmpo.cli.sweep_cells import Cell, Worker
 from sb3_dmpo.cli.sweep_jobs import LocalJobs
 
 REPOSITORY = Path(__file__).parent.parent
@@ -185,7 +186,7 @@ def test_results_are_merged_without_doubles(tmp_path: Path) -> None:
     results.append_rows(rows)
     assert rows_of(tmp_path / "r.csv") == rows
     results.append_rows([rows[0] | {"score": "7"}])
-    assert [row["score"] for row in read_rows(tmp_path / "r.csv")] == ["7", "score"]
+    assert [row["score"] for row in read_tables([tmp_path / "r.csv"], COLUMNS)] == ["7", "score"]
 
 
 def other_dataset() -> str:

@@ -36,6 +36,7 @@ RUN_OPTIONS = {
     "env": "--env",
     "dataset": "--dataset",
     "download": "--download",
+    "memory_map": "--memory-map",
     "seed": "--seed",
     "device": "--device",
     "verbose": "--verbose",

@@ -2,12 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sb3_dmpo.cli.environments import environment_name
 from sb3_dmpo.cli.errors import exit_code
+from sb3_dmpo.common.dataset_multimodality import FALSE_ALARMS, Multimodality
 from sb3_dmpo.common.dataset_report import DatasetReport, describe_dataset
 from sb3_dmpo.common.datasets import load_transitions
 
@@ -34,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_describe(commands: Any) -> None:
-    parser = commands.add_parser("describe", help="episodes, returns, dimensions and saturation of the actions")
+    parser = commands.add_parser("describe", help="episodes, returns, actions, and whether DMPO is likely to help")
     parser.add_argument("dataset", help="Minari id, or path of a D4RL file or of a replay buffer")
     parser.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+    parser.add_argument("--figure", metavar="FILE.png", help="where the histograms go (default: <dataset>.png in this folder)")
     parser.set_defaults(run=_describe)
 
 
@@ -44,6 +48,14 @@ def _describe(options: argparse.Namespace) -> None:
     report = describe_dataset(load_transitions(options.dataset, download=options.download))
     for name, value in report_lines(report):
         print(f"{name:<14} {value}")
+    path = Path(options.figure or f"{environment_name(options.dataset)}.png")
+    try:
+        from sb3_dmpo.cli.data_figure import plot_report
+    except ImportError:
+        print(f"{'figure':<14} not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
+        return
+    plot_report(report, path)
+    print(f"{'figure':<14} {path}")
 
 
 def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
@@ -74,7 +86,19 @@ def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
             f"{100 * report.saturation.mean():.1f}% of the entries lie on a bound (most: entry {worst}, "
             f"{100 * report.saturation[worst]:.1f}%)",
         ),
+        ("multimodality", _multimodality(report.multimodality)),
+        ("advice", report.advice),
     ]
+
+
+def _multimodality(found: Multimodality | None) -> str:
+    if found is None:
+        return "not estimated"
+    by_chance = f"by chance alone: up to {100 * FALSE_ALARMS:.0f}%"
+    text = f"two ways of acting in {100 * found.share:.0f}% of {found.n_states} states ({by_chance})"
+    if found.share <= FALSE_ALARMS:
+        return text
+    return f"{text}, {found.gap:.2f} apart; the observation tells which one in {100 * found.told_apart:.0f}% of the cases"
 
 
 def _quantiles(values: npt.NDArray[Any], *shares: float) -> list[float]:

@@ -147,6 +147,7 @@ class OfflineExperimentManager(ExperimentManager):
             self.eval_env_kwargs = self.env_kwargs
         arguments = {key: value for key, value in processed.items() if key == "policy" or key not in RUN_KEYS}
         arguments["dataset"] = self.dataset
+        arguments["memory_map"] = self.args.memory_map
         if "policy" not in arguments:
             is_dict = isinstance(dataset_spaces(self.dataset)[0], spaces.Dict)
             arguments["policy"] = "MultiInputPolicy" if is_dict else "MlpPolicy"
@@ -260,6 +261,7 @@ class OfflineExperimentManager(ExperimentManager):
                 tensorboard_log=self.tensorboard_log,
                 verbose=self.verbose,
                 device=self.device,
+                memory_map=self.args.memory_map,
                 **changed,
             )
         except Exception as error:  # what goes wrong depends on what is in the file

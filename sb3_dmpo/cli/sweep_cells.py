@@ -1,7 +1,6 @@
 """One run of a sweep: its folder, its command, how far it is, and the worker that does it."""
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -16,7 +15,8 @@ from sb3_dmpo.cli.configs import config_path, find_entry
 from sb3_dmpo.cli.environments import environment_name
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.progress import UPDATES, read_progress
-from sb3_dmpo.cli.results import TRAINING_METRICS, locked
+from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, locked
+from sb3_dmpo.cli.scores import read_tables
 from sb3_dmpo.common.save_util import atomic_write
 
 #: Set by a worker once its run is whole, and how the last attempt ended.
@@ -151,7 +151,8 @@ class Cell:
 
         :param root: folder of the sweep
         """
-        return read_rows(self.folder(root) / "results.csv")
+        path = self.folder(root) / "results.csv"
+        return read_tables([path], COLUMNS) if path.is_file() else []
 
     def training_rows(self, root: Path) -> list[dict[str, str]]:
         """
@@ -180,21 +181,6 @@ class Cell:
         except OSError:
             return ""
         return lines[-1] if lines else ""
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """
-    Rows of a results file; of rows that say the same evaluation, the last.
-
-    :param path: CSV file
-    """
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-    keys = ("algorithm", "dataset", "seed", "updates", "evaluation")
-    return list({tuple(row[key] for key in keys): row for row in rows}.values())
 
 
 @contextlib.contextmanager

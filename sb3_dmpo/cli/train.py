@@ -34,6 +34,7 @@ class TrainParser(ZooParser):
     def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
         super().__init__(argv, options, prog="train.py", description=__doc__)
         self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+        self.add_argument("--memory-map", action="store_true", help="leave the data on disk: for more than fits into memory")
         self.add_argument(
             "--resume", action="store_true", help="finish the newest run of this algorithm, dataset and seed, in its folder"
         )
@@ -61,6 +62,8 @@ class TrainParser(ZooParser):
         dataset_spaces(options.dataset, download=options.download)
         is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
         options.finetune_params = finetune_settings(options)
+        if options.memory_map and options.finetune > 0:
+            raise UsageError("--finetune adds transitions to the data, and --memory-map leaves those on disk: choose one.")
         options.argv = None if self.argv is None else list(self.argv)
         options.eval_env_id = options.env
         options.env = register_environment(

@@ -1,5 +1,6 @@
 """The dataset as tensors on the training device."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,18 @@ from sb3_dmpo.common.dataset_statistics import observation_statistics, reward_tr
 from sb3_dmpo.common.dataset_types import DatasetError, Transitions, check_memory, dataset_label, transition_bytes
 from sb3_dmpo.common.preprocessing import flatten_observations
 
+_CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"
 _TRANSITION_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")
 _TENSORS = (*_TRANSITION_TENSORS, "observation_mean", "observation_std")
 
 
 def _as_tensor(array: npt.NDArray[Any], device: th.device) -> th.Tensor:
-    """The array as a contiguous tensor; on the CPU it shares the memory of the array."""
+    """The array as a contiguous tensor; on the CPU it shares the memory of the array. One on disk stays there."""
+    if isinstance(array, np.memmap):
+        with warnings.catch_warnings():
+            # It cannot be written to, and is not.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return th.from_numpy(array)
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:
         array = array.copy()
@@ -45,6 +52,9 @@ class OfflineReplayBuffer(ReplayBuffer):
 
     With ``extra_capacity`` transitions can be added for fine-tuning in an environment. They go into a region behind the
     dataset, where the oldest ones are overwritten when it is full; the dataset itself is never overwritten.
+
+    Of a memory-mapped dataset, observations and actions stay on disk, nothing can be added, and minibatches are drawn on the
+    CPU (the same ones as without) and moved to the device.
 
     Built by ``from_transitions``.
 
@@ -113,7 +123,9 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.extra_capacity = extra_capacity
         self.min_reward = float(rewards.min())
         self.max_reward = float(rewards.max())
-        self.generator = th.Generator(device=self.device)
+        self.memory_map = False
+        # Where the indices are drawn: with the data
+        self.generator = th.Generator(device=observations.device)
         if seed is None:
             self.generator.seed()
         else:
@@ -155,7 +167,11 @@ class OfflineReplayBuffer(ReplayBuffer):
         if extra_capacity < 0:
             raise ValueError(f"extra_capacity must not be negative, got {extra_capacity}")
         device = get_device(device)
-        if device.type == "cuda":  # the host's memory is checked before it is filled
+        memory_map = isinstance(transitions.observations, np.memmap)
+        if memory_map and extra_capacity > 0:
+            raise ValueError(_CANNOT_ADD)
+        storage = th.device("cpu") if memory_map else device
+        if storage.type == "cuda":  # the host's memory is checked before it is filled
             needed = transition_bytes(len(transitions), transitions.observations.shape[1], transitions.actions.shape[1])
             check_memory(dataset_label(transitions.dataset_id), needed, th.cuda.mem_get_info(device)[0], f"on {device}")
         scale, shift = reward_transform(transitions, reward_scale, reward_shift)
@@ -163,15 +179,16 @@ class OfflineReplayBuffer(ReplayBuffer):
         if (scale, shift) != (1.0, 0.0):
             rewards = (scale * (rewards + np.float64(shift))).astype(np.float32)
         actions = transitions.actions
-        if action_clip < 1:
+        # A clipped copy of actions on disk would be in memory: minibatches are clipped instead.
+        if action_clip < 1 and not memory_map:
             actions = np.clip(actions, -action_clip, action_clip)
         mean, std = observation_statistics(transitions.observations)
-        return cls(
-            _as_tensor(transitions.observations, device),
-            _as_tensor(transitions.next_observations, device),
-            _as_tensor(actions, device),
-            _as_tensor(rewards.reshape(-1, 1), device),
-            _as_tensor(transitions.terminations.astype(np.float32).reshape(-1, 1), device),
+        buffer = cls(
+            _as_tensor(transitions.observations, storage),
+            _as_tensor(transitions.next_observations, storage),
+            _as_tensor(actions, storage),
+            _as_tensor(rewards.reshape(-1, 1), storage),
+            _as_tensor(transitions.terminations.astype(np.float32).reshape(-1, 1), storage),
             _as_tensor(mean.astype(np.float32), device),
             _as_tensor(std.astype(np.float32), device),
             transitions.observation_space,
@@ -185,6 +202,8 @@ class OfflineReplayBuffer(ReplayBuffer):
             dataset_id=transitions.dataset_id,
             fingerprint=transitions.fingerprint,
         )
+        buffer.memory_map = memory_map
+        return buffer
 
     def size(self) -> int:
         """Number of transitions, those of the dataset and added ones."""
@@ -213,7 +232,7 @@ class OfflineReplayBuffer(ReplayBuffer):
 
     def _draw(self, n: int, size: int) -> th.Tensor:
         """Numbers below ``n``, shape ``(size,)``."""
-        return th.randint(n, (size,), generator=self.generator, device=self.device)
+        return th.randint(n, (size,), generator=self.generator, device=self.generator.device)
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: th.Tensor, env: VecNormalize | None = None
@@ -222,13 +241,17 @@ class OfflineReplayBuffer(ReplayBuffer):
             raise ValueError(
                 "The buffer holds a dataset as it was recorded: leave VecNormalize out, the policy scales the data"
             )
-        return ReplayBufferSamples(
+        samples = ReplayBufferSamples(
             observations=self.observations.index_select(0, batch_inds),
             actions=self.actions.index_select(0, batch_inds),
             next_observations=self.next_observations.index_select(0, batch_inds),
             dones=self.dones.index_select(0, batch_inds),
             rewards=self.rewards.index_select(0, batch_inds),
         )
+        if not self.memory_map:
+            return samples
+        samples.actions.clamp_(-self.action_clip, self.action_clip)
+        return ReplayBufferSamples(*(tensor.to(self.device) for tensor in samples[:5]))
 
     def _grow(self) -> None:
         """Make room for the added transitions; one array after the other, so that only one is held twice."""
@@ -248,6 +271,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         """
         if n_transitions <= self.extra_capacity:
             return
+        if self.memory_map:
+            raise ValueError(_CANNOT_ADD)
         if self.full:  # in a larger region the oldest one has to stand first
             for name in _TRANSITION_TENSORS:
                 tensor = getattr(self, name)
@@ -280,6 +305,8 @@ class OfflineReplayBuffer(ReplayBuffer):
             oldest, transform, fingerprint = int(arrays["oldest"]), arrays["transform"].tolist(), str(arrays["fingerprint"])
         except (KeyError, ValueError, TypeError) as err:
             raise DatasetError(f"The added transitions are incomplete ({err}): save them again.") from None
+        if self.memory_map:
+            raise ValueError(_CANNOT_ADD)
         here = [self.reward_scale, self.reward_shift, self.action_clip]
         if fingerprint != self.fingerprint or transform != here:
             raise DatasetError(
@@ -360,6 +387,8 @@ class OfflineReplayBuffer(ReplayBuffer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain arrays and bytes, so that a pickled buffer can be read on a machine without the device."""
+        if self.memory_map:
+            raise ValueError("A memory-mapped buffer is not pickled, which would write the whole dataset: load it again")
         state = self.__dict__.copy()
         for name in _TENSORS:
             state[name] = state[name].cpu().numpy()

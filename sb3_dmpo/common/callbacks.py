@@ -76,6 +76,9 @@ class NormalizedEvalCallback(EvalCallback):
                 warn=self.warn,
             )
         self.last_mean_reward = result.mean_return
+        if isinstance(self.model, ZipMixin):
+            # Goes into the zip, that of the best model too.
+            self.model.last_evaluation = result.summary(self.model._n_updates)
         self._save_evaluations(result)
         self._log_evaluation(result)
         return self._pass_on(result)

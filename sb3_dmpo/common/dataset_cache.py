@@ -2,12 +2,13 @@
 A copy of the transitions on disk that loads without decoding, in ``$SB3_DMPO_CACHE``, else
 ``$XDG_CACHE_HOME/sb3_dmpo``, else ``~/.cache/sb3_dmpo``.
 
-An entry is a folder with one uncompressed float32 ``.npy`` file per array, which can be memory-mapped. Its name says
+An entry is a folder with one uncompressed ``.npy`` file per array, which can be mapped into memory. Its name says
 which files it was made from: their paths, sizes, inodes and times of modification and change. The time of change
 (ctime) cannot be set back by copying tools, so that an edited or replaced dataset always has another name. Entries are
 written beside and renamed, verified by their content hash when read, and rebuilt when damaged.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -16,9 +17,10 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -110,14 +112,21 @@ class CacheEntry:
             is_settled=time.time() - newest / 1e9 > SETTLE_SECONDS,
         )
 
-    def load(self) -> tuple[Arrays, str] | None:
-        """Arrays and their fingerprint; None if there is no entry or it is damaged, in which case it is removed."""
+    def load(self, memory_map: bool = False) -> tuple[Arrays, str] | None:
+        """
+        Arrays and their fingerprint; None if there is no entry or it is damaged, in which case it is removed.
+
+        :param memory_map: Whether the arrays stay on disk and are read where they are touched; they cannot be written to
+        """
         if not self.folder.is_dir():
             return None
         try:
             fingerprint = json.loads((self.folder / "meta.json").read_text())["fingerprint"]
-            check_memory(self.source.label, sum(path.stat().st_size for path in self.folder.iterdir()), available_memory())
-            arrays: Arrays = {name: np.load(self.folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+            if not memory_map:
+                needed = sum(path.stat().st_size for path in self.folder.iterdir())
+                check_memory(self.source.label, needed, available_memory())
+            mode: Literal["r"] | None = "r" if memory_map else None
+            arrays: Arrays = {name: np.load(self.folder / f"{name}.npy", mode, allow_pickle=False) for name in ARRAYS}
             if fingerprint == self._fingerprint(arrays):
                 return arrays, fingerprint
         except DatasetError:
@@ -140,26 +149,44 @@ class CacheEntry:
         """
         if not self.is_settled:
             return
-        temporary: str | None = None
         try:
-            if _identity(self.source.files) != self.identity:
-                return  # somebody changed the dataset while it was read
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            needed = sum(array.nbytes for array in arrays.values())
-            if shutil.disk_usage(self.folder.parent).free < 2 * needed:
-                logger.info("%s is not cached: the disk is nearly full", self.source.label)
-                return
-            temporary = tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent)
-            for name in ARRAYS:
-                np.save(os.path.join(temporary, f"{name}.npy"), arrays[name], allow_pickle=False)
-            with open(os.path.join(temporary, "meta.json"), "w") as file:
-                json.dump({"dataset_id": self.source.dataset_id, "fingerprint": fingerprint}, file)
-            os.rename(temporary, self.folder)
-            for old in self.folder.parent.glob(f"{self.family}-*"):
-                if old != self.folder:
-                    shutil.rmtree(old, ignore_errors=True)
+            with self.new_folder() as folder:
+                needed = sum(array.nbytes for array in arrays.values())
+                if shutil.disk_usage(folder).free < 2 * needed:
+                    logger.info("%s is not cached: the disk is nearly full", self.source.label)
+                else:
+                    self.finish(folder, arrays, fingerprint)
         except OSError as err:
             logger.info("%s is not cached: %s", self.source.label, err)
+
+    @contextlib.contextmanager
+    def new_folder(self) -> Iterator[Path]:
+        """A folder beside the entry, gone at the end unless :meth:`finish` has made it the entry."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
+        try:
+            yield folder
         finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def finish(self, folder: Path, arrays: Arrays, fingerprint: str) -> None:
+        """
+        Make a folder the entry, unless somebody has changed the dataset while it was read.
+
+        :param folder: What :meth:`new_folder` gave
+        :param arrays: By the names in ``ARRAYS``; those mapped from this folder are written already
+        :param fingerprint: Hash of their content
+        """
+        if _identity(self.source.files) != self.identity:
+            return
+        for name in ARRAYS:
+            array, path = arrays[name], folder / f"{name}.npy"
+            if isinstance(array, np.memmap) and path.exists() and os.path.samefile(str(array.filename), path):
+                array.flush()
+            else:
+                np.save(path, array, allow_pickle=False)
+        (folder / "meta.json").write_text(json.dumps({"dataset_id": self.source.dataset_id, "fingerprint": fingerprint}))
+        os.rename(folder, self.folder)
+        for old in self.folder.parent.glob(f"{self.family}-*"):
+            if old != self.folder:
+                shutil.rmtree(old, ignore_errors=True)

@@ -115,7 +115,8 @@ class D4rlSource(DatasetSource):
         n_rows, has_next = file["rewards"].shape[0], "next_observations" in file
         self._check_shapes(file, n_rows, has_next)
         size, width = flat_size(self.observation_space), self.action_space.shape[0]
-        check_memory(self.label, transition_bytes(n_rows, size, width), available_memory())
+        if self.map_folder is None:
+            check_memory(self.label, transition_bytes(n_rows, size, width), available_memory())
         terminals, timeouts = _flags(file["terminals"]), _flags(file["timeouts"])
         ends = terminals | timeouts
         ends[-1:] = True
@@ -130,6 +131,7 @@ class D4rlSource(DatasetSource):
             width,
             lengths[ids],
             ids.astype(np.int64),
+            self.map_folder,
             next_field=("next_observations", 0) if has_next else ("observations", 1),
         )
         raw.terminations[:] = terminals[kept]

@@ -273,6 +273,7 @@ class MinariSource(DatasetSource):
             self.action_space.shape[0],
             lengths,
             episodes,
+            self.map_folder,
             # The observation after step t is row t + 1 of the episode's observations
             next_field=("observations", 1),
         )

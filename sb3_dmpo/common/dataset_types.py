@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -167,6 +168,7 @@ class RawTransitions:
         action_size: int,
         lengths: IntArray,
         ids: IntArray,
+        folder: Path | None = None,
         **options: Any,
     ) -> "RawTransitions":
         """
@@ -178,19 +180,30 @@ class RawTransitions:
         :param action_size: Width of the actions
         :param lengths: Episode lengths
         :param ids: Numbers of the episodes in the dataset
+        :param folder: Where the arrays are files mapped into memory, ``<name>.npy``; None: in memory
         :param options: Further fields
         :raises DatasetError: for an empty dataset, or one that does not fit into memory
         """
         if n_steps == 0:
             raise DatasetError.at(label, "it holds no transitions", "Choose another dataset, or record it again")
-        check_memory(label, transition_bytes(n_steps, observation_size, action_size), available_memory())
+        needed = transition_bytes(n_steps, observation_size, action_size)
+        if folder is None:
+            check_memory(label, needed, available_memory())
+        else:
+            check_memory(label, needed, shutil.disk_usage(folder).free, f"in {folder.parent}")
+
+        def empty(name: str, *shape: int, dtype: Any = np.float32) -> npt.NDArray[Any]:
+            if folder is None:
+                return np.empty(shape, dtype)
+            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+
         return cls(
-            observations=np.empty((n_steps, observation_size), dtype=np.float32),
-            next_observations=np.empty((n_steps, observation_size), dtype=np.float32),
-            actions=np.empty((n_steps, action_size), dtype=np.float32),
-            rewards=np.empty(n_steps, dtype=np.float32),
-            terminations=np.empty(n_steps, dtype=np.bool_),
-            truncations=np.empty(n_steps, dtype=np.bool_),
+            observations=empty("observations", n_steps, observation_size),
+            next_observations=empty("next_observations", n_steps, observation_size),
+            actions=empty("actions", n_steps, action_size),
+            rewards=empty("rewards", n_steps),
+            terminations=empty("terminations", n_steps, dtype=np.bool_),
+            truncations=empty("truncations", n_steps, dtype=np.bool_),
             episode_lengths=lengths,
             episode_ids=ids,
             **options,
@@ -207,6 +220,7 @@ class DatasetSource(ABC):
     :param observation_space: Canonical observation space
     :param action_space: Checked action space
     :param files: Files whose identity decides whether a cached copy is valid; empty if nothing is to be cached
+    :param map_folder: Where ``read`` puts the arrays as files mapped into memory, None: in memory
     """
 
     label: str
@@ -214,6 +228,7 @@ class DatasetSource(ABC):
     observation_space: spaces.Box | spaces.Dict
     action_space: spaces.Box
     files: list[Path] = field(default_factory=list, kw_only=True)
+    map_folder: Path | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def read(self, progress_bar: bool | None) -> RawTransitions:

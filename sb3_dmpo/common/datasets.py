@@ -7,6 +7,7 @@ Datasets of all supported formats as transitions: the public face of the data la
 import importlib
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dmpo.common.dataset_cache import ARRAYS, CacheEntry
+from sb3_dmpo.common.dataset_cache import ARRAYS, CACHE_VARIABLE, SETTLE_SECONDS, Arrays, CacheEntry
 from sb3_dmpo.common.dataset_d4rl import D4rlSource
 from sb3_dmpo.common.dataset_environment import make_recorded_environment
 from sb3_dmpo.common.dataset_minari import (
@@ -73,6 +74,7 @@ def load_transitions(
     env: gym.Env[Any, Any] | VecEnv | None = None,
     progress_bar: bool | None = None,
     cache: bool = True,
+    memory_map: bool = False,
 ) -> Transitions:
     """
     All transitions of a dataset, validated, with flat float32 observations and actions in [-1, 1].
@@ -84,6 +86,8 @@ def load_transitions(
     :param env: Environment that the policy is meant for; its spaces are compared with those of the dataset
     :param progress_bar: Whether to show a progress bar, None: only if loading takes more than a moment
     :param cache: Whether to keep a decoded copy on disk, which makes the next time fast
+    :param memory_map: Whether the data stay on disk, in that copy, and are read where they are touched: for datasets in
+        files that do not fit into memory
     :raises DatasetError: for every fault of the dataset, naming episode, step and field where there is one
     """
     if isinstance(dataset, Transitions):
@@ -94,16 +98,13 @@ def load_transitions(
     source = _open(dataset, download, env)
     if env is not None:
         check_environment(source.label, source.observation_space, source.action_space, env)
-    entry = CacheEntry.of(source) if cache else None
-    cached = entry.load() if entry is not None else None
-    if cached is not None:
-        arrays, fingerprint = cached
+    if memory_map:
+        arrays, fingerprint = _mapped_arrays(source, progress_bar)
     else:
-        raw = source.read(progress_bar)
-        validate(source, raw)
-        arrays = {name: getattr(raw, name) for name in ARRAYS}
-        fingerprint = array_fingerprint(list(arrays.values()), source.observation_space, source.action_space)
-        if entry is not None:
+        entry = CacheEntry.of(source) if cache else None
+        cached = entry.load() if entry is not None else None
+        arrays, fingerprint = cached or _read(source, progress_bar)
+        if entry is not None and cached is None:
             entry.store(arrays, fingerprint)
     return Transitions(
         **arrays,
@@ -112,6 +113,39 @@ def load_transitions(
         dataset_id=source.dataset_id,
         fingerprint=fingerprint,
     )
+
+
+def _read(source: DatasetSource, progress_bar: bool | None) -> tuple[Arrays, str]:
+    raw = source.read(progress_bar)
+    validate(source, raw)
+    arrays = {name: getattr(raw, name) for name in ARRAYS}
+    return arrays, array_fingerprint(list(arrays.values()), source.observation_space, source.action_space)
+
+
+def _mapped_arrays(source: DatasetSource, progress_bar: bool | None) -> tuple[Arrays, str]:
+    """Arrays that stay on disk, decoded into the cache first if they are not there; never in memory as a whole."""
+    entry = CacheEntry.of(source)
+    if entry is None:
+        how = "Pass the id of a Minari dataset or the path of a D4RL file, or leave memory_map out"
+        raise DatasetError.at(source.label, "only a whole dataset in files can be memory-mapped", how)
+    cached = entry.load(memory_map=True)
+    if cached is None:
+        if not entry.is_settled:
+            time.sleep(SETTLE_SECONDS)
+        try:
+            with entry.new_folder() as folder:
+                source.map_folder = folder
+                arrays, fingerprint = _read(source, progress_bar)
+                entry.finish(folder, arrays, fingerprint)
+        except OSError as err:
+            how = f"Let {CACHE_VARIABLE} name a folder with enough room"
+            raise DatasetError.at(source.label, f"it cannot be decoded into {entry.folder.parent} ({err})", how) from None
+        finally:
+            source.map_folder = None
+        cached = entry.load(memory_map=True)
+    if cached is None:
+        raise DatasetError.at(source.label, "its files were changed while they were read", "Try again when nobody writes them")
+    return cached
 
 
 def dataset_spaces(dataset: Any, *, download: bool = False) -> tuple[spaces.Box | spaces.Dict, spaces.Box]:

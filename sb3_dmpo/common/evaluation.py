@@ -172,6 +172,22 @@ class EvaluationResult:
         """Mean normalised score, 0 to 100, or None."""
         return None if self.reference is None else float(self.reference.normalize(self.returns).mean())
 
+    def summary(self, updates: int) -> dict[str, Any]:
+        """
+        The figures as plain data.
+
+        :param updates: how many updates the evaluated model has seen
+        """
+        return {
+            "updates": updates,
+            "n_episodes": len(self.returns),
+            "mean_return": self.mean_return,
+            "std_return": self.std_return,
+            "success_rate": self.success_rate,
+            "normalized_score": self.normalized_score,
+            "reference": None if self.reference is None else self.reference.source,
+        }
+
 
 class _SuccessRecorder:
     """Collects ``is_success`` at the end of every episode that SB3's evaluation counts, through its callback."""

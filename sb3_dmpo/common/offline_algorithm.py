@@ -56,6 +56,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         ``"max"`` (1 / max reward), ``"standardize"`` ((r - mean) / std)
     :param reward_shift: added to the rewards before they are scaled
     :param download: fetch the dataset through Minari if it is not there
+    :param memory_map: leave the data on disk and read what a minibatch needs: for datasets that do not fit into memory
     :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``
     :param stats_window_size: window of the rollout statistics (SB3)
     :param tensorboard_log: log folder of TensorBoard
@@ -87,6 +88,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         reward_scale: float | str = 1.0,
         reward_shift: float = 0.0,
         download: bool = False,
+        memory_map: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -121,6 +123,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         self.reward_scale = reward_scale
         self.reward_shift = reward_shift
         self.download = download
+        self.memory_map = memory_map
         self.dataset = dataset
         self.dataset_id = dataset_identifier(dataset)
         self.dataset_fingerprint: str | None = None
@@ -284,7 +287,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         if isinstance(dataset, OfflineReplayBuffer):
             buffer = dataset
         else:
-            transitions = load_transitions(dataset, download=self.download, env=self.env)
+            transitions = load_transitions(dataset, download=self.download, env=self.env, memory_map=self.memory_map)
             buffer = self.replay_buffer_type.from_transitions(
                 transitions,
                 device=self.device,

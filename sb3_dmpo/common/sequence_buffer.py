@@ -80,9 +80,10 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         # Rewards from each step to the end of the dataset, less those that belong to later episodes
         to_the_end = np.append(np.cumsum(rewards[::-1])[::-1], 0.0)
         returns = to_the_end[:-1] - np.repeat(to_the_end[stops], self.episode_lengths)
-        self.returns_to_go = th.from_numpy(returns.astype(np.float32).reshape(-1, 1)).to(self.device)
-        self._episode_starts = th.from_numpy(starts).to(self.device)
-        self._episode_stops = th.from_numpy(stops).to(self.device)
+        storage = self.observations.device
+        self.returns_to_go = th.from_numpy(returns.astype(np.float32).reshape(-1, 1)).to(storage)
+        self._episode_starts = th.from_numpy(starts).to(storage)
+        self._episode_stops = th.from_numpy(stops).to(storage)
 
     def episode_returns(self) -> th.Tensor:
         """Undiscounted return of every episode, shape ``(n_episodes,)``."""
@@ -98,13 +99,13 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         :param length: Number of steps in each, padding included
         """
         # To draw an episode by its length and then one of its steps is to draw a step of the dataset.
-        firsts = th.randint(self.n_offline, (batch_size, 1), generator=self.generator, device=self.device)
+        firsts = self._draw(self.n_offline, batch_size).unsqueeze(1)
         episodes = th.searchsorted(self._episode_stops, firsts, right=True)
         ends = th.minimum(firsts + length, self._episode_stops[episodes])
-        steps = ends - length + th.arange(length, device=self.device)
+        steps = ends - length + th.arange(length, device=ends.device)
         mask = steps >= firsts
         steps = th.maximum(steps, firsts)
-        return SequenceBatch(
+        batch = SequenceBatch(
             observations=self.observations[steps],
             actions=self.actions[steps],
             next_observations=self.next_observations[steps],
@@ -114,6 +115,11 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
             mask=mask,
             noise={},
         )
+        if not self.memory_map:
+            return batch
+        batch.actions.clamp_(-self.action_clip, self.action_clip)
+        moved: dict[str, Any] = {name: getattr(batch, name).to(self.device) for name in SequenceBatch._fields[:-1]}
+        return batch._replace(**moved)
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """

@@ -27,7 +27,7 @@ SelfZipMixin = TypeVar("SelfZipMixin", bound="ZipMixin")
 
 
 #: Attributes that a model gets after its constructor.
-_KEYS_OF_SETUP = ("action_space", "lr_schedule", "n_envs", "observation_space", "_random_state")
+_KEYS_OF_SETUP = ("action_space", "lr_schedule", "n_envs", "observation_space", "_random_state", "last_evaluation")
 
 
 def _read(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
@@ -45,6 +45,8 @@ class ZipMixin(BaseAlgorithm):
     replay_buffer: Any
     #: Random states found in a zip; applied when training continues, never on load.
     _random_state: dict[str, Any] | None = None
+    #: What the last evaluation in training found, see :meth:`EvaluationResult.summary`.
+    last_evaluation: dict[str, Any] | None = None
     _optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]]
     _metrics: MetricAverager
     _n_updates: int

@@ -1,0 +1,180 @@
+"""
+Scores of many runs: reading results files, and statistics that few seeds can carry.
+
+Interquartile mean, stratified bootstrap and performance profile are those of Agarwal, Schwarzer, Castro, Courville,
+Bellemare: *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_dmpo.cli.configs import entry_keys
+from sb3_dmpo.cli.results import COLUMNS, TRAINING_COLUMNS
+
+FloatArray = npt.NDArray[np.float64]
+#: Scores of one algorithm: of every dataset, one per seed.
+ScoresByDataset = Mapping[str, FloatArray]
+
+_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
+
+
+def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
+    """
+    Rows of the CSV files that have certain columns; others are passed over. Of rows that say the same evaluation, the last
+    counts: a run that was killed has repeated some.
+
+    :param paths: the files
+    :param columns: names of all columns
+    """
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in paths:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if list(reader.fieldnames or []) == list(columns):
+                rows |= {tuple(row.get(key, "") for key in _KEYS): row for row in reader}
+    return list(rows.values())
+
+
+def read_results(folder: Path) -> list[dict[str, str]]:
+    """
+    All evaluations in a folder of results files.
+
+    :param folder: the folder
+    """
+    return read_tables(sorted(folder.glob("*.csv")), COLUMNS)
+
+
+def read_training(folder: Path) -> list[dict[str, str]]:
+    """
+    What the logs of all runs say about the losses, in a folder of results files.
+
+    :param folder: the folder
+    """
+    return read_tables(sorted(folder.glob("*.csv")), TRAINING_COLUMNS)
+
+
+def task_of(dataset: str) -> str:
+    """
+    The task that a dataset stands for, without its version: ``D4RL/pen/human-v2`` and ``pen-human-v0`` are ``pen-human``.
+
+    :param dataset: Minari id, path of a D4RL file or the paper's name
+    """
+    keys = entry_keys(dataset)
+    return keys[1].rstrip("-") if len(keys) > 2 else dataset
+
+
+def family_of(dataset: str) -> str:
+    """
+    The family of tasks that a dataset belongs to, ``default`` if to none.
+
+    :param dataset: as in :func:`task_of`
+    """
+    keys = entry_keys(dataset)
+    return keys[-2] if len(keys) > 2 else "default"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    What a cell of a table is made of.
+
+    :param scores: of every seed, the mean over the episodes of its last evaluation, shape (seeds,)
+    :param returns: the same as returns
+    :param label: what the data are
+    """
+
+    scores: FloatArray
+    returns: FloatArray
+    label: str
+
+
+def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> dict[tuple[str, int, str], Cell]:
+    """
+    Final evaluations by dataset, number of updates and algorithm.
+
+    :param rows: evaluations
+    :param at: take those after so many updates instead, of whatever kind
+    """
+    chosen: dict[tuple[str, int, str], dict[int, Mapping[str, str]]] = {}
+    for row in rows:
+        if row["evaluation"] == "final" if at is None else int(row["updates"]) == at:
+            key = (row["dataset"], int(row["updates"]), row["algorithm"])
+            chosen.setdefault(key, {})[int(row["seed"])] = row
+    return {
+        key: Cell(
+            np.array([float(by_seed[seed]["score"]) for seed in sorted(by_seed)]),
+            np.array([float(by_seed[seed]["return_mean"]) for seed in sorted(by_seed)]),
+            next(iter(by_seed.values()))["label"],
+        )
+        for key, by_seed in sorted(chosen.items())
+    }
+
+
+def interquartile_mean(scores: Iterable[FloatArray]) -> float:
+    """
+    Mean of the middle half of the scores of all runs.
+
+    :param scores: scores of the seeds, of every dataset
+    """
+    values = np.sort(np.concatenate(list(scores)))
+    cut = len(values) // 4
+    return float(values[cut : len(values) - cut].mean())
+
+
+def bootstrap_interval(
+    scores: ScoresByDataset,
+    statistic: Callable[[list[FloatArray]], float] = interquartile_mean,
+    level: float = 0.95,
+    n_samples: int = 2_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """
+    Percentile interval of a statistic; seeds are drawn again with replacement, dataset by dataset.
+
+    :param scores: of every dataset, shape (seeds,)
+    :param statistic: of the scores of all datasets
+    :param level: probability that the interval is to have
+    :param n_samples: bootstrap samples
+    :param seed: seed of the samples
+    """
+    rng = np.random.default_rng(seed)
+    samples = [statistic([rng.choice(values, len(values)) for values in scores.values()]) for _ in range(n_samples)]
+    low, high = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def performance_profile(scores: ScoresByDataset, thresholds: FloatArray) -> FloatArray:
+    """
+    Share of the runs with a score above each threshold, averaged over the datasets, shape of ``thresholds``.
+
+    :param scores: of every dataset, shape (seeds,)
+    :param thresholds: scores, shape (n,)
+    """
+    shares: FloatArray = np.mean([(values[:, None] > thresholds).mean(axis=0) for values in scores.values()], axis=0)
+    return shares
+
+
+def profile_band(
+    scores: ScoresByDataset, thresholds: FloatArray, level: float = 0.95, n_samples: int = 500, seed: int = 0
+) -> FloatArray:
+    """
+    Pointwise percentile band of a performance profile, shape (2, n).
+
+    :param scores: of every dataset, shape (seeds,)
+    :param thresholds: scores, shape (n,)
+    :param level: probability that the band is to have at each threshold
+    :param n_samples: bootstrap samples
+    :param seed: seed of the samples
+    """
+    rng = np.random.default_rng(seed)
+    samples = [
+        performance_profile({name: rng.choice(values, len(values)) for name, values in scores.items()}, thresholds)
+        for _ in range(n_samples)
+    ]
+    band: FloatArray = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return band

@@ -1,0 +1,8 @@
+"""What is inside a model's zip: ``python -m sb3_dmpo.inspect model.zip``."""
+
+import sys
+
+from sb3_dmpo.cli.inspect_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

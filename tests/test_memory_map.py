@@ -1,0 +1,199 @@
+"""A memory-mapped dataset gives the numbers of one in memory, and stays on disk."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sb3_dmpo import ALGOS
+from sb3_dmpo.cli.main import train
+from sb3_dmpo.common import dataset_cache, dataset_types, datasets
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.datasets import DatasetError, load_transitions
+from sb3_dmpo.common.sequence_buffer import SequenceReplayBuffer
+from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
+from tests.test_properties import episode_lists, in_pytest
+from tests.toy_data import make_replay_buffer
+
+SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, in which also what has just been written may go."""
+    monkeypatch.setenv(dataset_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", -1e9)
+    return tmp_path / "cache"
+
+
+def recorded(episodes: Any = ((40, "truncated"), (3, "terminated"), (25, "neither"))) -> str:
+    buffers = random_episodes(SPACE, ACTIONS, tuple(episodes), 0)
+    return str(make_dataset(observation_space=SPACE, buffers=buffers).spec.dataset_id)
+
+
+def assert_equal_tuples(one: Any, other: Any) -> None:
+    for name in one._fields:
+        first, second = getattr(one, name), getattr(other, name)
+        assert th.equal(first, second) if isinstance(first, th.Tensor) else first == second, name
+
+
+def transforms(buffer_type: Any, dataset: str, **options: Any) -> tuple[Any, Any]:
+    return tuple(
+        buffer_type.from_transitions(load_transitions(dataset, memory_map=memory_map), **options)
+        for memory_map in (False, True)
+    )
+
+
+@in_pytest
+@given(episode_lists, st.integers(0, 2**16), st.sampled_from([1.0, 0.5]), st.sampled_from([1.0, 2.0, "standardize"]))
+def test_any_dataset_gives_the_same_minibatches(
+    tmp_path_factory: pytest.TempPathFactory, episodes: Any, seed: int, action_clip: float, reward_scale: Any
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        dataset = recorded(episodes)
+        if reward_scale == "standardize" and sum(length for length, _ in episodes) == 1:
+            reward_scale = 1.0
+        options = {"seed": seed, "action_clip": action_clip, "reward_scale": reward_scale}
+        in_memory, mapped = transforms(SequenceReplayBuffer, dataset, **options)
+    assert mapped.memory_map and not in_memory.memory_map
+    assert mapped.fingerprint == in_memory.fingerprint
+    assert th.equal(mapped.observation_mean, in_memory.observation_mean)
+    assert th.equal(mapped.observation_std, in_memory.observation_std)
+    for _ in range(3):
+        assert_equal_tuples(mapped.sample(7), in_memory.sample(7))
+        assert_equal_tuples(mapped.sample_sequences(4, 3), in_memory.sample_sequences(4, 3))
+
+
+def test_observations_and_actions_stay_on_disk(cache: Path) -> None:
+    dataset = recorded()
+    transitions = load_transitions(dataset, memory_map=True)
+    (entry,) = cache.iterdir()
+    for name in ("observations", "next_observations", "actions"):
+        array = getattr(transitions, name)
+        assert isinstance(array, np.memmap) and Path(str(array.filename)) == entry / f"{name}.npy"
+        assert not array.flags.writeable
+    buffer = OfflineReplayBuffer.from_transitions(transitions, action_clip=0.5)
+    assert buffer.observations.data_ptr() == transitions.observations.ctypes.data
+    assert buffer.actions.data_ptr() == transitions.actions.ctypes.data
+
+
+def test_the_copy_on_disk_serves_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = recorded()
+    first = load_transitions(dataset, memory_map=True)
+    monkeypatch.setattr("sb3_dmpo.common.dataset_minari.MinariSource.read", None)
+    for memory_map in (True, False):
+        again = load_transitions(dataset, memory_map=memory_map)
+        assert again.fingerprint == first.fingerprint
+        np.testing.assert_array_equal(again.observations, first.observations)
+
+
+def test_d4rl_files_can_be_mapped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "data.hdf5", "w") as file:
+        file["observations"], file["actions"] = rng.normal(size=(30, 3)), rng.uniform(-1, 1, (30, 2))
+        file["rewards"], file["terminals"] = rng.normal(size=30), np.zeros(30, bool)
+        file["timeouts"] = np.arange(30) % 10 == 9
+    assert_equal_tuples(*(buffer.sample(9) for buffer in transforms(OfflineReplayBuffer, str(tmp_path / "data.hdf5"), seed=0)))
+
+
+def test_a_dataset_larger_than_memory_can_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = recorded()
+    for module in (dataset_types, dataset_cache):
+        monkeypatch.setattr(module, "available_memory", lambda: 100)
+    with pytest.raises(DatasetError, match="of memory"):
+        load_transitions(dataset)
+    assert len(load_transitions(dataset, memory_map=True)) == 68
+    # Also from the copy
+    assert len(load_transitions(dataset, memory_map=True)) == 68
+
+
+def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    dataset = recorded()
+    monkeypatch.setattr(dataset_types.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
+    with pytest.raises(DatasetError, match=r"needs .* in .*cache, only 100 bytes"):
+        load_transitions(dataset, memory_map=True)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_dataset_that_is_not_in_files() -> None:
+    with pytest.raises(DatasetError, match="only a whole dataset in files"):
+        load_transitions(make_replay_buffer(), memory_map=True)
+
+
+def test_a_dataset_that_was_just_written_is_waited_for(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    dataset, waited = recorded(), []
+    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", 1e9)
+    monkeypatch.setattr(datasets.time, "sleep", waited.append)
+    load_transitions(dataset, memory_map=True)
+    assert waited == [datasets.SETTLE_SECONDS]
+
+
+def test_a_damaged_file_leaves_nothing(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    dataset = recorded()
+
+    def fail(*arguments: Any) -> None:
+        raise DatasetError("damaged")
+
+    monkeypatch.setattr(datasets, "validate", fail)
+    with pytest.raises(DatasetError, match="damaged"):
+        load_transitions(dataset, memory_map=True)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_mapped_buffer_cannot_do() -> None:
+    dataset = recorded()
+    transitions = load_transitions(dataset, memory_map=True)
+    with pytest.raises(ValueError, match="Nothing can be added"):
+        OfflineReplayBuffer.from_transitions(transitions, extra_capacity=5)
+    buffer = OfflineReplayBuffer.from_transitions(transitions)
+    with pytest.raises(ValueError, match="Nothing can be added"):
+        buffer.reserve(5)
+    with pytest.raises(ValueError, match="Nothing can be added"):
+        buffer.restore_added(buffer.added_arrays())
+    with pytest.raises(ValueError, match="not pickled"):
+        pickle.dumps(buffer)
+
+
+@pytest.mark.parametrize("name", ["bc", "iql", "lapo", "decision_transformer"])
+def test_training_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
+    """Also when a run in memory goes on mapped: the data are the same, and so is their hash."""
+    dataset = recorded()
+    small = {"embed_dim": 8, "context_length": 4} if name == "decision_transformer" else {"policy_kwargs": {"net_arch": [8]}}
+
+    def model(memory_map: bool) -> Any:
+        return ALGOS[name]("MlpPolicy", dataset=dataset, batch_size=8, seed=0, memory_map=memory_map, device="cpu", **small)
+
+    in_memory = model(False).learn(2)
+    in_memory.save(tmp_path / "half.zip")
+    in_memory.learn(2, reset_num_timesteps=False)
+    mapped = model(True).learn(2)
+    mapped.learn(2, reset_num_timesteps=False)
+    resumed = ALGOS[name].load(tmp_path / "half.zip", dataset=dataset, memory_map=True, device="cpu")
+    resumed.learn(2, reset_num_timesteps=False)
+    assert mapped.replay_buffer.memory_map and resumed.replay_buffer.memory_map
+    for key, value in in_memory.policy.state_dict().items():
+        assert th.equal(value, mapped.policy.state_dict()[key]), key
+        assert th.equal(value, resumed.policy.state_dict()[key]), key
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[bool] = []
+    original = OfflineReplayBuffer.sample
+
+    def sample(self: OfflineReplayBuffer, *arguments: Any) -> Any:
+        used.append(self.memory_map)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(OfflineReplayBuffer, "sample", sample)
+    options = ["--algo", "bc", "--device", "cpu", "--seed", "0", "-n", "2", "--eval-freq", "-1", "-f", str(tmp_path / "logs")]
+    assert train([*options, "--memory-map"]) == 0
+    assert used == [True, True]
