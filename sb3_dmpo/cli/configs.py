@@ -65,8 +65,8 @@ def config_path(algorithm: str) -> Path:
     :raises UsageError: there is none
     """
     package = Path(sb3_dmpo.__file__).parent
-    # Beside the package in a checkout, inside it in a wheel.
-    candidates = [folder / "zoo_configs" / f"{algorithm}.yml" for folder in (package.parent, package)]
+    # Inside the package in a wheel, beside it in a checkout.
+    candidates = [folder / "zoo_configs" / f"{algorithm}.yml" for folder in (package, package.parent)]
     for path in candidates:
         if path.is_file():
             return path
