@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow      the slow tests only"
 	@echo "make test-cov       tests without the slow ones, with a coverage report"
 	@echo "make peers          $(PEERS) with the d3rlpy that benchmarks/speed.py compares with"
+	@echo "make paper-slice    tables and figures of the paper from the committed results"
 	@echo "make format         sort imports and format"
 	@echo "make commit-checks  format check, types and lint"
 	@echo "All of them but peers create $(VENV) first where it is missing (PYTHON=python3.12 picks the interpreter)."
@@ -40,6 +41,10 @@ $(PEERS)/.installed: constraints.txt
 
 train: venv
 	$(BIN)/python benchmarks/train.py --algo dmpo --seed 0 --num-threads 1 -P
+
+paper-slice: venv
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/figures.py
 
 test: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
@@ -69,4 +74,4 @@ commit-checks: check-codestyle type lint
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
-.PHONY: help venv peers train test test-slow test-cov type lint format check-codestyle commit-checks clean
+.PHONY: help venv peers paper-slice train test test-slow test-cov type lint format check-codestyle commit-checks clean

@@ -1,5 +1,6 @@
-"""The picture that a run on the TwoGoals toy ends with."""
+"""Pictures of the TwoGoals toy: what a model does there, and which sub-policy acts where."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from sb3_dmpo.envs.two_goals import GOAL_RADIUS, GOALS, LIMIT, OBSTACLE_RADIUS, 
 #: Colours that people with any kind of colour vision can tell apart (after Okabe and Ito).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _START, _GOAL, _OBSTACLE = "#0072B2", "#D55E00", "#000000"
-_SUCCESS, _FAILURE = "#009E73", "#CC79A7"
+SUCCESS_COLOUR, FAILURE_COLOUR = "#009E73", "#CC79A7"
+_LEGEND: dict[str, Any] = {
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, -0.3),
+    "ncols": 3,
+    "fontsize": 9,
+    "frameon": False,
+}
 #: Points per side of the map of components.
-_RESOLUTION = 150
+RESOLUTION = 150
 #: Half the size of a label, in such points.
 _LABEL_SIZE = 8
 
@@ -42,14 +50,24 @@ def plot_two_goals(model: BaseAlgorithm, path: str | Path, title: str = "", n_tr
     is_mixture = hasattr(model.policy, "select_component")
     figure = Figure(figsize=(11.0 if is_mixture else 6.0, 5.6), layout="constrained")
     axes = figure.subplots(1, 2 if is_mixture else 1, squeeze=False)[0]
-    paths, returns = _trajectories(model, n_trajectories, seed)
-    _draw_trajectories(axes[0], paths, returns, title)
+    paths, returns = trajectories(model, n_trajectories, seed)
+    data = load_transitions(TWO_GOALS_DATASET_ID, progress_bar=False).observations
+    handles = draw_trajectories(axes[0], data, paths, returns, title)
+    axes[0].legend(handles=handles, **_LEGEND)
     if is_mixture:
-        _draw_components(axes[1], model.policy)
+        policy: Any = model.policy
+        axes[1].legend(handles=draw_components(axes[1], component_map(policy, RESOLUTION), policy.n_components), **_LEGEND)
     figure.savefig(path, dpi=120)
 
 
-def _trajectories(model: BaseAlgorithm, n: int, seed: int) -> tuple[list[NDArray[np.float32]], list[float]]:
+def trajectories(model: BaseAlgorithm, n: int, seed: int) -> tuple[list[NDArray[np.float32]], list[float]]:
+    """
+    Positions of episodes, each of shape (steps + 1, 2), and their returns.
+
+    :param model: model trained on TwoGoals
+    :param n: number of episodes
+    :param seed: seed of the environment
+    """
     env = gym.make("TwoGoals-v0")
     paths, returns = [], []
     for i in range(n):
@@ -67,8 +85,26 @@ def _trajectories(model: BaseAlgorithm, n: int, seed: int) -> tuple[list[NDArray
     return paths, returns
 
 
-def _draw_map(axes: Axes, goal_colour: str) -> list[Any]:
-    """Goals, obstacles and start; returns their entries of the legend."""
+def component_map(policy: Any, resolution: int) -> NDArray[np.int64]:
+    """
+    Which sub-policy acts where on the plane, shape (resolution, resolution), lowest y first.
+
+    :param policy: policy of a mixture
+    :param resolution: points per side
+    """
+    ticks = np.linspace(-LIMIT, LIMIT, resolution, dtype=np.float32)
+    plane = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    components: NDArray[np.int64] = policy.select_component(plane).reshape(resolution, resolution)
+    return components
+
+
+def draw_map(axes: Axes, goal_colour: str = _GOAL) -> list[Any]:
+    """
+    Draw goals, obstacles and start; their entries of the legend.
+
+    :param axes: where
+    :param goal_colour: colour of the goals
+    """
     for centre in GOALS:
         axes.add_patch(Circle(tuple(centre), GOAL_RADIUS, facecolor=goal_colour, edgecolor="black", linewidth=2, zorder=3))
     for centre in OBSTACLES:
@@ -82,28 +118,42 @@ def _draw_map(axes: Axes, goal_colour: str) -> list[Any]:
     ]
 
 
-def _draw_trajectories(axes: Axes, paths: list[NDArray[np.float32]], returns: list[float], title: str) -> None:
-    data = load_transitions(TWO_GOALS_DATASET_ID, progress_bar=False).observations
+def draw_trajectories(
+    axes: Axes, data: NDArray[Any], paths: Sequence[NDArray[np.float32]], returns: Sequence[float], title: str
+) -> list[Any]:
+    """
+    Draw trajectories over the demonstrations; entries of the legend.
+
+    :param axes: where
+    :param data: positions in the dataset, shape (n, 2)
+    :param paths: positions of the episodes, each of shape (steps, 2)
+    :param returns: their returns
+    :param title: name of the algorithm
+    """
     axes.plot(*data.T, ".", markersize=1.5, color="#BBBBBB", zorder=1)
     handles = [Line2D([], [], marker=".", linestyle="", color="#BBBBBB", label="demonstrations")]
     for positions, total in zip(paths, returns, strict=True):
-        colour, style = (_SUCCESS, "-") if total > 0 else (_FAILURE, "--")
+        colour, style = (SUCCESS_COLOUR, "-") if total > 0 else (FAILURE_COLOUR, "--")
         axes.plot(*positions.T, style, color=colour, linewidth=1.6, alpha=0.85, zorder=4)
     if max(returns) > 0:
-        handles.append(Line2D([], [], color=_SUCCESS, label="reaches a goal"))
+        handles.append(Line2D([], [], color=SUCCESS_COLOUR, label="reaches a goal"))
     if min(returns) <= 0:
-        handles.append(Line2D([], [], color=_FAILURE, linestyle="--", label="reaches no goal"))
-    handles += _draw_map(axes, _GOAL)
+        handles.append(Line2D([], [], color=FAILURE_COLOUR, linestyle="--", label="reaches no goal"))
+    handles += draw_map(axes)
     prefix = f"{title}: " if title else ""
     axes.set_title(f"{prefix}{len(paths)} trajectories, mean return {np.mean(returns):.2f}")
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=3, fontsize=9, frameon=False)
+    return handles
 
 
-def _draw_components(axes: Axes, policy: Any) -> None:
-    ticks = np.linspace(-LIMIT, LIMIT, _RESOLUTION, dtype=np.float32)
-    plane = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    components = policy.select_component(plane).reshape(_RESOLUTION, _RESOLUTION)
-    n_components = int(policy.component_q_values(plane[:1]).shape[1])
+def draw_components(axes: Axes, components: NDArray[Any], n_components: int) -> list[Any]:
+    """
+    Draw which sub-policy acts where; entries of the legend.
+
+    :param axes: where
+    :param components: as of :func:`component_map`
+    :param n_components: number of sub-policies
+    """
+    ticks = np.linspace(-LIMIT, LIMIT, len(components))
     colours = PALETTE if n_components <= len(PALETTE) else [colormaps["viridis"](x) for x in np.linspace(0, 1, n_components)]
     axes.imshow(
         components,
@@ -115,7 +165,7 @@ def _draw_components(axes: Axes, policy: Any) -> None:
         alpha=0.85,
     )
     # White, because the regions take up all colours.
-    _draw_map(axes, "white")
+    draw_map(axes, "white")
     active = np.unique(components)
     for component in active:
         row, column = _widest_spot(components == component)
@@ -127,9 +177,8 @@ def _draw_components(axes: Axes, policy: Any) -> None:
             zorder=6,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "black", "linewidth": 0.5},
         )
-    handles = [Patch(facecolor=colours[component], label=f"sub-policy {component}") for component in active[:12]]
     axes.set_title(f"Active sub-policy ({len(active)} of {n_components} in use)")
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=3, fontsize=9, frameon=False)
+    return [Patch(facecolor=colours[component], label=f"sub-policy {component}") for component in active[:12]]
 
 
 def _widest_spot(mask: NDArray[np.bool_]) -> tuple[int, int]:

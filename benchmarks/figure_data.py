@@ -1,0 +1,172 @@
+"""
+What the figures are drawn from, computed from trained models; ``figures.py`` draws it without any of them.
+
+``python benchmarks/figure_data.py toy DMPO=model.zip AWAC=model.zip ...``: trajectories on the toy and its map of sub-policies
+(Figure 2); ``bellman --dataset ID NAME=model.zip ...``: Bellman errors on a sample of the data (Figure 4);
+``episode --dataset ID DMPO=model.zip``: what the gate does over two episodes, with rendered frames (Figure 5).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_dmpo import ALGOS
+from sb3_dmpo.cli.environments import make_evaluation_env
+from sb3_dmpo.cli.errors import UsageError, exit_code
+from sb3_dmpo.cli.figures import RESOLUTION, component_map, trajectories
+from sb3_dmpo.common.datasets import load_transitions
+from sb3_dmpo.common.save_util import atomic_write
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+
+RESULTS = Path(__file__).parent / "results"
+#: Steps of an episode at which a frame is kept.
+FRAME_STEPS = (20, 40, 60, 80)
+#: Every so many pixels of a frame are kept.
+FRAME_STRIDE = 2
+Arrays = dict[str, np.ndarray]
+
+
+def load(path: str, dataset: str | None = None) -> Any:
+    """
+    A model, whatever its algorithm.
+
+    :param path: zip whose folders name the algorithm, as those of ``train.py`` do
+    :param dataset: dataset to load it with
+    :raises UsageError: no folder of the path is an algorithm
+    """
+    for part in reversed(Path(path).parts):
+        if part in ALGOS:
+            return ALGOS[part].load(path, dataset=dataset, device="cpu")
+    raise UsageError(f"{path}: no folder of the path names an algorithm ({', '.join(ALGOS)}).")
+
+
+def toy_arrays(models: dict[str, str], n_trajectories: int, seed: int) -> Arrays:
+    """
+    Trajectories of every model, padded with NaN, shape (n, steps, 2), their returns, the data's positions, and which
+    sub-policy acts where.
+
+    :param models: paths by name
+    :param n_trajectories: trajectories of every model
+    :param seed: seed of their starts
+    """
+    make_two_goals_dataset()
+    arrays: Arrays = {
+        "names": np.array(list(models)),
+        "data": load_transitions(TWO_GOALS_DATASET_ID, progress_bar=False).observations.astype(np.float16),
+    }
+    for name, path in models.items():
+        model = load(path)
+        paths, returns = trajectories(model, n_trajectories, seed)
+        padded = np.full((len(paths), max(map(len, paths)), 2), np.nan, np.float32)
+        for row, positions in zip(padded, paths, strict=True):
+            row[: len(positions)] = positions
+        arrays |= {f"paths_{name}": padded, f"returns_{name}": np.array(returns)}
+        if hasattr(model.policy, "select_component"):
+            arrays["components"] = component_map(model.policy, RESOLUTION).astype(np.int16)
+            arrays["n_components"] = np.array(model.n_components)
+    return arrays
+
+
+def bellman_arrays(models: dict[str, str], dataset: str, n_samples: int) -> Arrays:
+    """
+    Bellman errors of every model on transitions drawn from the data, both critics, shape (2, n_samples).
+
+    :param models: paths by name
+    :param dataset: id of the dataset
+    :param n_samples: number of transitions
+    """
+    arrays: Arrays = {"names": np.array(list(models)), "dataset": np.array(dataset)}
+    for name, path in models.items():
+        model = load(path, dataset)
+        model._setup_dataset()
+        errors = model.bellman_errors(model.sample_batch(n_samples))
+        if errors is None:
+            raise UsageError(f"{name} has no critics.")
+        arrays[f"errors_{name}"] = errors.squeeze(2).cpu().numpy().astype(np.float32)
+        arrays[f"updates_{name}"] = np.array(model.num_timesteps)
+    return arrays
+
+
+def episode_arrays(path: str, dataset: str, n_episodes: int, seed: int) -> Arrays:
+    """
+    Values of all sub-policies at every step, shape (steps, n_components), which one acts, and frames.
+
+    :param path: model
+    :param dataset: id of the dataset, whose environment is run
+    :param n_episodes: number of episodes
+    :param seed: seed of the environment
+    """
+    model = load(path)
+    env: gym.Env[Any, Any] = make_evaluation_env(dataset, render_mode="rgb_array")
+    arrays: Arrays = {
+        "dataset": np.array(dataset),
+        "algorithm": np.array(type(model).__name__),
+        "updates": np.array(model.num_timesteps),
+        "n_episodes": np.array(n_episodes),
+        "frame_steps": np.array(FRAME_STEPS),
+    }
+    for episode in range(n_episodes):
+        observation, _ = env.reset(seed=seed if episode == 0 else None)
+        values, components, frames, total, done = [], [], [], 0.0, False
+        while not done:
+            values.append(model.policy.component_q_values(observation)[0])
+            components.append(model.policy.select_component(observation)[0])
+            if len(values) - 1 in FRAME_STEPS:
+                frames.append(np.asarray(env.render())[::FRAME_STRIDE, ::FRAME_STRIDE])
+            action, _ = model.predict(observation, deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total += float(reward)
+            done = terminated or truncated
+        arrays |= {
+            f"values_{episode}": np.array(values, np.float32),
+            f"components_{episode}": np.array(components, np.int16),
+            f"frames_{episode}": np.array(frames, np.uint8),
+            f"return_{episode}": np.array(total),
+        }
+    env.close()
+    return arrays
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Compute the data of a figure.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("toy", "bellman", "episode"))
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL.zip")
+    parser.add_argument("--dataset", help="Minari id (bellman, episode)")
+    parser.add_argument("--samples", type=int, default=2_000, help="transitions (bellman)")
+    parser.add_argument("--seed", type=int, default=100, help="seed of the environment (toy, episode)")
+    parser.add_argument("--output", type=Path, help="file to write (default: benchmarks/results/figure_N.npz)")
+    options = parser.parse_args(argv)
+
+    def program() -> None:
+        models = dict(item.split("=", 1) for item in options.models if "=" in item)
+        if len(models) != len(options.models):
+            raise UsageError("Write models as NAME=MODEL.zip.")
+        if options.what != "toy" and options.dataset is None:
+            raise UsageError(f"{options.what} needs --dataset.")
+        if options.what == "toy":
+            number, arrays = 2, toy_arrays(models, 20, options.seed)
+        elif options.what == "bellman":
+            number, arrays = 4, bellman_arrays(models, options.dataset, options.samples)
+        else:
+            number, arrays = 5, episode_arrays(next(iter(models.values())), options.dataset, 2, options.seed)
+        path = options.output or RESULTS / f"figure_{number}.npz"
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+        print(f"Data of figure {number}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
+
+    return exit_code(program, "figure_data.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

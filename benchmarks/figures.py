@@ -1,0 +1,347 @@
+"""
+Figures 2 to 5 of the DMPO paper, and performance profiles, from committed data: ``python benchmarks/figures.py``.
+
+Reads the results files and ``figure_*.npz`` in ``benchmarks/results`` (``figure_data.py`` makes the latter) and writes PNG
+files into ``benchmarks/results/figures``. What is not there is said and left out.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sb3_dmpo.cli.figures import PALETTE, draw_components, draw_map, draw_trajectories
+from sb3_dmpo.cli.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results, read_training
+from sb3_dmpo.common.save_util import atomic_write
+
+try:
+    from tables import METHODS, TABLES, comparable
+except ImportError:
+    from benchmarks.tables import METHODS, TABLES, comparable
+
+HERE = Path(__file__).parent
+#: Methods of Figures 3 and 4, in the order of their curves.
+COMPARED = ("AWAC", "mixAWAC", "LP-AWAC", "DMPO")
+#: A method has one colour and one kind of line in all figures.
+STYLES = {
+    method: (PALETTE[i % 7], ("-", "--")[i // 7])
+    for i, method in enumerate(
+        ("DMPO", "AWAC", "mixAWAC", "LP-AWAC", "TD3+BC", "IQL", "infoDMPO", "BC", "CQL", "LAPO", "Diffusion QL")
+    )
+}
+STYLES["BC"] = ("#777777", "--")
+#: Blocks of updates over which the critic loss is averaged, as in the paper.
+BLOCK = 5_000
+DPI = 130
+#: What a figure is drawn into, by its file name; None with a reason where there are no data.
+Drawing = tuple[Figure | None, str]
+
+
+def style(method: str) -> dict[str, str]:
+    """
+    Colour and kind of line.
+
+    :param method: name of the method
+    """
+    colour, line = STYLES.get(method, ("#999999", ":"))
+    return {"color": colour, "linestyle": line}
+
+
+def band(axes: Axes, points: Mapping[int, Sequence[float]], method: str) -> None:
+    """
+    A curve of means over seeds with a band of one standard deviation.
+
+    :param axes: where
+    :param points: values of the seeds by number of updates
+    :param method: name of the method
+    """
+    updates = np.array(sorted(points))
+    mean, std = (np.array([function(points[update]) for update in updates]) for function in (np.mean, np.std))
+    axes.plot(updates, mean, label=method, linewidth=1.8, **style(method))
+    axes.fill_between(updates, mean - std, mean + std, color=STYLES[method][0], alpha=0.18, linewidth=0)
+
+
+def by_updates(rows: Iterable[Mapping[str, str]], name: str, block: int = 1) -> dict[int, list[float]]:
+    """
+    A column by the number of updates, averaged over the blocks of each seed.
+
+    :param rows: rows of one method on one dataset
+    :param name: name of the column
+    :param block: updates of a block
+    """
+    blocks: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        if row[name]:
+            end = -(-int(row["updates"]) // block) * block
+            blocks.setdefault((end, row["seed"]), []).append(float(row[name]))
+    points: dict[int, list[float]] = {}
+    for (end, _), values in blocks.items():
+        points.setdefault(end, []).append(float(np.mean(values)))
+    return points
+
+
+def longest_runs(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """
+    Evaluations without those of runs that were far shorter than the others: learning rates follow the length of a run.
+
+    :param rows: evaluations of one method on one dataset
+    """
+    runs: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        runs.setdefault((row["seed"], row["command"]), []).append(row)
+    lengths = {key: max(int(row["updates"]) for row in run) for key, run in runs.items()}
+    return [row for key, run in runs.items() if 2 * lengths[key] > max(lengths.values()) for row in run]
+
+
+def figure_2(folder: Path) -> Drawing:
+    """
+    The toy: map, trajectories of every method, and which sub-policy acts where.
+
+    :param folder: folder of the results
+    """
+    path = folder / "figure_2.npz"
+    if not path.is_file():
+        return None, f"{path} is not there: python benchmarks/figure_data.py toy TD3+BC=... AWAC=... LP-AWAC=... DMPO=..."
+    with np.load(path) as arrays:
+        names = [str(name) for name in arrays["names"]]
+        n_panels = len(names) + 1 + ("components" in arrays)
+        n_columns = min(n_panels, 3)
+        n_rows = -(-n_panels // n_columns)
+        figure = Figure(figsize=(4.6 * n_columns, 4.75 * n_rows + 0.8), layout="constrained")
+        axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+        handles: dict[str, Any] = {}
+        axes[0].plot(*arrays["data"].T, ".", markersize=1.5, color="#BBBBBB")
+        draw_map(axes[0])
+        axes[0].set_title("(a) task and demonstrations")
+        for i, name in enumerate(names, start=1):
+            paths = [positions[~np.isnan(positions[:, 0])] for positions in arrays[f"paths_{name}"]]
+            drawn = draw_trajectories(axes[i], arrays["data"], paths, arrays[f"returns_{name}"], name)
+            axes[i].set_title(f"({'abcdefghijkl'[i]}) {name}, mean return {arrays[f'returns_{name}'].mean():.2f}")
+            handles |= {handle.get_label(): handle for handle in drawn}
+        if "components" in arrays:
+            last = axes[len(names) + 1]
+            draw_components(last, arrays["components"], int(arrays["n_components"]))
+            last.set_title(f"({'abcdefghijkl'[len(names) + 1]}) active sub-policy of the mixture")
+        for unused in axes[n_panels:]:
+            unused.set_axis_off()
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure, ""
+
+
+def figure_3(folder: Path) -> Drawing:
+    """
+    Score and critic loss against updates.
+
+    :param folder: folder of the results
+    """
+    results, training = read_results(folder), read_training(folder)
+    counts: dict[str, int] = {}
+    for dataset in sorted({row["dataset"] for row in results}):
+        counts[dataset] = sum((METHODS[m], dataset) in {(r["algorithm"], r["dataset"]) for r in results} for m in COMPARED)
+    datasets = [dataset for dataset, count in counts.items() if count > 1]
+    if not datasets:
+        return None, f"no dataset in {folder} has results of two of {', '.join(COMPARED)}"
+    figure = Figure(figsize=(4.4 * len(datasets) + 1.0, 6.6), layout="constrained")
+    axes = figure.subplots(2, len(datasets), squeeze=False)
+    without_loss = []
+    for column, dataset in enumerate(datasets):
+        for method in COMPARED:
+            score, loss = (
+                [row for row in rows if (row["algorithm"], row["dataset"]) == (METHODS[method], dataset)]
+                for rows in (results, training)
+            )
+            if score:
+                band(axes[0, column], by_updates(longest_runs(score), "score"), method)
+            total = max((int(row["updates"]) for row in loss), default=0)
+            points = by_updates(loss, "critic_loss", BLOCK if total >= 4 * BLOCK else max(total // 12, 1))
+            if points:
+                band(axes[1, column], points, method)
+            elif score:
+                without_loss.append(f"{method} on {dataset}")
+        axes[0, column].set_title(dataset, fontsize=11)
+        for row in (0, 1):
+            axes[row, column].set_xlabel("updates")
+            axes[row, column].xaxis.set_major_formatter("{x:,.0f}")
+            axes[row, column].tick_params(axis="x", labelrotation=25)
+            axes[row, column].grid(alpha=0.25)
+        if axes[1, column].lines:
+            axes[1, column].set_yscale("log")
+    axes[0, 0].set_ylabel("normalised score")
+    axes[1, 0].set_ylabel("critic loss (squared Bellman error)")
+    handles = [Line2D([], [], label=method, linewidth=1.8, **style(method)) for method in COMPARED]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure, f"no critic losses of {', '.join(without_loss)}" if without_loss else ""
+
+
+def figure_4(folder: Path) -> Drawing:
+    """
+    Histograms of Bellman errors.
+
+    :param folder: folder of the results
+    """
+    path = folder / "figure_4.npz"
+    if not path.is_file():
+        return None, f"{path} is not there: python benchmarks/figure_data.py bellman --dataset ID AWAC=... mixAWAC=... ..."
+    with np.load(path) as arrays:
+        names = [str(name) for name in arrays["names"]]
+        errors = {name: arrays[f"errors_{name}"].ravel() for name in names}
+        updates = {name: int(arrays[f"updates_{name}"]) for name in names}
+        dataset = str(arrays["dataset"])
+    limit = max(float(np.quantile(np.abs(values), 0.995)) for values in errors.values())
+    bins = np.linspace(-limit, limit, 61)
+    figure = Figure(figsize=(3.5 * len(names) + 0.4, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False, sharex=True, sharey=True)[0]
+    for panel, name in zip(axes, names, strict=True):
+        panel.hist(np.clip(errors[name], -limit, limit), bins=bins, color=STYLES.get(name, (PALETTE[0],))[0])
+        low, high = np.quantile(errors[name], [0.05, 0.95])
+        panel.set_title(f"{name}, {updates[name]:,} updates\nstd {errors[name].std():.2f}, 5% to 95%: {low:.2f} to {high:.2f}")
+        panel.set_xlabel("Bellman error Q(s, a) - y")
+        panel.grid(alpha=0.25)
+    axes[0].set_ylabel("number of samples")
+    figure.suptitle(f"{dataset}: {len(errors[names[0]]):,} errors each (both critics)", fontsize=11)
+    return figure, ""
+
+
+def figure_5(folder: Path) -> Drawing:
+    """
+    Frames of episodes, values of the sub-policies at them, and which sub-policy acts when.
+
+    :param folder: folder of the results
+    """
+    path = folder / "figure_5.npz"
+    if not path.is_file():
+        return None, f"{path} is not there: python benchmarks/figure_data.py episode --dataset ID DMPO=MODEL.zip"
+    with np.load(path) as arrays:
+        data: dict[str, Any] = dict(arrays)
+    n_episodes, steps = int(data["n_episodes"]), [int(step) for step in data["frame_steps"]]
+    figure = Figure(figsize=(3.1 * len(steps) * n_episodes / 1.35, 7.4), layout="constrained")
+    title = f"{data['algorithm']} on {data['dataset']} after {int(data['updates']):,} updates"
+    for episode, part in enumerate(np.atleast_1d(figure.subfigures(1, n_episodes, wspace=0.04))):
+        values, components = data[f"values_{episode}"], data[f"components_{episode}"]
+        n_components = values.shape[1]
+        colours = [PALETTE[k % len(PALETTE)] for k in range(n_components)]
+        shown = [step for step in steps if step < len(values)]
+        grid = part.add_gridspec(3, len(steps), height_ratios=[1.25, 1.0, 1.0])
+        # They differ by little beside what all of them have in common.
+        differences = values - values.mean(axis=1, keepdims=True)
+        limit = 1.15 * float(np.abs(differences[shown]).max()) + 1e-6
+        for column, step in enumerate(shown):
+            frame, bars = part.add_subplot(grid[0, column]), part.add_subplot(grid[1, column])
+            frame.imshow(data[f"frames_{episode}"][column])
+            frame.set_axis_off()
+            frame.set_title(f"step {step}")
+            chosen = int(components[step])
+            bars.bar(range(n_components), differences[step], color=colours)
+            bars.patches[chosen].set(edgecolor="black", linewidth=2)
+            bars.axhline(0.0, color="black", linewidth=0.8)
+            bars.set(ylim=(-limit, limit), xlabel="sub-policy")
+            bars.set_title(f"{chosen} acts, mean Q {values[step].mean():.1f}", fontsize=10)
+            bars.set_xticks(range(n_components))
+            if column == 0:
+                bars.set_ylabel("Q - mean over\nsub-policies")
+            else:
+                bars.set_yticklabels([])
+        timeline = part.add_subplot(grid[2, :])
+        time = np.arange(len(components))
+        timeline.step(time, components, where="mid", color="#999999", linewidth=0.8, zorder=1)
+        timeline.scatter(time, components, c=[colours[k] for k in components], s=16, zorder=2)
+        timeline.set(xlabel="step", ylabel="active sub-policy", ylim=(-0.5, n_components - 0.5))
+        timeline.set_yticks(range(n_components))
+        timeline.grid(alpha=0.25)
+        used = len(np.unique(components))
+        part.suptitle(
+            f"{title}, episode {episode + 1}\nreturn {float(data[f'return_{episode}']):.0f}, "
+            f"{used} of {n_components} sub-policies act",
+            fontsize=11,
+        )
+    return figure, ""
+
+
+def n_runs(methods: Mapping[str, ScoresByDataset]) -> int:
+    """
+    Number of runs of all methods.
+
+    :param methods: scores of every method
+    """
+    return sum(len(values) for scores in methods.values() for values in scores.values())
+
+
+def profiles(folder: Path) -> Drawing:
+    """
+    Performance profiles of the largest comparable set of runs of each of tables 4 to 6.
+
+    :param folder: folder of the results
+    """
+    cells = collect_cells(read_results(folder))
+    groups = []
+    for table in TABLES[2:5]:
+        found = comparable(table, cells)
+        if found:
+            (updates, _), (datasets, methods) = max(found.items(), key=lambda item: n_runs(item[1][1]))
+            groups.append((table.title, updates, datasets, methods))
+    if not groups:
+        return None, "no two methods have results on the same datasets"
+    figure = Figure(figsize=(5.6 * len(groups) + 1.9, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    for panel, (title, updates, datasets, methods) in zip(axes, groups, strict=True):
+        values = np.concatenate([values for scores in methods.values() for values in scores.values()])
+        thresholds = np.linspace(min(0.0, values.min()), values.max() * 1.02, 201)
+        for method, scores in methods.items():
+            name = method.partition("(")[0]
+            panel.plot(thresholds, performance_profile(scores, thresholds), label=method, linewidth=1.8, **style(name))
+            low, high = profile_band(scores, thresholds)
+            panel.fill_between(thresholds, low, high, color=style(name)["color"], alpha=0.12, linewidth=0)
+        panel.set(xlabel="normalised score", ylim=(-0.02, 1.02))
+        panel.set_title(f"{title}, {updates:,} updates\n{', '.join(datasets)}", fontsize=10)
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes[0].set_ylabel("share of runs above the score")
+    return figure, ""
+
+
+FIGURES: dict[str, Callable[[Path], Drawing]] = {
+    "figure_2": figure_2,
+    "figure_3": figure_3,
+    "figure_4": figure_4,
+    "figure_5": figure_5,
+    "performance_profiles": profiles,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Draw all figures for which there are data.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results files")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: RESULTS/figures)")
+    parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES), help="figures to draw")
+    options = parser.parse_args(argv)
+    output = options.output or options.results / "figures"
+    for name in options.only:
+        figure, message = FIGURES[name](options.results)
+        if message:
+            print(f"missing: {name}: {message}")
+        if figure is not None:
+            # No date and no version inside: the same data give the same file.
+            with atomic_write(output / f"{name}.png") as file:
+                figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+            print(f"Figure: {output / name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The figures: their data from tiny models, and that they are drawn from whatever is there."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_dmpo import AWAC, DMPO
+from sb3_dmpo.cli.results import TRAINING_COLUMNS
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from tests.test_tables import row, write
+
+pytest.importorskip("matplotlib")
+figure_data = pytest.importorskip("benchmarks.figure_data")
+figures = pytest.importorskip("benchmarks.figures")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two tiny models of the toy as NAME=PATH."""
+    make_two_goals_dataset()
+    folder = tmp_path_factory.mktemp("models")
+    arguments: dict[str, Any] = {"dataset": TWO_GOALS_DATASET_ID, "policy_kwargs": {"net_arch": [8]}, "seed": 0}
+    for name, algorithm in (("dmpo", DMPO), ("awac", AWAC)):
+        algorithm("MlpPolicy", **arguments).learn(2).save(folder / name / "model.zip")
+    return [f"DMPO={folder}/dmpo/model.zip", f"AWAC={folder}/awac/model.zip"]
+
+
+def test_data_and_pictures(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, arguments in (
+        (2, ["toy", *models]),
+        (4, ["bellman", *models, "--dataset", TWO_GOALS_DATASET_ID, "--samples", "50"]),
+        (5, ["episode", models[0], "--dataset", TWO_GOALS_DATASET_ID]),
+    ):
+        assert figure_data.main([*arguments, "--output", str(tmp_path / f"figure_{number}.npz")]) == 0
+    toy, bellman, episode = (np.load(tmp_path / f"figure_{number}.npz") for number in (2, 4, 5))
+    assert toy["paths_AWAC"].shape[0] == len(toy["returns_AWAC"]) == 20 and int(toy["n_components"]) == 8
+    assert bellman["errors_DMPO"].shape == (2, 50) and int(bellman["updates_DMPO"]) == 2
+    steps = len(episode["components_0"])
+    assert episode["values_0"].shape == (steps, 8)
+    assert (episode["values_0"].argmax(axis=1) == episode["components_0"]).all()
+    assert len(episode["frames_0"]) == sum(step < steps for step in figure_data.FRAME_STEPS)
+
+    names = ("awac", "dmpo")
+    rows = [
+        row(name, "zoo/hopper/mixed-v0", seed, 10.0 * seed + i, updates=1000 * i, evaluation=kind)
+        for name in names
+        for seed in (0, 1)
+        for i, kind in ((1, "training"), (2, "final"))
+    ]
+    write(tmp_path / "a.csv", rows)
+    losses = {column: "" for column in TRAINING_COLUMNS} | {"algorithm": "awac", "dataset": "zoo/hopper/mixed-v0", "seed": "0"}
+    with open(tmp_path / "a_training.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, TRAINING_COLUMNS)
+        writer.writeheader()
+        writer.writerows([losses | {"updates": "500", "critic_loss": "1"}, losses | {"updates": "1000", "critic_loss": "3"}])
+    capsys.readouterr()
+    assert figures.main(["--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "missing: figure_3: no critic losses of DMPO on zoo/hopper/mixed-v0"
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(figures.FIGURES) - {"performance_profiles"}
+    first = (tmp_path / "figures" / "figure_3.png").read_bytes()
+    assert figures.main(["--results", str(tmp_path), "--only", "figure_3"]) == 0
+    assert (tmp_path / "figures" / "figure_3.png").read_bytes() == first
+
+
+def test_missing_data_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures.main(["--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(figures.FIGURES) and all(line.startswith("missing: ") for line in lines)
+    assert figure_data.main(["toy", "DMPO=somewhere.zip"]) == 2
+    assert "no folder of the path names an algorithm" in capsys.readouterr().err
+
+
+def test_losses_are_averaged_over_blocks_and_short_runs_are_left_out() -> None:
+    rows = [
+        {"seed": seed, "updates": str(u), "loss": value} for seed, u, value in (("0", 1, "1"), ("0", 5, "3"), ("1", 5, ""))
+    ]
+    assert figures.by_updates(rows, "loss", block=5) == {5: [2.0]}
+    assert figures.by_updates([*rows, {"seed": "1", "updates": "6", "loss": "7"}], "loss", 5) == {5: [2.0], 10: [7.0]}
+    long, short = row("dmpo", "a/b-v0", 0, 1.0, command="long"), row("dmpo", "a/b-v0", 0, 1.0, command="short", updates=2)
+    assert figures.longest_runs([long, short]) == [long]
+
+
+def test_the_page_shows_every_committed_figure() -> None:
+    page = Path(figures.HERE / "README.md").read_text(encoding="utf-8")
+    linked = {Path(link) for link in re.findall(r"\]\(([^)#]+)\)", page)}
+    assert all((figures.HERE / link).exists() for link in linked), linked
+    shown = {link.name for link in linked if link.suffix == ".png"}
+    assert shown == {path.name for path in (figures.HERE / "results" / "figures").glob("*.png")}
