@@ -145,12 +145,15 @@ def figure_3(folder: Path) -> Drawing:
     :param folder: folder of the results
     """
     results, training = read_results(folder), read_training(folder)
-    counts: dict[str, int] = {}
-    for dataset in sorted({row["dataset"] for row in results}):
-        counts[dataset] = sum((METHODS[m], dataset) in {(r["algorithm"], r["dataset"]) for r in results} for m in COMPARED)
-    datasets = [dataset for dataset, count in counts.items() if count > 1]
+    # Curves need more than one evaluation.
+    along = {(row["algorithm"], row["dataset"]) for row in results if row["evaluation"] == "training"}
+    datasets = [
+        dataset
+        for dataset in sorted({row["dataset"] for row in results})
+        if sum((METHODS[method], dataset) in along for method in COMPARED) > 1
+    ]
     if not datasets:
-        return None, f"no dataset in {folder} has results of two of {', '.join(COMPARED)}"
+        return None, f"no dataset in {folder} has evaluations along the runs of two of {', '.join(COMPARED)}"
     figure = Figure(figsize=(4.4 * len(datasets) + 1.0, 6.6), layout="constrained")
     axes = figure.subplots(2, len(datasets), squeeze=False)
     without_loss = []

@@ -199,14 +199,14 @@ def timing_table(rows: Iterable[dict[str, str]]) -> list[list[str]]:
 def comparable(table: Table, cells: Cells) -> dict[tuple[int, str], tuple[list[str], dict[str, ScoresByDataset]]]:
     """
     What can be averaged: for every number of updates and kind of data, the datasets, and the scores of the methods that
-    have results on all of them.
+    have results on all of them. A single seed says nothing about others.
 
     :param table: the table
     :param cells: all cells
     """
     groups: dict[tuple[int, str], dict[str, dict[str, np.ndarray]]] = {}
     for (dataset, updates, algorithm), cell in cells.items():
-        if family_of(dataset) in table.families:
+        if family_of(dataset) in table.families and len(cell.scores) > 1:
             by_method = groups.setdefault((updates, cell.label), {})
             for method in table.methods():
                 if algorithm in table.algorithms(method, dataset):

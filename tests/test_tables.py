@@ -70,18 +70,19 @@ def test_final_rows_count_and_the_last_of_repeated_ones() -> None:
 
 def test_tables_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("dmpo", "zoo/hopper/medium-v0", 0, 50.0), row("awac", "zoo/hopper/medium-v0", 0, 40.0)]
+    rows += [row(name, "zoo/hopper/medium-v0", 1, score) for name, score in (("dmpo", 60.0), ("awac", 40.0))]
     rows += [row(f"infodmpo[n_components={k}]", "zoo/pen/noisy-v0", 0, 10.0 * k) for k in (4, 16)]
     write(tmp_path / "a.csv", [*rows, row("dmpo", "zoo/hopper/medium-v0", 0, 60.0)])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    assert len(read_results(tmp_path)) == 4
+    assert len(read_results(tmp_path)) == 6
     assert tables.main(["--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "missing: table 3: zoo/hopper/medium-v0 after 20 updates: mixAWAC, LP-AWAC" in out
     lines = (tmp_path / "tables" / "tables.md").read_text().splitlines()
     place = lines.index("| hopper-medium-v2 | paper | 1,000,000 | 57.5 ± 3.0 | 57.2 ± 3.9 | 52.8 ± 3.8 | 71.2 ± 6.5 |")
-    assert lines[place + 1] == "| zoo/hopper/medium-v0 | stand-in | 20 | 40.0 ± 0.0 (1) | - | - | 60.0 ± 0.0 (1) |"
+    assert lines[place + 1] == "| zoo/hopper/medium-v0 | stand-in | 20 | 40.0 ± 0.0 (2) | - | - | 60.0 ± 0.0 (2) |"
     assert "| zoo/pen/noisy-v0 | stand-in | 20 | 40.0 ± 0.0 (1) | - | 160.0 ± 0.0 (1) | - |" in lines
-    assert any(line.startswith("| 3 | zoo/hopper/medium-v0 | 20 | AWAC | 1 | 40.0 |") for line in lines)
+    assert any(line.startswith("| 3 | zoo/hopper/medium-v0 | 20 | AWAC | 2 | 40.0 |") for line in lines)
     with open(tmp_path / "tables" / "table_3.csv", newline="") as file:
         assert len(list(csv.reader(file))) == 1 + 21 + 1
 
