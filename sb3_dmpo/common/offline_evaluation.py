@@ -1,0 +1,255 @@
+"""What can be said about a policy without its environment: from a dataset alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+
+from sb3_dmpo.common.datasets import DatasetError, Transitions, load_transitions
+from sb3_dmpo.common.losses import min_max_q
+from sb3_dmpo.common.networks import EnsembleCritic
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.save_util import preserved_random_state
+from sb3_dmpo.common.updates import Target
+
+#: Rows of the dataset that networks see at once.
+_BLOCK = 8192
+#: Seed of the choice of states.
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class FittedValue:
+    """
+    What :func:`fitted_q_evaluation` estimates.
+
+    :param values: discounted return from the initial states as each critic sees it, shape ``(n_critics,)``
+    :param loss: squared error of the critics in the last tenth of the updates, in units of the returns' variance
+    """
+
+    values: NDArray[np.float64]
+    loss: float
+
+    @property
+    def mean(self) -> float:
+        """Mean over the critics."""
+        return float(self.values.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the critics, which differ in their initial weights only."""
+        return float(self.values.std())
+
+
+def dataset_of(model: OfflineAlgorithm, dataset: Any = None) -> Transitions:
+    """
+    The dataset to evaluate on.
+
+    :param model: the model
+    :param dataset: as of ``load_transitions``; None: what the model was trained on
+    :raises ValueError: there is none
+    """
+    dataset = model.dataset if dataset is None else dataset
+    dataset = model.dataset_id if dataset is None else dataset
+    if dataset is None:
+        raise ValueError("There is no dataset to evaluate on: pass `dataset=`.")
+    return load_transitions(dataset, progress_bar=False)
+
+
+def _check(model: OfflineAlgorithm, data: Transitions) -> None:
+    if model.policy.has_memory:
+        raise ValueError(f"{type(model).__name__} remembers the episode: it cannot be evaluated on single transitions.")
+    for what, found, expected in (
+        ("observations", data.observations.shape[1], model.policy.observation_size),
+        ("actions", data.actions.shape[1], model.policy.action_size),
+    ):
+        if found != expected:
+            raise DatasetError(f"The {what} of the dataset have {found} numbers, but those of the model {expected}.")
+
+
+@th.no_grad()
+def policy_actions(model: OfflineAlgorithm, observations: NDArray[np.float32]) -> th.Tensor:
+    """
+    The deterministic actions of a model, in [-1, 1], shape ``(n, action_size)``.
+
+    :param model: the model
+    :param observations: flat raw observations, shape ``(n, observation_size)``
+    """
+    model.policy.set_training_mode(False)
+    blocks = (observations[i : i + _BLOCK] for i in range(0, len(observations), _BLOCK))
+    actions = [model.policy._predict(th.as_tensor(block, device=model.device), deterministic=True) for block in blocks]
+    return th.cat(actions).clamp(-1.0, 1.0)
+
+
+def initial_rows(data: Transitions) -> NDArray[np.int64]:
+    """
+    Rows of the first transitions of the episodes, shape ``(n_episodes,)``.
+
+    :param data: the dataset
+    """
+    starts: NDArray[np.int64] = np.cumsum(data.episode_lengths) - data.episode_lengths
+    return starts
+
+
+def _returns_to_go(data: Transitions, gamma: float) -> NDArray[np.float64]:
+    """Discounted rewards from every step to the end of its episode, shape ``(n,)``."""
+    returns = np.empty(len(data))
+    ends = set((np.cumsum(data.episode_lengths) - 1).tolist())
+    value = 0.0
+    for row in range(len(data) - 1, -1, -1):
+        value = float(data.rewards[row]) + (0.0 if row in ends else gamma * value)
+        returns[row] = value
+    return returns
+
+
+def fitted_q_evaluation(
+    model: OfflineAlgorithm,
+    dataset: Any = None,
+    *,
+    n_updates: int = 5000,
+    n_critics: int = 3,
+    net_arch: tuple[int, ...] = (128, 128),
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    tau: float = 0.02,
+    gamma: float | None = None,
+    seed: int = 0,
+) -> FittedValue:
+    """
+    Fitted Q evaluation: critics of their own, fitted to the Bellman equation of the evaluated policy on the dataset's
+    transitions, and their value of its actions in the initial states.
+
+    Paper: Le, Voloshin, Yue: *Batch Policy Learning under Constraints*, ICML 2019. Here every critic follows its own slowly
+    moving copy instead of being fitted anew, and learns the difference from the dataset's mean discounted return in units of
+    its standard deviation, which is where most of the value is. Rewards are those of the dataset, not transformed. Global
+    random states and the model are left as they were.
+
+    The estimate is trustworthy where the policy acts like the data. Where it does not, critics guess: see
+    :func:`action_distance`.
+
+    :param model: the model, whose deterministic policy is evaluated
+    :param dataset: as of ``load_transitions``; None: what the model was trained on
+    :param n_updates: number of updates
+    :param n_critics: number of critics
+    :param net_arch: widths of their hidden layers
+    :param batch_size: minibatch size, the same minibatches for all critics
+    :param learning_rate: their learning rate
+    :param tau: soft update coefficient of their targets
+    :param gamma: discount factor; None: the model's
+    :param seed: seed of initial weights and minibatches
+    :raises ValueError: there is no dataset, or the policy has a memory
+    :raises DatasetError: the dataset is not usable
+    :return: the estimates
+    """
+    data = dataset_of(model, dataset)
+    _check(model, data)
+    gamma = model.gamma if gamma is None else gamma
+    device, policy = model.device, model.policy
+    returns = _returns_to_go(data, gamma)
+    centre, unit = float(returns.mean()), float(returns.std()) or 1.0
+    generator = th.Generator(device=device).manual_seed(seed)
+
+    def tensor(array: NDArray[Any]) -> th.Tensor:
+        return th.as_tensor(array, dtype=th.float32, device=device)
+
+    observations, following = (policy.scale_observations(tensor(a)) for a in (data.observations, data.next_observations))
+    actions, next_actions = tensor(data.actions), policy_actions(model, data.next_observations)
+    rewards, going_on = tensor(data.rewards)[:, None], 1.0 - tensor(data.terminations)[:, None]
+    # The Bellman equation of (Q - centre) / unit.
+    constants = (rewards + going_on * gamma * centre - centre) / unit
+    with preserved_random_state():
+        th.manual_seed(seed)
+        sizes = (policy.observation_size, policy.action_size, list(net_arch))
+        critic, target = (EnsembleCritic(*sizes, n_critics=n_critics).to(device) for _ in range(2))
+    target.load_state_dict(critic.state_dict())
+    follower = Target(critic, target, every=1, start=1)
+    optimizer = th.optim.Adam(critic.parameters(), lr=learning_rate)
+    losses = []
+    for _ in range(n_updates):
+        rows = th.randint(len(data), (batch_size,), generator=generator, device=device)
+        with th.no_grad():
+            targets = constants[rows] + going_on[rows] * gamma * target(following[rows], next_actions[rows])
+        # Summed over critics, each of which then has the gradient it would have alone.
+        loss = (critic(observations[rows], actions[rows]) - targets).square().mean(dim=1).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        follower.move(tau)
+        losses.append(loss.detach())
+    starts = initial_rows(data)
+    with th.no_grad():
+        first = policy_actions(model, data.observations[starts])
+        values = critic(observations[th.as_tensor(starts, device=device)], first).squeeze(2).mean(dim=1)
+    late = th.stack(losses[-max(n_updates // 10, 1) :]).mean() / n_critics if losses else th.tensor(float("nan"))
+    return FittedValue(centre + unit * values.double().cpu().numpy(), float(late))
+
+
+@th.no_grad()
+def initial_state_value(model: OfflineAlgorithm, dataset: Any = None) -> float:
+    """
+    Mean value of the model's own actions in the initial states, by the model's own critics (the smallest of them), in units
+    of the transformed rewards. It costs nothing, and is as optimistic as the training was.
+
+    :param model: the model
+    :param dataset: as of ``load_transitions``; None: what the model was trained on
+    :raises ValueError: the model has no critic, or there is no dataset
+    """
+    data = dataset_of(model, dataset)
+    _check(model, data)
+    critic = getattr(model.policy, "critic", None)
+    if critic is None:
+        raise ValueError(f"{type(model).__name__} has no critic that could tell a value.")
+    observations = data.observations[initial_rows(data)]
+    scaled = model.policy.scale_observations(th.as_tensor(observations, device=model.device))
+    return float(min_max_q(critic(scaled, policy_actions(model, observations))).mean())
+
+
+def action_distance(model: OfflineAlgorithm, dataset: Any = None, *, n_states: int = 1000, n_neighbours: int = 10) -> float:
+    """
+    Root mean square, over states of the dataset and entries of the action, of the distance between the model's action and
+    the nearest one that the dataset holds for similar states: 0 where the policy does what somebody has done there. Actions
+    are in [-1, 1].
+
+    :param model: the model
+    :param dataset: as of ``load_transitions``; None: what the model was trained on
+    :param n_states: number of states, drawn without replacement
+    :param n_neighbours: number of nearest states, each one's own included, whose actions are compared
+    :raises ValueError: the policy has a memory, or there is no dataset
+    """
+    data = dataset_of(model, dataset)
+    _check(model, data)
+    rows = np.random.default_rng(_SEED).choice(len(data), min(n_states, len(data)), replace=False)
+    scale = data.observations.std(axis=0) + 1e-6
+    table = (data.observations - data.observations.mean(axis=0)) / scale
+    squares = np.square(table).sum(axis=1)
+    taken = policy_actions(model, data.observations[rows]).cpu().numpy()
+    n_neighbours = min(n_neighbours, len(data))
+    nearest = np.empty(len(rows))
+    for i, row in enumerate(rows):
+        near = np.argpartition(squares - 2.0 * (table @ table[row]), n_neighbours - 1)[:n_neighbours]
+        nearest[i] = np.square(data.actions[near] - taken[i]).mean(axis=1).min()
+    return float(np.sqrt(nearest.mean()))
+
+
+@th.no_grad()
+def component_usage(model: OfflineAlgorithm, dataset: Any = None, *, n_states: int = 10_000) -> NDArray[np.float64]:
+    """
+    In which share of the dataset's states each sub-policy acts, shape ``(n_components,)``.
+
+    :param model: a model with a mixture policy
+    :param dataset: as of ``load_transitions``; None: what the model was trained on
+    :param n_states: number of states, drawn without replacement
+    :raises ValueError: the policy is no mixture with a gate, or there is no dataset
+    """
+    policy: Any = model.policy
+    if not hasattr(policy, "n_components"):
+        raise ValueError(f"The policy of {type(model).__name__} has no sub-policies.")
+    data = dataset_of(model, dataset)
+    _check(model, data)
+    rows = np.random.default_rng(_SEED).choice(len(data), min(n_states, len(data)), replace=False)
+    scaled = policy.scale_observations(th.as_tensor(data.observations[rows], device=model.device))
+    index = policy.gate(scaled, policy.actor, policy.critic)[0] if hasattr(policy, "gate") else policy.actor.choose(scaled)
+    usage: NDArray[np.float64] = np.bincount(index.flatten().cpu().numpy(), minlength=policy.n_components) / len(rows)
+    return usage
