@@ -13,6 +13,7 @@ import pytest
 import torch as th
 
 from sb3_dmpo import DMPO
+from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from tests.test_cli import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
@@ -87,6 +88,43 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], whole: Path
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
     code, out, _ = call(train, *RUN, "-f", "elsewhere", "--resume")
     assert code == 0 and "no run of dmpo" in out
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Make a weight that no later loss uses infinite after some update."""
+    update = DMPO.update
+
+    def poisoned(self: DMPO, batch: OfflineBatch) -> Metrics:
+        metrics = update(self, batch)
+        if self._n_updates == at:
+            self.policy.register_buffer("spoilt", th.full((2,), np.inf))
+        return metrics
+
+    monkeypatch.setattr(DMPO, "update", poisoned)
+
+
+def test_diverged_run_keeps_and_names_its_last_good_checkpoint(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverge(monkeypatch, at=25)
+    error = "train.py: error: spoilt holds inf after update 30"
+    without_evaluation = [word if word != "8" else "-1" for word in RUN]
+    last = "The last good state is logs/dmpo/TwoGoals-v0_1/rl_model_20_steps.zip."
+    assert_one_line(call(train, *without_evaluation), error, last, code=1)
+    written = sorted(path.name for path in (tmp_path / "logs" / FOLDER).glob("*.zip"))
+    assert written == ["rl_model_10_steps.zip", "rl_model_20_steps.zip"]
+    # Resumed with the same settings, it fails in the same way.
+    assert_one_line(call(train, *without_evaluation, "--resume"), error, last, code=1)
+
+
+def test_diverged_fine_tuning_names_the_offline_model(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["--algo", "dmpo", "-n", "6", "--seed", "1", "--eval-freq", "-1", "--finetune", "12", *RUN[-3:]]
+    diverge(monkeypatch, at=9)
+    outcome = call(train, *run[:-3], "--finetune-params", "learning_starts:2", *run[-3:])
+    assert_one_line(outcome, "spoilt", "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip.", code=1)
+    assert not list((tmp_path / "logs" / FOLDER / "finetune").glob("*.zip"))
 
 
 @pytest.mark.slow

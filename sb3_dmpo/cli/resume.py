@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.common.checked_load import DamagedFileError, check_archive
+from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError, check_archive
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def newest_state(folder: Path, env_id: str, is_usable: Callable[[Path], bool] = 
     for path in (folder / f"{env_id}.zip", *checkpoints):
         try:
             check_archive(path.read_bytes())
-        except (OSError, DamagedFileError):
+        except (OSError, DamagedFileError, UnsafeFileError):
             continue
         return path
     return None
