@@ -13,13 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing import acting_tables, tables
 from benchmarks.timing import rows as rows_module
-from benchmarks.timing import tables
+from benchmarks.timing.ours import VARIANTS
 from benchmarks.timing.turns import QUICK, Effort
 from sb3_dmpo import ALGOS
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
-TABLES = ("train", "scaling")
+TABLES = ("train", "scaling", "data", "predict", "eval")
+
+#: Algorithms of the eval table, slow and quick
+EVALUATED = ("dmpo", "infodmpo", "iql", "td3_bc", "bc")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,14 +34,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(TABLES), help="tables to measure, e.g. train,predict")
-    parser.add_argument("--algos", default=",".join(ALGOS), help="algorithms of the train table")
+    parser.add_argument("--algos", default=",".join(ALGOS), help="algorithms, but for the scaling table")
     parser.add_argument("--threads", default="1,2", help="threads of the train table; the others use the first number")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="variants of the train and scaling tables")
     parser.add_argument("--quick", action="store_true", help="short blocks and few of them")
     parser.add_argument("--repeats", type=int, default=None, help="blocks of every contender")
     parser.add_argument("--seconds", type=float, default=None, help="processor seconds of a block")
+    parser.add_argument("--transitions", type=int, default=None, help="size of the data table's dataset, in thousands")
     parser.add_argument("--output", type=Path, default=None, help=f"CSV file (default: {RESULTS}, none with --quick)")
     options = parser.parse_args(argv)
-    options.only, options.algos = options.only.split(","), options.algos.split(",")
+    if options.transitions is None:
+        options.transitions = 20_000 if options.quick else 1_000_000
+    options.only, options.algos, options.variants = (
+        names.split(",") for names in (options.only, options.algos, options.variants)
+    )
     options.threads = [int(count) for count in options.threads.split(",")]
     if options.output is None and not options.quick:
         options.output = RESULTS
@@ -45,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if table not in TABLES:
             parser.error(f"{table!r} is no table; there are {', '.join(TABLES)}.")
     try:
-        tables.check_names(options.algos)
+        tables.check_names(options.algos, options.variants)
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -61,8 +71,13 @@ def main(argv: Sequence[str] | None = None) -> list[rows_module.Row]:
     effort = QUICK if options.quick else Effort()
     effort = Effort(options.seconds or effort.seconds, options.repeats or effort.repeats, effort.warm_up)
     makers: dict[str, Callable[[], Iterator[rows_module.Row]]] = {
-        "train": lambda: tables.train_rows(options.algos, options.threads, effort),
-        "scaling": lambda: tables.scaling_rows(options.threads[0], effort),
+        "train": lambda: tables.train_rows(options.algos, options.threads, effort, options.variants),
+        "scaling": lambda: tables.scaling_rows(options.threads[0], effort, options.variants),
+        "data": lambda: acting_tables.data_rows(options.threads[0], effort, options.transitions),
+        "predict": lambda: acting_tables.predict_rows(options.algos, options.threads[0], effort),
+        "eval": lambda: acting_tables.eval_rows(
+            [name for name in EVALUATED if name in options.algos], options.threads[0], effort
+        ),
     }
     origin, found = rows_module.origin(), []
     for table in TABLES:

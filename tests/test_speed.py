@@ -4,12 +4,15 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 speed = pytest.importorskip("benchmarks.speed")
-from benchmarks.timing import rows, tables, turns  # noqa: E402
+from benchmarks.timing import acting_tables, rows, tables, turns  # noqa: E402
 from benchmarks.timing.server import Contenders, Server  # noqa: E402
 from sb3_dmpo import ALGOS  # noqa: E402
+from tests.dataset_helpers import make_dataset, random_episodes  # noqa: E402
 
 TINY = ("--quick", "--seconds", "0.001", "--repeats", "2", "--threads", "1")
 
@@ -26,6 +29,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "QUICK", turns.Effort(0.001, 2, 1))
     monkeypatch.setattr("benchmarks.timing.ours.N_TRANSITIONS", 1000)
     monkeypatch.setattr("benchmarks.timing.ours.VARIANTS", {"default": {}})
+    monkeypatch.setattr(acting_tables, "ZOO_EVAL_EPISODES", 2)
+    monkeypatch.setattr(acting_tables, "MAX_EPISODE_STEPS", 20)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -39,6 +44,47 @@ def test_the_train_table_compares_with_stable_baselines3(tmp_path: Path) -> None
     assert [float(row["median"]) for row in written] == [float(row["median"]) for row in found]
     for column in ("case", "setting", "measure", "command", "commit", "cpu", "torch", "threads"):
         assert all(row[column] for row in written), column
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_scaling_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "SCALING", {"|Z|": [{"n_components": n} for n in (8, 4)]})
+    found = speed.main([*TINY, "--only", "scaling"])
+    assert [(row["case"], row["setting"].rpartition(" ")[2]) for row in found] == [
+        ("dmpo by |Z|", "8"),
+        ("dmpo by |Z|", "4"),
+        ("infodmpo by |Z|", "8"),
+        ("infodmpo by |Z|", "4"),
+    ]
+    assert float(found[0]["ratio"]) == 1.0
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_predict_table() -> None:
+    found = speed.main([*TINY, "--only", "predict", "--algos", "dmpo"])
+    assert [row["setting"].split()[0] for row in found] == ["1", "1", "10", "10", "256", "256"]
+    assert all(float(row["ratio"]) > 0 for row in found if row["system"] == "sb3_dmpo")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_eval_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert speed.main([*TINY, "--only", "eval", "--algos", "bc"]) == []
+    space = spaces.Box(-np.inf, np.inf, (11,), np.float64)
+    actions = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    make_dataset(acting_tables.EVAL_DATASET, space, actions, random_episodes(space, actions))
+    seconds, share = speed.main([*TINY, "--only", "eval", "--algos", "bc"])
+    assert "CPU-seconds" in seconds["measure"] and 0.0 < float(share["median"]) < 100.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_the_data_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acting_tables, "SB3_TRANSITIONS", 1000)
+    found = speed.main([*TINY, "--only", "data", "--transitions", "2000"])
+    assert [row["case"] for row in found[::3]] == ["first load", "second load", "memory-mapped load", "sampling"]
+    anonymous = {row["case"]: float(row["median"]) for row in found if "page cache" in row["measure"]}
+    assert anonymous["memory-mapped load"] < anonymous["second load"]
 
 
 @pytest.mark.slow
@@ -80,6 +126,7 @@ def test_an_unknown_table_or_algorithm_is_refused(capsys: pytest.CaptureFixture[
     for arguments, message in (
         (["--only", "nothing"], "'nothing' is no table"),
         (["--algos", "ppo"], "'ppo' is no algorithm"),
+        (["--variants", "x"], "'x' is no variant"),
     ):
         with pytest.raises(SystemExit):
             speed.main([*TINY, *arguments])

@@ -1,19 +1,25 @@
 """Contenders of this package and of Stable-Baselines3."""
 
 import inspect
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import TD3
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 
 from benchmarks.timing import synthetic
 from sb3_dmpo import ALGOS
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.datasets import load_transitions
+from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
+from sb3_dmpo.envs.wrappers import SuccessInfo
 
 N_TRANSITIONS = 100_000
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (synthetic.OBSERVATION_SIZE,), np.float32)
@@ -56,17 +62,18 @@ def signature(name: str) -> dict[str, inspect.Parameter]:
     return {key: value for cls in reversed(classes) for key, value in inspect.signature(cls.__init__).parameters.items()}
 
 
-def variants(name: str) -> dict[str, dict[str, Any]]:
+def variants(name: str, only: Collection[str] = tuple(VARIANTS)) -> dict[str, dict[str, Any]]:
     """
     The variants that an algorithm has, by name; what would be the same as another one is left out.
 
     :param name: as in ``ALGOS``
+    :param only: those that are asked for
     """
     known = signature(name)
     found: dict[str, dict[str, Any]] = {}
     for variant, arguments in VARIANTS.items():
         possible = {key: value for key, value in arguments.items() if key in known}
-        if possible not in found.values():
+        if variant in only and possible not in found.values():
             found[variant] = possible
     return found
 
@@ -167,3 +174,98 @@ def sb3_train(device: str = "cpu", **arguments: Any) -> Callable[[int], None]:
     """
     model = sb3_model(device, **arguments)
     return waiting(lambda n: model.train(n, model.batch_size), device)
+
+
+def predict(algo: str, batch: int = 1) -> Callable[[int], float]:
+    """
+    Calls of ``predict``, deterministic; returns the median of their milliseconds.
+
+    :param algo: as in ``ALGOS``, or ``"sb3"`` for SB3's TD3
+    :param batch: number of observations; 1: a single one without the axis of the batch
+    """
+    model = sb3_model() if algo == "sb3" else make_model(algo)
+    observations = np.random.default_rng(0).normal(size=(64, batch, synthetic.OBSERVATION_SIZE)).astype(np.float32)
+    inputs = observations[:, 0] if batch == 1 else observations
+
+    def run(n: int) -> float:
+        times = np.empty(n)
+        for i in range(n):
+            start = time.perf_counter()
+            model.predict(inputs[i % len(inputs)], deterministic=True)
+            times[i] = time.perf_counter() - start
+        return 1e3 * float(np.median(times))
+
+    return run
+
+
+def sample(source: str, memory_map: bool = False) -> Callable[[int], None]:
+    """
+    Minibatches of 256.
+
+    :param source: Minari id
+    :param memory_map: whether the data stay on disk
+    """
+    return _sampling(OfflineReplayBuffer.from_transitions(load_transitions(source, memory_map=memory_map), seed=0))
+
+
+def sb3_sample(n_transitions: int) -> Callable[[int], None]:
+    """
+    Minibatches of 256 from SB3's buffer.
+
+    :param n_transitions: its size
+    """
+    return _sampling(replay_buffer(n_transitions))
+
+
+def _sampling(buffer: ReplayBuffer) -> Callable[[int], None]:
+    def run(n: int) -> None:
+        for _ in range(n):
+            buffer.sample(256)
+
+    return run
+
+
+def train_on(algo: str, dataset: str) -> Callable[[int], None]:
+    """
+    Updates on a dataset of Minari, with its settings in the zoo.
+
+    :param algo: as in ``ALGOS``
+    :param dataset: Minari id
+    """
+    model = zoo_model(algo, dataset)
+    return lambda n: model.learn(n, reset_num_timesteps=False) and None
+
+
+def zoo_model(algo: str, dataset: str) -> OfflineAlgorithm:
+    """
+    A model with 2x256 networks for a dataset.
+
+    :param algo: as in ``ALGOS``
+    :param dataset: Minari id
+    """
+    model = ALGOS[algo]("MlpPolicy", dataset=dataset, seed=0, device="cpu")
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def evaluate(
+    algo: str, dataset: str, env_id: str, n_episodes: int = 10, max_episode_steps: int | None = None
+) -> Callable[[int], None]:
+    """
+    Evaluations as the command line does them, all episodes at once and of full length: no fall ends them.
+
+    :param algo: as in ``ALGOS``
+    :param dataset: Minari id
+    :param env_id: id of the environment
+    :param n_episodes: episodes of an evaluation, and environments
+    :param max_episode_steps: length of an episode, None: that of the environment
+    """
+    model = zoo_model(algo, dataset)
+    options: dict[str, Any] = {"terminate_when_unhealthy": False, "max_episode_steps": max_episode_steps}
+    env = make_vec_env(env_id, n_envs=n_episodes, seed=0, wrapper_class=SuccessInfo, env_kwargs=options)
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            evaluate_policy(model, env, n_eval_episodes=n_episodes)
+
+    return run

@@ -126,7 +126,7 @@ def line(row: Row) -> str:
 
     :param row: the row
     """
-    what = f"{row['case']:22} {row['system']:17} {row['variant']:14} {row['setting']:34} {row['threads']} thr"
+    what = f"{row['case']:22} {row['system']:17} {row.get('variant', ''):16} {row['setting']:34} {row['threads']} thr"
     value = f"{row['median']:>9} {row['measure']} ({row['low']} to {row['high']})"
     ratio = f"  {row['ratio']}x {row['ratio_to']} ({row['ratio_low']} to {row['ratio_high']})" if row.get("ratio") else ""
     return f"{what} {value}{ratio}"

@@ -30,11 +30,11 @@ class Contenders:
 
     def __init__(self, module: str) -> None:
         self.factories = importlib.import_module(module)
-        self.runs: dict[str, Callable[[int], None]] = {}
+        self.runs: dict[str, Callable[[int], float | None]] = {}
 
     def ask(self, do: str, name: str, **order: Any) -> dict[str, float]:
         """
-        Build a contender, or run it and measure its processor and wall seconds.
+        Build a contender, or run it and measure its processor and wall seconds; ``value`` is what it returned, if anything.
 
         :param do: ``"build"`` or ``"run"``
         :param name: the contender
@@ -44,8 +44,9 @@ class Contenders:
             self.runs[name] = getattr(self.factories, order["factory"])(**order["options"])
             return {}
         wall, cpu = time.perf_counter(), time.process_time()
-        self.runs[name](order["n"])
-        return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        value = self.runs[name](order["n"])
+        answer = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        return answer if value is None else answer | {"value": value}
 
     def close(self) -> None:
         """Forget all contenders."""

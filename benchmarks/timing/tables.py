@@ -1,11 +1,11 @@
 """The tables of ``benchmarks/speed.py``: what is compared with what."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch as th
 
-from benchmarks.timing.ours import setting, variants
+from benchmarks.timing.ours import VARIANTS, setting, variants
 from benchmarks.timing.rows import Row, measured
 from benchmarks.timing.turns import OURS, PEERS, Arena, Contender, Effort, arena, has_peers, in_turn
 from sb3_dmpo import ALGOS
@@ -13,6 +13,12 @@ from sb3_dmpo import ALGOS
 #: Algorithms that d3rlpy has too
 WITH_PEER = ("td3_bc", "iql", "awac", "bc", "cql")
 SB3 = "SB3 TD3"
+#: What grows in the scaling table; each setting is compared with the first
+SCALING: dict[str, list[dict[str, Any]]] = {
+    "|Z|": [{"n_components": n} for n in (8, 4, 16, 32)],
+    "batch size": [{"batch_size": n} for n in (256, 64, 1024)],
+    "width": [{"policy_kwargs": {"net_arch": [n, n]}} for n in (256, 64, 512, 1024)],
+}
 
 
 def devices() -> tuple[str, ...]:
@@ -30,28 +36,29 @@ def rates(contender: Contender, device: str) -> tuple[list[float], str]:
     return (contender.cpu, "updates per CPU-second") if device == "cpu" else (contender.wall, "updates per second")
 
 
-def train_rows(algos: list[str], threads: list[int], effort: Effort) -> Iterator[Row]:
+def train_rows(algos: list[str], threads: list[int], effort: Effort, only: Collection[str]) -> Iterator[Row]:
     """
     Updates of every algorithm and variant beside SB3's TD3 and d3rlpy's counterpart.
 
     :param algos: names as in ``ALGOS``
     :param threads: numbers of threads
     :param effort: how long to measure
+    :param only: variants to be measured
     """
     for device in devices():
         for count in threads if device == "cpu" else threads[:1]:
             for algo in algos:
                 with arena(count) as processes:
-                    yield from _train_rows(processes, algo, device, effort)
+                    yield from _train_rows(processes, algo, device, effort, only)
 
 
-def _train_rows(processes: Arena, algo: str, device: str, effort: Effort) -> Iterator[Row]:
+def _train_rows(processes: Arena, algo: str, device: str, effort: Effort, only: Collection[str]) -> Iterator[Row]:
     contenders: dict[tuple[str, str], Contender] = {
         (SB3, "train"): processes.enter("sb3", OURS, "sb3_train", device=device),
     }
     if algo in WITH_PEER and has_peers():
         contenders["d3rlpy", "fit"] = processes.enter("d3rlpy", PEERS, "train", algo=algo, device=device)
-    for variant, arguments in variants(algo).items():
+    for variant, arguments in variants(algo, only).items():
         options: dict[str, Any] = {"algo": algo, "device": device, **arguments}
         contenders["sb3_dmpo", variant] = processes.enter(variant, OURS, "train", **options)
     in_turn(list(contenders.values()), effort, wall=device != "cpu")
@@ -75,23 +82,19 @@ def _train_rows(processes: Arena, algo: str, device: str, effort: Effort) -> Ite
             yield measured(values, **columns)
 
 
-def scaling_rows(threads: int, effort: Effort) -> Iterator[Row]:
+def scaling_rows(threads: int, effort: Effort, only: Collection[str]) -> Iterator[Row]:
     """
     DMPO and infoDMPO by number of components, batch size and width, each against its smallest in the same turns.
 
     :param threads: number of threads
     :param effort: how long to measure
+    :param only: variants to be measured
     """
-    cases: list[tuple[str, list[dict[str, Any]]]] = [
-        ("|Z|", [{"n_components": n} for n in (8, 4, 16, 32)]),
-        ("batch size", [{"batch_size": n} for n in (256, 64, 1024)]),
-        ("width", [{"policy_kwargs": {"net_arch": [n, n]}} for n in (256, 64, 512, 1024)]),
-    ]
     for algo in ("dmpo", "infodmpo"):
-        for what, settings in cases:
+        for what, settings in SCALING.items():
             if algo == "infodmpo" and what != "|Z|":
                 continue
-            for variant, arguments in variants(algo).items():
+            for variant, arguments in variants(algo, only).items():
                 with arena(threads) as processes:
                     contenders = [
                         processes.enter(str(i), OURS, "train", algo=algo, **arguments, **changes)
@@ -113,13 +116,15 @@ def scaling_rows(threads: int, effort: Effort) -> Iterator[Row]:
                     yield measured(contender.cpu, contenders[0].cpu, base_words, **columns)
 
 
-def check_names(algos: list[str]) -> None:
+def check_names(algos: list[str], only: Collection[str]) -> None:
     """
-    Refuse what is no algorithm.
+    Refuse what is no algorithm or no variant.
 
-    :param algos: names
+    :param algos: names of algorithms
+    :param only: names of variants
     :raises ValueError: an unknown name
     """
-    for name in algos:
-        if name not in ALGOS:
-            raise ValueError(f"{name!r} is no algorithm; there are {', '.join(ALGOS)}.")
+    for kind, names, known in (("algorithm", algos, tuple(ALGOS)), ("variant", only, tuple(VARIANTS))):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name!r} is no {kind}; there are {', '.join(known)}.")

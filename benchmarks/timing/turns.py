@@ -41,6 +41,7 @@ class Contender:
     :param n: updates (or calls) of one block
     :param cpu: units per processor second, one per block
     :param wall: units per second, one per block
+    :param values: what the contender itself has measured, one per block
     """
 
     server: Server
@@ -48,6 +49,7 @@ class Contender:
     n: int = 1
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
     def run(self, n: int) -> dict[str, float]:
         """
@@ -76,6 +78,8 @@ class Contender:
         answer = self.run(self.n)
         self.cpu.append(self.n / max(answer["cpu"], 1e-9))
         self.wall.append(self.n / answer["wall"])
+        if "value" in answer:
+            self.values.append(answer["value"])
 
 
 class Arena:
