@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
-LINT_PATHS := sb3_dmpo benchmarks tests
+LINT_PATHS := sb3_dmpo benchmarks tests setup.py
 PYTEST_ARGS ?= -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help

@@ -2,75 +2,25 @@
 
 import argparse
 import contextlib
+import importlib.util
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 import yaml
-from stable_baselines3.common.vec_env import DummyVecEnv
 
+import sb3_dmpo
 from sb3_dmpo.cli.configs import REFUSED_KEYS
+from sb3_dmpo.cli.enjoy_env import EpisodeCounter
 from sb3_dmpo.cli.environments import environment_name, register_environment
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.record import RecordingEnv, choose_renderer, has_display
 from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped
-from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
-
-
-class EpisodeCounter(DummyVecEnv):
-    """
-    Environments that remember how their episodes went, and end rl_zoo3's loop (as Ctrl-C does) after enough of them.
-
-    :param env_fns: makers of the environments
-    :param limit: number of episodes; None: no limit
-    """
-
-    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None) -> None:
-        super().__init__(env_fns)
-        self.limit = limit
-        self.episodes: list[dict[str, Any]] = []
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """
-        Take the actions.
-
-        :param actions: one for every environment
-        :raises KeyboardInterrupt: all episodes have been run
-        """
-        if self.limit is not None and len(self.episodes) >= self.limit:
-            raise KeyboardInterrupt
-        super().step_async(actions)
-
-    def step_wait(self) -> Any:
-        """Do the step."""
-        observations, rewards, dones, infos = super().step_wait()
-        for done, info in zip(dones, infos, strict=True):
-            if done:
-                self.episodes.append({**info["episode"], "is_success": info.get("is_success")})
-        return observations, rewards, dones, infos
-
-    def result(self, dataset: str, env_id: str | None) -> EvaluationResult | None:
-        """
-        What the episodes so far amount to, None if none has ended.
-
-        :param dataset: Minari id, for reference scores
-        :param env_id: the environment, if it is not the dataset's
-        """
-        if not self.episodes:
-            return None
-        successes = [episode["is_success"] for episode in self.episodes]
-        return EvaluationResult(
-            returns=np.array([episode["r"] for episode in self.episodes], np.float64),
-            lengths=np.array([episode["l"] for episode in self.episodes], np.int64),
-            successes=None if None in successes else np.array(successes, np.bool_),
-            reference=reference_scores(dataset, env_id),
-        )
 
 
 class EnjoyParser(ZooParser):
@@ -84,7 +34,14 @@ class EnjoyParser(ZooParser):
 
     def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
         super().__init__(argv, options, prog="enjoy.py", description=__doc__)
-        self.add_argument("--episodes", type=int, default=10, help="number of episodes (default: 10)")
+        self.add_argument("--episodes", type=int, default=None, help="number of episodes (default: 10; of a video: 2)")
+        self.add_argument(
+            "--record",
+            nargs="?",
+            const="",
+            metavar="FILE.mp4",
+            help="write a video, with what the sub-policies are worth beside the picture (default: in the run's folder)",
+        )
 
     def prepare(self, options: argparse.Namespace) -> None:
         """
@@ -100,17 +57,35 @@ class EnjoyParser(ZooParser):
             options.dataset = TWO_GOALS_DATASET_ID
             make_two_goals_dataset()
         name = EnvironmentName(environment_name(options.dataset))
-        trained_with = _options_of_run(Path(_run_folder(options, name)) / name)
+        run_folder = Path(_run_folder(options, name))
+        trained_with = _options_of_run(run_folder / name)
         options.eval_env_id = options.env or trained_with.get("eval_env_id")
         options.env = EnvironmentName(register_environment(options.dataset, options.eval_env_id))
+        if options.episodes is None:
+            options.episodes = 10 if options.record is None else 2
         if options.n_timesteps is None:
             # rl_zoo3 counts steps; this many are never reached, and no progress bar can show them.
             options.n_timesteps, options.progress = sys.maxsize, False
         else:
             options.episodes = None
-        if not options.no_render and not _has_display():
+        if options.record is not None:
+            self._prepare_recording(options, run_folder / "videos" / f"{options.algo}.mp4")
+        elif not options.no_render and not has_display():
             print("There is no display: running without rendering (--no-render).")
             options.no_render = True
+
+    @staticmethod
+    def _prepare_recording(options: argparse.Namespace, default: Path) -> None:
+        options.record = Path(options.record or default)
+        if options.record.suffix != ".mp4":
+            raise UsageError(f"--record {options.record} has to end in .mp4.")
+        if options.n_envs != 1:
+            raise UsageError("--record shows a single environment: leave --n-envs at 1.")
+        if importlib.util.find_spec("imageio_ffmpeg") is None:
+            raise UsageError("--record needs imageio-ffmpeg: pip install 'sb3_dmpo[zoo]'.")
+        choose_renderer()
+        options.no_render = True
+        options.env_kwargs = {**(options.env_kwargs or {}), "render_mode": "rgb_array"}
 
 
 def _run_folder(options: argparse.Namespace, name: Any) -> str:
@@ -159,10 +134,6 @@ def _options_of_run(folder: Path) -> dict[str, Any]:
     return options
 
 
-def _has_display() -> bool:
-    return not sys.platform.startswith("linux") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-
-
 def run(argv: Sequence[str] | None = None) -> None:
     """
     Run a trained model as the command line says.
@@ -177,14 +148,30 @@ def run(argv: Sequence[str] | None = None) -> None:
     counters: list[EpisodeCounter] = []
 
     def make_counter(env_fns: list[Callable[[], gym.Env[Any, Any]]], **kwargs: Any) -> EpisodeCounter:
-        counters.append(EpisodeCounter(env_fns, options.episodes))
+        if options.record is None:
+            counters.append(EpisodeCounter(env_fns, options.episodes))
+        else:
+            title = f"{options.algo} on {environment_name(options.dataset)}"
+            counters.append(RecordingEnv(env_fns, options.episodes, options.record, title))
         return counters[-1]
+
+    class Loader:
+        """Stands in for the algorithm, so that the recording knows which model acts."""
+
+        @staticmethod
+        def load(*args: Any, **kwargs: Any) -> Any:
+            model = sb3_dmpo.ALGOS[options.algo].load(*args, **kwargs)
+            if isinstance(counters[-1], RecordingEnv):
+                counters[-1].model = model
+            return model
 
     with (
         prepared_zoo(),
-        swapped(rl_zoo3.enjoy, argparse=EnjoyParser.module(argv, options)),
+        swapped(rl_zoo3.enjoy, argparse=EnjoyParser.module(argv, options), ALGOS=dict.fromkeys(sb3_dmpo.ALGOS, Loader)),
         swapped(ExperimentManager, default_vec_env_cls=make_counter),
     ):
         rl_zoo3.enjoy.enjoy()
+    if options.record is not None:
+        print(f"Video: {options.record}")
     result = counters[0].result(options.dataset, options.eval_env_id)
     print(f"Score: {score_line(result)}" if result is not None else "Score: no episode has ended (raise --n-timesteps)")

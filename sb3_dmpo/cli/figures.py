@@ -15,12 +15,11 @@ from matplotlib.patches import Circle, Patch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_dmpo.cli.overlay import PALETTE
 from sb3_dmpo.common.datasets import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.two_goals import GOAL_RADIUS, GOALS, LIMIT, OBSTACLE_RADIUS, OBSTACLES, START, START_NOISE
 
-#: Colours that people with any kind of colour vision can tell apart (after Okabe and Ito).
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _START, _GOAL, _OBSTACLE = "#0072B2", "#D55E00", "#000000"
 SUCCESS_COLOUR, FAILURE_COLOUR = "#009E73", "#CC79A7"
 _LEGEND: dict[str, Any] = {

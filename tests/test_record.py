@@ -1,0 +1,110 @@
+"""Videos: what is on the frames, and that a file is there only when it is complete."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sb3_dmpo.cli import record
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.overlay import PALETTE, Overlay
+from sb3_dmpo.cli.record import VideoWriter, choose_renderer
+
+imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+pytest.importorskip("rl_zoo3")
+
+Outcome = tuple[int, str, str]
+FRAME = np.full((101, 151, 3), 128, np.uint8)
+
+
+def colours(picture: np.ndarray) -> set[str]:
+    return {"#{:02X}{:02X}{:02X}".format(*pixel) for pixel in np.unique(picture.reshape(-1, 3), axis=0)}
+
+
+def frames_of(path: Path) -> tuple[dict[str, object], list[np.ndarray]]:
+    reader = imageio_ffmpeg.read_frames(str(path))
+    metadata = next(reader)
+    width, height = metadata["size"]
+    return metadata, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+
+
+def test_bars_of_all_sub_policies_and_a_box_around_the_active_one() -> None:
+    overlay = Overlay("dmpo")
+    values = np.array([1.0, 3.0, 2.0], np.float32)
+    picture = overlay.draw(FRAME, ["step 1"], values, active=1)
+    assert picture.shape[0] >= 480 and picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+    panel = picture[:, -320:]
+    assert {*PALETTE[:3], "#EEEEEE", "#FFFFFF"} <= colours(panel) and PALETTE[3] not in colours(panel)
+    widths = [
+        int((panel == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum(axis=1).max()) for colour in PALETTE[:3]
+    ]
+    assert widths[0] < widths[2] < widths[1]
+
+
+def test_the_strip_shows_the_steps_of_this_episode() -> None:
+    overlay = Overlay("dmpo")
+    values = np.zeros(2, np.float32)
+    strips = [overlay.draw(FRAME, [], values, active)[-30, -320:] for active in (0, 1)]
+    assert [colours(strip) & set(PALETTE) for strip in strips] == [{PALETTE[0]}, {PALETTE[0], PALETTE[1]}]
+    overlay.start_episode()
+    assert colours(overlay.draw(FRAME, [], values, 1)[-30, -320:]) & set(PALETTE) == {PALETTE[1]}
+
+
+@pytest.mark.parametrize("n_components", [2, 8, 16, 40])
+def test_nothing_is_drawn_beyond_the_panel(n_components: int) -> None:
+    """Whatever the number of sub-policies and the length of the texts, the edge of the panel stays white."""
+    overlay = Overlay("infodmpo on a dataset with a very very long name and then some more")
+    values = np.linspace(-12345.678, 0.001234, n_components, dtype=np.float32)
+    panel = overlay.draw(FRAME, ["episode 1000, step 100000, return -123456.7"], values, n_components - 1)[:, -320:]
+    assert (panel[:, -3:] == 255).all() and (panel[-6:] == 255).all() and (panel[:, :4] == 255).all()
+
+
+def test_a_policy_without_components_has_texts_only() -> None:
+    assert not colours(Overlay("bc").draw(FRAME, ["step 1"])[:, -320:]) & set(PALETTE)
+
+
+def test_an_incomplete_video_is_not_there(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "new" / "video.mp4", fps=20)
+    for i in range(5):
+        writer.append(np.full((64, 96, 3), 40 * i, np.uint8))
+    assert not writer.path.exists()
+    writer.close()
+    metadata, frames = frames_of(writer.path)
+    assert metadata["fps"] == 20 and len(frames) == writer.n_frames == 5
+    assert [path.name for path in writer.path.parent.iterdir()] == ["video.mp4"]
+    assert abs(int(frames[4].mean()) - 160) < 10
+
+
+def test_enjoy_records(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    from sb3_dmpo.cli.main import enjoy, train
+
+    tiny = ["-n", "6", "--eval-freq", "-1", "--seed", "1", "-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
+    assert call(train, *tiny, "n_components:3")[0] == 0
+    code, out, err = call(enjoy, "--record", "--episodes", "1")
+    assert code == 0, err
+    path = tmp_path / "logs/dmpo/TwoGoals-v0_1/videos/dmpo.mp4"
+    assert "Video: logs/dmpo/TwoGoals-v0_1/videos/dmpo.mp4" in out and "over 1 episodes" in out
+    _, frames = frames_of(path)
+    assert 1 <= len(frames) <= 40 and frames[0].shape == (480, 800, 3)
+    assert call(enjoy, "--record", "other.mp4", "-n", "3")[0] == 0
+    assert len(frames_of(tmp_path / "other.mp4")[1]) == 3
+    for arguments, message in ((["--record", "film.avi"], ".mp4"), (["--record", "--n-envs", "2"], "--n-envs")):
+        code, _, err = call(enjoy, *arguments)
+        assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+def test_rendering_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(record.sys, "platform", "linux")
+    libraries = {"OSMesa": "libOSMesa.so"}
+    monkeypatch.setattr(record.ctypes.util, "find_library", libraries.get)
+    choose_renderer()
+    assert record.os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.delenv("MUJOCO_GL")
+    libraries.clear()
+    with pytest.raises(UsageError, match="libosmesa6"):
+        choose_renderer()
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    choose_renderer()
