@@ -7,6 +7,8 @@ import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
+from sb3_dmpo.common.sweeps import sweep
+
 
 class Actor(nn.Module):
     """
@@ -158,6 +160,19 @@ class MixtureActor(nn.Module):
         hidden = first_layer_split(self.mu, observations, embedded.unsqueeze(0))
         return remaining_layers(self.mu, hidden)
 
+    @th.no_grad()
+    def sweep(self, observations: th.Tensor, dtype: th.dtype) -> th.Tensor:
+        """
+        :meth:`all_components` for the updates: fast, without gradient.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param dtype: precision of the hidden layers
+        """
+        embedded = self.latent_embedding(self.one_hots).unsqueeze(0)
+        layers = [layer for layer in self.mu if isinstance(layer, nn.Linear)]
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return th.tanh(sweep(observations, embedded, weights, biases, dtype, self.mu[1]))
+
 
 class EnsembleLinear(nn.Module):
     """
@@ -240,6 +255,21 @@ class EnsembleCritic(nn.Module):
         own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]).view(self.n_critics, batch, n, -1)
         hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
         return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1)).view(self.n_critics, batch, n)
+
+    def sweep(self, observations: th.Tensor, actions: th.Tensor, dtype: th.dtype) -> th.Tensor:
+        """
+        :meth:`all_actions` for the updates: fast, without gradient.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param actions: shape ``(batch, n, action_size)``
+        :param dtype: precision of the hidden layers
+        """
+        tables = []
+        for j in range(self.n_critics):
+            layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
+            weights, biases = [layer.weight[j] for layer in layers], [layer.bias[j, 0] for layer in layers]
+            tables.append(sweep(observations, actions, weights, biases, dtype, self.activation).squeeze(2))
+        return th.stack(tables)
 
 
 class ValueNetwork(nn.Module):

@@ -21,13 +21,22 @@ from torch import nn
 
 from sb3_dmpo.common.arguments import check_arguments, check_device, unknown_argument
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.compilation import (
+    CompiledUpdate,
+    CompileOption,
+    adam_step,
+    choose_compilation,
+    clipped,
+    missing_for_compilation,
+    prepare_adam,
+)
 from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.online import OnlineMixin
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import Target, draw_noise, error_quantiles
+from sb3_dmpo.common.updates import Target, draw_noise, error_quantiles, make_optimizer
 from sb3_dmpo.common.zip_mixin import ZipMixin
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
@@ -57,6 +66,8 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
     :param reward_shift: added to the rewards before they are scaled
     :param download: fetch the dataset through Minari if it is not there
     :param memory_map: leave the data on disk and read what a minibatch needs: for datasets that do not fit into memory
+    :param compile: whether the updates are compiled, which takes one or two minutes before the first ones and needs a C++
+        compiler on CPUs; ``"auto"``: on CUDA, and on CPUs in runs of at least 100 000 updates
     :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``
     :param stats_window_size: window of the rollout statistics (SB3)
     :param tensorboard_log: log folder of TensorBoard
@@ -89,6 +100,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         reward_shift: float = 0.0,
         download: bool = False,
         memory_map: bool = False,
+        compile: CompileOption = "auto",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -129,6 +141,10 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         self.dataset_fingerprint: str | None = None
         self.online_ratio: float | None = None
         self._scaler_is_set = False
+        self.compile = compile
+        self._is_compiled: bool | None = None
+        self._compiled: CompiledUpdate | None = None
+        self._rates: dict[str, th.Tensor] = {}
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
         self._placeholder_env: VecEnv | None = None
@@ -183,7 +199,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         """
         schedule = self.lr_schedule if learning_rate is None else utils.FloatSchedule(learning_rate)
         parameters = [p for m in modules for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
-        optimizer = self.policy.optimizer_class(parameters, lr=schedule(1.0), **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
+        optimizer = make_optimizer(self.policy.optimizer_class, parameters, schedule(1.0), self.policy.optimizer_kwargs)
         self._optimizers[name] = (optimizer, schedule, parameters)
         setattr(self, f"{name}_optimizer", optimizer)
 
@@ -255,6 +271,11 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         :param max_grad_norm: bound of the gradient's norm
         """
         optimizer, _, parameters = self._optimizers[name]
+        if self._compiled is not None and self._compiled.is_recording:
+            gradients = list(th.autograd.grad(loss, parameters))
+            gradients = gradients if max_grad_norm is None else clipped(gradients, max_grad_norm)
+            adam_step(optimizer, parameters, gradients, self._rates[name])
+            return
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         if max_grad_norm is not None:
@@ -369,14 +390,60 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         for _ in range(gradient_steps):
-            for optimizer, schedule, _ in self._optimizers.values():
-                utils.update_learning_rate(optimizer, schedule(self._current_progress_remaining))
+            for name, (optimizer, schedule, _) in self._optimizers.items():
+                rate = schedule(self._current_progress_remaining)
+                utils.update_learning_rate(optimizer, rate)
+                if self._compiled is not None:
+                    self._rates[name].fill_(rate)
             self._n_updates += 1
             self._last_batch = self.sample_batch(batch_size)
-            self._metrics.append(self.update(self._last_batch), self._n_updates)
-            for target in self._targets:
-                if target.is_due(self._n_updates):
-                    target.move(self.tau)
+            if self._compiled is None:
+                metrics = self._update_all(self._last_batch)
+            else:
+                metrics = self._compiled(self._last_batch, self.update_variant(batch_size))
+            self._metrics.append(metrics, self._n_updates)
+
+    def _update_all(self, batch: OfflineBatch) -> Metrics:
+        metrics = self.update(batch)
+        for target in self._targets:
+            if target.is_due(self._n_updates):
+                target.move(self.tau)
+        return metrics
+
+    def update_variant(self, batch_size: int) -> tuple[Any, ...]:
+        """
+        What decides which operations the current update consists of; it is compiled once for every value.
+
+        :param batch_size: minibatch size
+        """
+        return batch_size, self.is_policy_update, *(target.is_due(self._n_updates) for target in self._targets)
+
+    def _setup_compilation(self, n_updates: int, continuing: bool) -> None:
+        """
+        Decide whether the updates are compiled; a run that goes on stays with what it began with.
+
+        :param n_updates: updates to come
+        :param continuing: whether a run goes on
+        """
+        self._compiled = None
+        optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
+        option: CompileOption = self._is_compiled if continuing and self._is_compiled is not None else self.compile
+        obstacle = missing_for_compilation(optimizers, self.device)
+        self._is_compiled = choose_compilation(option, n_updates, obstacle, self.device)
+        if not self._is_compiled:
+            return
+        self._rates = {name: th.zeros((), device=self.device) for name in self._optimizers}
+        state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
+        for optimizer in optimizers:
+            prepare_adam(optimizer)
+            state += [tensor for values in optimizer.state.values() for tensor in values.values()]
+        self._compiled = CompiledUpdate(self._update_all, state)
+
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """As in SB3; compiled updates go on with the new tensors of the optimizers."""
+        super().set_parameters(*args, **kwargs)
+        if self._compiled is not None:
+            self._setup_compilation(0, continuing=True)
 
     def _setup_learn(
         self,
@@ -428,6 +495,7 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         """
         self._setup_dataset(continuing=not reset_num_timesteps)
         self._take_over_random_state(continuing=not reset_num_timesteps)
+        self._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
         if self.env is None:
             # Callbacks of SB3 insist on a training env; this one has the spaces and nothing else.
             env = SpacesOnlyEnv(self.observation_space, self.action_space)

@@ -65,6 +65,8 @@ class ZipMixin(BaseAlgorithm):
             "_targets",
             "_noise_generator",
             "_metrics",
+            "_compiled",
+            "_rates",
             "_last_batch",
             "_placeholder_env",
             "_is_online",

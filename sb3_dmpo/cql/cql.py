@@ -93,6 +93,10 @@ class CQL(OfflineAlgorithm):
         """Whether the actor is cloned in the current update."""
         return self._n_updates <= self.pretraining_updates
 
+    def update_variant(self, batch_size: int) -> tuple[Any, ...]:
+        """What decides which operations the current update consists of."""
+        return *super().update_variant(batch_size), self.is_pretraining
+
     def ent_coef_loss(self, log_prob: th.Tensor) -> th.Tensor:
         """
         Loss of the temperature, 0-d: it grows while the entropy is below its target.

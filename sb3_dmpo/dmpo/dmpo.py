@@ -18,8 +18,12 @@ from sb3_dmpo.common.losses import (
     twin_critic_loss,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.sweeps import has_fast_bfloat16
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.dmpo.policies import MixturePolicy
+
+#: Hidden layers from this width on gain from bfloat16.
+BFLOAT16_WIDTH = 128
 
 
 class DMPO(OfflineAlgorithm):
@@ -52,6 +56,9 @@ class DMPO(OfflineAlgorithm):
     :param value_targets: the AntMaze variant: critics regress on a state-value network instead of the next action
     :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics, by default 0.7 with ``value_targets``, else 1
     :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
+    :param gating_dtype: precision of the hidden layers while all components are compared, ``"float32"``, ``"bfloat16"`` or
+        ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
+        is chosen is evaluated again in float32 before it enters a loss
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
@@ -77,6 +84,7 @@ class DMPO(OfflineAlgorithm):
         value_targets: bool = False,
         min_q_weight: float | None = None,
         value_bounds: tuple[float, float] | None = None,
+        gating_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         **kwargs: Any,
     ) -> None:
         self.n_components = n_components
@@ -91,6 +99,7 @@ class DMPO(OfflineAlgorithm):
         self.value_targets = value_targets
         self.min_q_weight = (0.7 if value_targets else 1.0) if min_q_weight is None else min_q_weight
         self.value_bounds = value_bounds
+        self.gating_dtype = gating_dtype
         super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -110,6 +119,15 @@ class DMPO(OfflineAlgorithm):
         self.add_optimizer("actor", [policy.posterior, policy.actor])
         self.add_target(policy.critic, policy.critic_target)
         self.add_target(policy.actor, policy.actor_target)
+
+    @property
+    def gate_dtype(self) -> th.dtype:
+        """Precision of the gate's hidden layers in the updates."""
+        policy = self.policy
+        dtype = policy.observation_mean.dtype
+        narrowest = min(*policy.actor_arch, *policy.critic_arch)
+        pays = dtype == th.float32 and narrowest >= BFLOAT16_WIDTH and has_fast_bfloat16(self.device)
+        return th.bfloat16 if self.gating_dtype == "bfloat16" or (self.gating_dtype == "auto" and pays) else dtype
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         super()._on_dataset(buffer)
@@ -135,7 +153,7 @@ class DMPO(OfflineAlgorithm):
                     -self.target_noise_clip, self.target_noise_clip
                 )
                 gate_critic = policy.critic if self.target_gate == "online" else policy.critic_target
-                _, actions, _ = policy.gate(batch.next_observations, policy.actor_target, gate_critic)
+                actions = policy.gated_actions(batch.next_observations, policy.actor_target, gate_critic, self.gate_dtype)
                 next_q_values = policy.critic_target(batch.next_observations, (actions + noise).clamp(-1.0, 1.0))
                 next_values = min_max_q(next_q_values, self.min_q_weight)
             targets: th.Tensor = batch.rewards + (1.0 - batch.dones) * self.gamma * next_values
@@ -151,7 +169,7 @@ class DMPO(OfflineAlgorithm):
         policy = self.policy
         assert policy.value is not None and self.value_bounds is not None
         with th.no_grad():
-            _, actions, _ = policy.gate(batch.observations, policy.actor_target, policy.critic)
+            actions = policy.gated_actions(batch.observations, policy.actor_target, policy.critic, self.gate_dtype)
             targets = min_max_q(policy.critic_target(batch.observations, actions), self.min_q_weight)
             targets = targets.clamp(*self.value_bounds)
         return F.mse_loss(policy.value(batch.observations), targets)
@@ -164,7 +182,7 @@ class DMPO(OfflineAlgorithm):
         if policy.value is not None:
             baseline = policy.value(batch.observations)
         else:
-            _, _, baseline = policy.gate(batch.observations, policy.actor_target, policy.critic)
+            baseline = policy.gated_values(batch.observations, policy.actor_target, policy.critic, self.gate_dtype)
         advantages: th.Tensor = q_values - baseline
         return advantages
 
@@ -181,7 +199,7 @@ class DMPO(OfflineAlgorithm):
         squared_error = (policy.actor(batch.observations, z) - batch.actions).square().sum(dim=1, keepdim=True)
         with th.no_grad():
             # The gate, softened: the prior of the components.
-            table, _ = policy.component_table(batch.observations, policy.actor, policy.critic)
+            table, _ = policy.sweep(batch.observations, policy.actor, policy.critic, self.gate_dtype)
             prior = th.softmax(table, dim=1)
         kl = (weights * categorical_kl(probabilities, prior)).mean()
         reconstruction = (weights * squared_error).mean()

@@ -83,6 +83,54 @@ class MixturePolicy(OfflinePolicy):
         index = values.argmax(dim=1, keepdim=True)
         return index, chosen_actions(actions, index), values.gather(1, index)
 
+    @th.no_grad()
+    def sweep(
+        self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :meth:`component_table` for the updates: fast, without gradient.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: online or target actor
+        :param critic: online or target critics
+        :param dtype: precision of the hidden layers; reduced, the values are good for choosing only
+        """
+        assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
+        actions = actor.sweep(observations, dtype)
+        return min_max_q(critic.sweep(observations, actions, dtype), self.min_q_weight), actions
+
+    @th.no_grad()
+    def gated_actions(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype) -> th.Tensor:
+        """
+        Actions of the components that the gate picks, in full precision, shape ``(batch, action_size)``.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: online or target actor
+        :param critic: online or target critics
+        :param dtype: precision of the gate
+        """
+        values, actions = self.sweep(observations, actor, critic, dtype)
+        index = values.argmax(dim=1, keepdim=True)
+        if dtype == observations.dtype:
+            return chosen_actions(actions, index)
+        chosen: th.Tensor = actor(observations, self.actor.one_hots[index.squeeze(1)])
+        return chosen
+
+    @th.no_grad()
+    def gated_values(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype) -> th.Tensor:
+        """
+        Values of the components that the gate picks, in full precision, shape ``(batch, 1)``.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: online or target actor
+        :param critic: online or target critics
+        :param dtype: precision of the gate
+        """
+        if dtype == observations.dtype:
+            return self.sweep(observations, actor, critic, dtype)[0].amax(dim=1, keepdim=True)
+        actions = self.gated_actions(observations, actor, critic, dtype)
+        return min_max_q(critic(observations, actions), self.min_q_weight)
+
     def select_component(self, observation: Any) -> np.ndarray:
         """
         Which sub-policy the gate picks, shape ``(batch,)``.

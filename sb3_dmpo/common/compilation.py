@@ -1,0 +1,176 @@
+"""
+The update as compiled code: ``update`` is recorded once as one graph of tensor operations, gradients, optimizer steps and
+soft updates included, and ``torch.compile`` turns the graph into code. The algorithms know nothing of it.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch as th
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sb3_dmpo.common.type_aliases import Metrics
+
+CompileOption = bool | Literal["auto"]
+
+#: With ``compile="auto"`` shorter runs on a CPU are not compiled: compiling takes a minute or two.
+AUTO_UPDATES = 100_000
+
+
+def missing_for_compilation(optimizers: list[th.optim.Optimizer], device: th.device) -> str | None:
+    """
+    Why an update cannot be compiled here, or None.
+
+    :param optimizers: the optimizers of the algorithm
+    :param device: where it is trained
+    """
+    for optimizer in optimizers:
+        group = optimizer.param_groups[0]
+        decays = type(optimizer) is th.optim.Adam and group["weight_decay"]
+        if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or decays or group["amsgrad"] or group["maximize"]:
+            return f"only plain Adam and AdamW are compiled, the optimizer here is {type(optimizer).__name__}"
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+        return "there is no C++ compiler: install g++, or set CXX"
+    return None
+
+
+def choose_compilation(option: CompileOption, n_updates: int, obstacle: str | None, device: th.device) -> bool:
+    """
+    Whether a run that begins is compiled.
+
+    :param option: the constructor's ``compile``
+    :param n_updates: updates that the run will do
+    :param obstacle: see :func:`missing_for_compilation`
+    :param device: where it is trained
+    :raises RuntimeError: it was asked for and is not possible
+    """
+    wanted = option is True or (option == "auto" and (device.type == "cuda" or n_updates >= AUTO_UPDATES))
+    if wanted and obstacle is not None:
+        if option is True:
+            raise RuntimeError(f"compile=True is not possible: {obstacle}.")
+        warnings.warn(f"The updates are not compiled ({obstacle}); they are slower for it.", stacklevel=2)
+        return False
+    return wanted
+
+
+def prepare_adam(optimizer: th.optim.Optimizer) -> None:
+    """
+    Give Adam the state that it would otherwise make at its first step.
+
+    :param optimizer: the optimizer
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                device = parameter.device if group.get("fused") else "cpu"
+                optimizer.state[parameter] = {
+                    "step": th.zeros((), dtype=th.float32, device=device),
+                    "exp_avg": th.zeros_like(parameter, memory_format=th.preserve_format),
+                    "exp_avg_sq": th.zeros_like(parameter, memory_format=th.preserve_format),
+                }
+
+
+@th.no_grad()
+def adam_step(optimizer: th.optim.Optimizer, parameters: list[Any], gradients: list[th.Tensor], rate: th.Tensor) -> None:
+    """
+    One step of Adam (or AdamW) in operations that can be recorded, with the learning rate as a tensor.
+
+    :param optimizer: holds the state
+    :param parameters: what is moved
+    :param gradients: of the same shapes
+    :param rate: the learning rate, 0-d
+    """
+    group = optimizer.param_groups[0]
+    beta1, beta2 = group["betas"]
+    states = [optimizer.state[parameter] for parameter in parameters]
+    steps, means, squares = ([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
+    th._foreach_add_(steps, 1.0)
+    th._foreach_lerp_(means, gradients, 1.0 - beta1)
+    th._foreach_mul_(squares, beta2)
+    th._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
+    # All parameters of an optimizer have made the same number of steps.
+    step_size = rate / (1.0 - beta1 ** steps[0])
+    scale = (1.0 - beta2 ** steps[0]).sqrt()
+    for parameter, mean, square in zip(parameters, means, squares, strict=True):
+        if group["weight_decay"]:  # AdamW's, which is not part of the gradient
+            parameter.mul_(1.0 - rate * group["weight_decay"])
+        parameter.sub_(step_size * mean / (square.sqrt() / scale + group["eps"]))
+
+
+def clipped(gradients: list[th.Tensor], max_norm: float) -> list[th.Tensor]:
+    """
+    Gradients scaled down to a bound of their joint norm, as ``clip_grad_norm_`` does.
+
+    :param gradients: the gradients
+    :param max_norm: the bound
+    """
+    norm = th.stack([gradient.norm() for gradient in gradients]).norm()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return [gradient * factor for gradient in gradients]
+
+
+def _tensors(batch: Any) -> list[th.Tensor]:
+    """All tensors of a batch in a fixed order, those of its noise last."""
+    return [*(value for value in batch if isinstance(value, th.Tensor)), *batch.noise.values()]
+
+
+def _with_tensors(batch: Any, tensors: list[th.Tensor]) -> Any:
+    rest = iter(tensors)
+    fields = {name: next(rest) for name, value in batch._asdict().items() if isinstance(value, th.Tensor)}
+    return batch._replace(**fields, noise={name: next(rest) for name in batch.noise})
+
+
+class CompiledUpdate:
+    """
+    Runs recorded and compiled updates; one graph for every variant of the update (delayed part or not, ...).
+
+    :param update: from a batch to metrics, changing ``state`` in place
+    :param state: every tensor that the update reads or writes apart from the batch
+    """
+
+    def __init__(self, update: Callable[[Any], Metrics], state: list[th.Tensor]) -> None:
+        self._update = update
+        self._state = list({id(tensor): tensor for tensor in state}.values())
+        self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
+        self.is_recording = False
+
+    def __call__(self, batch: Any, variant: Any) -> Metrics:
+        """
+        Metrics of one update.
+
+        :param batch: the minibatch with its noise
+        :param variant: what decides which operations the update consists of
+        """
+        inputs = _tensors(batch)
+        if variant not in self._graphs:
+            self._graphs[variant] = self._record(batch, inputs)
+        graph, names = self._graphs[variant]
+        with th.no_grad():
+            return dict(zip(names, graph(*inputs, *self._state), strict=True))
+
+    def _record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[Callable[..., list[th.Tensor]], list[str]]:
+        names: list[str] = []
+
+        def recorded(*tensors: th.Tensor) -> list[th.Tensor]:
+            metrics = self._update(_with_tensors(batch, list(tensors[: len(inputs)])))
+            names[:] = metrics
+            return [value.detach().clone() for value in metrics.values()]
+
+        # Recording does the update for real; afterwards it has not happened.
+        before = [tensor.detach().clone() for tensor in self._state]
+        self.is_recording = True
+        try:
+            graph = make_fx(recorded)(*inputs, *self._state)
+        finally:
+            self.is_recording = False
+            with th.no_grad():
+                for tensor, value in zip(self._state, before, strict=True):
+                    tensor.copy_(value)
+        options: dict[str, Any] = {}
+        if hasattr(th.compiler, "skip_all_guards_unsafe"):
+            # The variant says all that the graph depends on; shapes and devices of the state never change.
+            options["guard_filter_fn"] = th.compiler.skip_all_guards_unsafe
+        return th.compile(graph, fullgraph=True, dynamic=False, options=options or None), names
