@@ -1,17 +1,16 @@
 """Reading a zip that somebody else may have made: everything is checked before anything is built."""
 
 import base64
-import binascii
 import io
 import itertools
 import json
-import pickle
 import zipfile
 import zlib
 from collections.abc import Collection
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
+from sb3_dmpo.common.checked_pickle import AllowListUnpickler as AllowListUnpickler
+from sb3_dmpo.common.checked_values import UnsafeFileError as UnsafeFileError
 
 #: A stored array takes as much room in the zip as in memory; more than this factor is a decompression bomb.
 MAX_EXPANSION = 20
@@ -19,82 +18,8 @@ MAX_EXPANSION = 20
 MAX_DATA_BYTES = 16 * 2**20
 
 
-class UnsafeFileError(ValueError):
-    """The file asks for something that a model file does not need."""
-
-
 class DamagedFileError(ValueError):
     """The file is no zip, not complete, or not of this package."""
-
-
-def _empty_array(kind: type, shape: Any, typecode: Any) -> np.ndarray:
-    # numpy's own function allocates whatever shape it is given.
-    if kind is not np.ndarray or tuple(shape) != (0,):
-        raise UnsafeFileError(f"asks for an array of shape {shape}")
-    return np.empty(0, dtype=np.int8)
-
-
-#: Exact names only: an allowed module would admit everything in it.
-_ALLOWED: dict[str, Collection[str]] = {
-    "collections": ("deque", "OrderedDict"),
-    "gymnasium.spaces.box": ("Box",),
-    "gymnasium.spaces.dict": ("Dict",),
-    "numpy": ("ndarray", "dtype", "float32", "float64", "int64"),
-    "numpy.dtypes": ("Float32DType", "Float64DType", "BoolDType", "Int64DType"),
-    "stable_baselines3.common.buffers": ("DictReplayBuffer", "NStepReplayBuffer", "ReplayBuffer"),
-    "stable_baselines3.common.type_aliases": ("TrainFreq", "TrainFrequencyUnit"),
-    "stable_baselines3.common.utils": ("ConstantSchedule", "FloatSchedule", "LinearSchedule"),
-    "rl_zoo3.utils": ("SimpleLinearSchedule",),
-    "torch": ("device",),
-    "torch.nn.modules.activation": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
-    "torch.optim.adam": ("Adam",),
-    "torch.optim.adamw": ("AdamW",),
-    "torch.optim.rmsprop": ("RMSprop",),
-    "torch.optim.sgd": ("SGD",),
-}
-_REPLACED = {
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-}
-_NUMPY_INTERNAL = {
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy.random._generator", "Generator"),
-    ("numpy.random._pcg64", "PCG64"),
-    ("numpy.random._pickle", "__generator_ctor"),
-    ("numpy.random._pickle", "__bit_generator_ctor"),
-    ("numpy.random.bit_generator", "SeedSequence"),
-    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
-}
-
-
-class AllowListUnpickler(pickle.Unpickler):
-    """
-    An unpickler that finds nothing but the classes that files of this package hold.
-
-    :param file: the pickle
-    :param classes: further classes that are allowed, e.g. the policies of the algorithm that loads
-    """
-
-    def __init__(self, file: BinaryIO, classes: Collection[type] = ()) -> None:
-        super().__init__(file)
-        self._classes = {(cls.__module__, cls.__qualname__): cls for cls in classes}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """
-        The object behind a global of the pickle.
-
-        :raises UnsafeFileError: it is not on the list
-        """
-        if (module, name) in self._classes:
-            return self._classes[module, name]
-        if (module, name) in _REPLACED:
-            return _REPLACED[module, name]
-        if name in _ALLOWED.get(module, ()) or (module, name) in _NUMPY_INTERNAL:
-            return super().find_class(module, name)
-        raise UnsafeFileError(f"asks for {module}.{name}")
 
 
 def _decode(key: str, item: Any, classes: Collection[type]) -> Any:
@@ -107,10 +32,8 @@ def _decode(key: str, item: Any, classes: Collection[type]) -> Any:
             f"The attribute '{key}' {error}, which no model of this package needs. If you trust the file, load it with "
             f"`trust_pickle=True`; to keep the check, replace it: `custom_objects={{'{key}': ...}}`."
         ) from None
-    except (binascii.Error, pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError) as error:
-        raise DamagedFileError(f"The attribute '{key}' cannot be read ({error}).") from None
-    except (TypeError, ValueError, MemoryError, OverflowError, AssertionError, RecursionError) as error:
-        raise DamagedFileError(f"The attribute '{key}' holds something malformed ({error}).") from None
+    except Exception as error:  # what a damaged pickle leads to has no end
+        raise DamagedFileError(f"The attribute '{key}' cannot be read ({type(error).__name__}: {error}).") from None
 
 
 def check_archive(content: bytes) -> None:

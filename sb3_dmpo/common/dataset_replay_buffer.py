@@ -22,6 +22,27 @@ def _observations_at(array: Any, steps: npt.NDArray[np.int64], env: int) -> Any:
     return array[steps, env]
 
 
+def _contradiction(buffer: ReplayBuffer) -> str | None:
+    """What about the arrays of a buffer does not fit its sizes; None if all do. (Tensors are refused when they are read.)"""
+    found = vars(buffer)
+    sizes: dict[str, Any] = {name: found.get(name) for name in ("buffer_size", "n_envs", "pos")}
+    if not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes.values()):
+        return f"its sizes are {sizes}"
+    if sizes["pos"] > sizes["buffer_size"]:
+        return f"it is at row {sizes['pos']} of {sizes['buffer_size']}"
+    names = ["observations", "actions", "rewards", "dones"]
+    names += [] if found.get("optimize_memory_usage") else ["next_observations"]
+    names += ["timeouts"] if "timeouts" in found else []
+    for name in names:
+        array = found.get(name)
+        for part in array.values() if isinstance(array, dict) else [array]:
+            shape = getattr(part, "shape", None)
+            rows = (sizes["buffer_size"], sizes["n_envs"])
+            if shape is None or tuple(shape[:2]) != rows:
+                return f"its {name} have the shape {shape}, expected {rows} to begin with (rows and environments)"
+    return None
+
+
 @dataclass
 class ReplayBufferSource(DatasetSource):
     """
@@ -75,6 +96,9 @@ class ReplayBufferSource(DatasetSource):
             raise DatasetError.at(label, what, how) from None
         if not isinstance(buffer, ReplayBuffer):
             raise DatasetError.at(label, f"it holds a {type(buffer).__name__}, no ReplayBuffer", how)
+        contradiction = _contradiction(buffer)
+        if contradiction is not None:
+            raise DatasetError.at(label, contradiction, how)
         source = cls.from_object(buffer, label)
         source.dataset_id = path.name
         return source
