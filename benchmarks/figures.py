@@ -145,8 +145,11 @@ def figure_3(folder: Path) -> Drawing:
     :param folder: folder of the results
     """
     results, training = read_results(folder), read_training(folder)
-    # Curves need more than one evaluation.
-    along = {(row["algorithm"], row["dataset"]) for row in results if row["evaluation"] == "training"}
+    evaluated: dict[tuple[str, str], set[str]] = {}
+    for row in results:
+        evaluated.setdefault((row["algorithm"], row["dataset"]), set()).add(row["updates"])
+    # Two points are no curve.
+    along = {key for key, updates in evaluated.items() if len(updates) > 2}
     datasets = [
         dataset
         for dataset in sorted({row["dataset"] for row in results})
@@ -179,6 +182,9 @@ def figure_3(folder: Path) -> Drawing:
             axes[row, column].grid(alpha=0.25)
         if axes[1, column].lines:
             axes[1, column].set_yscale("log")
+        else:
+            axes[1, column].text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes[1, column].transAxes)
+            axes[1, column].set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("normalised score")
     axes[1, 0].set_ylabel("critic loss (squared Bellman error)")
     handles = [Line2D([], [], label=method, linewidth=1.8, **style(method)) for method in COMPARED]

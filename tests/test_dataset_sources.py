@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
+import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -14,8 +15,16 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
+from sb3_dmpo.cli import data_command
 from sb3_dmpo.common import dataset_d4rl, dataset_replay_buffer
-from sb3_dmpo.common.datasets import DatasetError, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.common.datasets import (
+    DatasetError,
+    dataset_identifier,
+    dataset_spaces,
+    load_transitions,
+    recover_environment,
+)
+from sb3_dmpo.common.evaluation import reference_scores
 from tests.test_datasets import SpacesEnv
 
 # D4RL ---------------------------------------------------------------------------------------------------------------
@@ -143,6 +152,57 @@ def test_d4rl_damaged_or_missing_file(tmp_path: Path) -> None:
         load_transitions(path)
     with pytest.raises(DatasetError, match=r"nothing\.h5' does not exist: check the path"):
         load_transitions(tmp_path / "nothing.h5")
+
+
+@pytest.fixture
+def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Minari root for this test alone."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    (tmp_path / "minari").mkdir()
+    return tmp_path / "minari"
+
+
+@pytest.mark.parametrize("has_next", [False, True])
+def test_d4rl_file_becomes_a_minari_dataset_with_the_same_transitions(
+    tmp_path: Path, own_root: Path, capsys: pytest.CaptureFixture[str], has_next: bool
+) -> None:
+    arrays = d4rl_arrays(observations=np.random.default_rng(1).normal(size=(N_ROWS, 11)).astype(np.float32))
+    actions = np.random.default_rng(2).uniform(-1, 1, (N_ROWS, 3)).astype(np.float32)
+    following = np.concatenate([arrays["observations"][1:], arrays["observations"][:1]])
+    # An end's successor is no row of the file.
+    following[TERMINALS | TIMEOUTS] += 1
+    path = write_d4rl(
+        tmp_path, observations=arrays["observations"], actions=actions, next_observations=following if has_next else None
+    ).rename(tmp_path / "hopper-medium-v2.hdf5")
+    name = f"tests/hopper/medium-v{int(has_next)}"
+    assert data_command.main(["convert", str(path), name]) == 0
+    assert "Evaluation in Hopper-v4, reference scores from D4RL" in capsys.readouterr().out
+    ours, theirs = load_transitions(name, cache=False), load_transitions(path, cache=False)
+    for field in ("observations", "next_observations", "actions", "rewards", "terminations", "truncations", "episode_lengths"):
+        found, expected = getattr(ours, field), getattr(theirs, field)
+        if field == "next_observations":
+            # Nobody reads what follows the end of the task.
+            found, expected = found[~ours.terminations], expected[~theirs.terminations]
+        np.testing.assert_array_equal(found, expected, field)
+    assert recover_environment(name).spec.max_episode_steps == 1000
+    assert reference_scores(name)[:2] == (-20.272305, 3234.3)
+    assert data_command.main(["convert", str(path), name]) == 2
+    assert "it is there already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_converted(tmp_path: Path, own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    following = np.random.default_rng(3).normal(size=(N_ROWS, 3))
+    path = write_d4rl(tmp_path, next_observations=following)
+    for arguments, message in (
+        ([str(path), "tests/broken-v0"], "episode 0, step 0: the next observation is not"),
+        ([str(path), "no id"], "no id for a dataset"),
+        (["x.txt", "tests/x-v0"], "expected an HDF5 file"),
+        ([str(path), "tests/x-v0", "--env", "Hoper-v4"], "Did you mean Hopper-v4"),
+        ([str(tmp_path / "none.hdf5"), "tests/x-v0"], "does not exist"),
+    ):
+        assert data_command.main(["convert", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert list(minari.list_local_datasets()) == []
 
 
 # Replay buffers -----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_data_and_pictures(models: list[str], tmp_path: Path, capsys: pytest.Cap
         row(name, "zoo/hopper/mixed-v0", seed, 10.0 * seed + i, updates=1000 * i, evaluation=kind)
         for name in names
         for seed in (0, 1)
-        for i, kind in ((1, "training"), (2, "final"))
+        for i, kind in ((1, "training"), (2, "training"), (3, "final"))
     ]
     write(tmp_path / "a.csv", rows)
     losses = {column: "" for column in TRAINING_COLUMNS} | {"algorithm": "awac", "dataset": "zoo/hopper/mixed-v0", "seed": "0"}
@@ -86,7 +86,7 @@ def test_losses_are_averaged_over_blocks_and_short_runs_are_left_out() -> None:
 
 def test_the_page_shows_every_committed_figure() -> None:
     page = Path(figures.HERE / "README.md").read_text(encoding="utf-8")
-    linked = {Path(link) for link in re.findall(r"\]\(([^)#]+)\)", page)}
-    assert all((figures.HERE / link).exists() for link in linked), linked
-    shown = {link.name for link in linked if link.suffix == ".png"}
-    assert shown == {path.name for path in (figures.HERE / "results" / "figures").glob("*.png")}
+    links = re.findall(r"\]\(([^)#]+)\)", page)
+    assert links and all((figures.HERE / link).exists() for link in links if not link.endswith("*.csv")), links
+    for path in (figures.HERE / "results" / "figures").glob("*.png"):
+        assert f"results/figures/{path.name}" in page, path.name

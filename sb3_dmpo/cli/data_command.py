@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sb3_dmpo.cli.convert import add_convert
 from sb3_dmpo.cli.environments import environment_name
 from sb3_dmpo.cli.errors import exit_code
 from sb3_dmpo.common.dataset_multimodality import FALSE_ALARMS, Multimodality
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROG, description="Look at datasets before anything is trained on them.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # Every function adds one subcommand and sets its ``run``, which takes the parsed options.
-    for add_command in (_add_describe,):
+    for add_command in (_add_describe, add_convert):
         add_command(commands)
     options = parser.parse_args(argv)
     return exit_code(lambda: options.run(options), "datasets")

@@ -1,9 +1,5 @@
 """Demonstrations for the two-goal task: trajectories to both goals that cross on their way, none of them failed."""
 
-import contextlib
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,10 +7,10 @@ import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 from numpy.typing import NDArray
 
+from sb3_dmpo.common.dataset_write import write_in_one_piece
 from sb3_dmpo.envs.two_goals import GOALS, START, START_NOISE, move, outcome
 
 TWO_GOALS_DATASET_ID = "sb3_dmpo/two-goals/demonstrations-v0"
@@ -108,40 +104,13 @@ def make_two_goals_dataset() -> minari.MinariDataset:
     try:
         target = get_dataset_path(TWO_GOALS_DATASET_ID)
         if not (target / "data").exists():
-            _write_dataset(target)
+            write_in_one_piece(TWO_GOALS_DATASET_ID, _write_storage)
     except OSError as error:
         raise OSError(
             f"Cannot write the toy dataset {TWO_GOALS_DATASET_ID}: {error}. "
             "Set MINARI_DATASETS_PATH to a folder that can be written."
         ) from error
     return minari.load_dataset(TWO_GOALS_DATASET_ID)
-
-
-def _write_dataset(target: Path) -> None:
-    _ensure_namespace(target.parent)
-    # A leading dot hides the folder from Minari's listings; the same folder, so that the rename is atomic.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _write_storage(temporary / "data")
-        # mkdtemp makes private folders; the dataset is as readable as what lies around it.
-        os.chmod(temporary, target.parent.stat().st_mode & 0o777)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            # The name is taken: another process was faster, and its copy is as good.
-            if not (target / "data").exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _ensure_namespace(folder: Path) -> None:
-    namespace = TWO_GOALS_DATASET_ID.rpartition("/")[0]
-    if namespace not in list_local_namespaces():
-        # ValueError: another process has made it since the line above.
-        with contextlib.suppress(ValueError):
-            create_namespace(namespace)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_storage(path: Path) -> None:
