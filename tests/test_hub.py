@@ -1,0 +1,129 @@
+"""The hub, with a folder in its place: what is uploaded, and that what comes down is checked."""
+
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch as th
+import yaml
+
+from sb3_dmpo import BC, DMPO
+from sb3_dmpo.cli.hub_command import main
+from sb3_dmpo.common.checked_load import DamagedFileError
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.hub import load_from_hub, push_to_hub
+from tests.contract import DATA, make
+
+pytest.importorskip("huggingface_sb3")
+pytest.importorskip("matplotlib")
+
+Outcome = tuple[int, str, str]
+
+
+class FolderApi:
+    """Keeps repositories as folders, behind the methods of ``huggingface_hub.HfApi`` that are used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create_repo(self, repo_id: str, exist_ok: bool) -> str:
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        return f"https://hub.invalid/{repo_id}"
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def list_repo_files(self, repo_id: str) -> list[str]:
+        return sorted(path.name for path in (self.root / repo_id).iterdir())
+
+    def hf_hub_download(self, repo_id: str, filename: str) -> str:
+        return str(self.root / repo_id / filename)
+
+
+@pytest.fixture(scope="module")
+def toy_model() -> DMPO:
+    model = DMPO(dataset=make_two_goals_dataset(), n_components=3, batch_size=16, seed=0, policy_kwargs={"net_arch": [8]})
+    model.learn(4)
+    model.last_evaluation = {
+        "updates": 4,
+        "n_episodes": 2,
+        "mean_return": 0.5,
+        "std_return": 0.25,
+        "success_rate": 0.5,
+        "normalized_score": 50.0,
+        "reference": "the toy",
+    }
+    return model
+
+
+def test_push_and_load(toy_model: DMPO, tmp_path: Path) -> None:
+    api = FolderApi(tmp_path)
+    assert push_to_hub(toy_model, "me/toy", command="python -m sb3_dmpo.train --algo dmpo", api=api).endswith("me/toy")
+    assert api.list_repo_files("me/toy") == ["README.md", "dmpo-TwoGoals-v0.zip", "sub_policies.png"]
+    loaded = load_from_hub("me/toy", api=api, device="cpu")
+    assert type(loaded) is DMPO and loaded.num_timesteps == 4
+    observations = DATA.observations[:5, :2]
+    assert (loaded.predict(observations)[0] == toy_model.predict(observations)[0]).all()
+
+
+def test_the_card_says_what_one_needs_to_know(toy_model: DMPO, tmp_path: Path) -> None:
+    push_to_hub(toy_model, "me/toy", command="python -m sb3_dmpo.train --algo dmpo", api=FolderApi(tmp_path))
+    card = (tmp_path / "me/toy/README.md").read_text()
+    metadata = yaml.safe_load(re.match(r"---\n(.*?)---\n", card, re.DOTALL)[1])
+    assert metadata["library_name"] == "stable-baselines3" and TWO_GOALS_DATASET_ID in metadata["tags"]
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == "0.50 +/- 0.25"
+    for text in (
+        "# DMPO trained on",
+        "normalised 50.0",
+        "python -m sb3_dmpo.train --algo dmpo",
+        "(sub_policies.png)",
+        "n_components=3",
+    ):
+        assert text in card
+    assert (tmp_path / "me/toy/sub_policies.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_model_without_sub_policies_scores_and_command(tmp_path: Path) -> None:
+    make("bc", dataset=DATA).save(tmp_path / "model.zip")
+    api = FolderApi(tmp_path / "hub")
+    push_to_hub(tmp_path / "model.zip", "me/bc", api=api)
+    card = (tmp_path / "hub/me/bc/README.md").read_text()
+    assert "not evaluated" in card and "Trained by" not in card and "sub_policies" not in card
+    assert type(load_from_hub("me/bc", api=api)) is BC
+
+
+def test_what_comes_down_is_checked(toy_model: DMPO, tmp_path: Path) -> None:
+    api = FolderApi(tmp_path)
+    push_to_hub(toy_model, "me/toy", api=api)
+    path = tmp_path / "me/toy/dmpo-TwoGoals-v0.zip"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DamagedFileError):
+        load_from_hub("me/toy", api=api)
+    tensors = tmp_path / "tensors"
+    th.save({}, tensors)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", "{}")
+        archive.write(tensors, "policy.pth")
+    with pytest.raises(ValueError, match="no algorithm"):
+        load_from_hub("me/toy", api=api)
+    (tmp_path / "me/toy/other.zip").write_bytes(pickle.dumps(1))
+    with pytest.raises(ValueError, match="name one"):
+        load_from_hub("me/toy", api=api)
+
+
+def test_the_command_writes_a_folder_offline(
+    toy_model: DMPO, call: Callable[..., Outcome], tmp_path: Path, monkeypatch: Any
+) -> None:
+    toy_model.save(tmp_path / "model.zip")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = call(main, "push", "model.zip", "me/toy", "--folder", "out", "--command", "train it")
+    assert code == 0 and "README.md, dmpo-TwoGoals-v0.zip, sub_policies.png" in out, err
+    (tmp_path / "model.zip").write_bytes(b"no zip")
+    code, _, err = call(main, "push", "model.zip", "me/toy", "--folder", "out")
+    assert code == 2 and len(err.splitlines()) == 1
