@@ -115,23 +115,28 @@ def curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def plot(options: argparse.Namespace) -> None:
     """
-    Draw mean and range over the seeds.
+    Draw the mean over the seeds, and their range.
 
     :param options: parsed options
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.subplots()
-    styles = {SCRATCH: ("#D55E00", "--", "TD3 of Stable-Baselines3, from scratch")}
+    colours = iter(("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
     for algorithm, (steps, scores) in sorted(curves(Path(options.results)).items()):
-        colour, style, label = styles.get(algorithm, ("#0072B2", "-", f"{algorithm}, fine-tuned after the dataset"))
-        axes.plot(steps, scores.mean(axis=0), style, color=colour, linewidth=2, label=f"{label} ({len(scores)} seeds)")
+        seeds = f"{len(scores)} seed{'s' if len(scores) > 1 else ''}"
+        if algorithm == SCRATCH:
+            colour, style, label = "#D55E00", "--", f"TD3 of Stable-Baselines3, from scratch ({seeds})"
+        else:
+            colour, style, label = next(colours), "-", f"{algorithm}, after learning from the dataset ({seeds})"
+        axes.plot(steps, scores.mean(axis=0), style, color=colour, linewidth=2, label=label)
         axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="environment steps", ylabel="normalised score", title=options.title)
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     figure.savefig(options.output or Path(options.results).with_suffix(".png"), dpi=120)
 
 
@@ -154,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train.set_defaults(run=scratch)
     draw = commands.add_parser("plot", help="draw the results")
     draw.add_argument("results", metavar="FILE.csv")
-    draw.add_argument("--title", default="From offline to online: mean and range over seeds")
+    draw.add_argument("--title", default="From offline to online")
     draw.add_argument("--output", default=None, metavar="FILE.png")
     draw.set_defaults(run=plot)
     options = parser.parse_args(argv)
