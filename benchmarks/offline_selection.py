@@ -4,7 +4,7 @@ How well measures that need no environment rank the checkpoints of a run, beside
 ``python benchmarks/offline_selection.py --datasets zoo/hopper/medium-v0 zoo/pen/noisy-v0 zoo/pointmaze/umaze-v0`` trains
 DMPO and, at every checkpoint, measures it on the dataset and lets it act. The rows go to ``results/offline_selection.csv``,
 Spearman's rank correlations and the returns of the checkpoints that each criterion would have chosen to
-``offline_selection_summary.csv``. ``--plot`` draws the rows that are there.
+``offline_selection_summary.csv``. ``--plot FILE.png`` draws the rows that are there.
 """
 
 import argparse
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "offline_selection.csv")
-    parser.add_argument("--plot", action="store_true", help="draw the rows of --output")
+    parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="draw the rows of --output")
     options = parser.parse_args(argv)
     th.set_num_threads(1)
     options.commit = commit()
@@ -230,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(options.output, COLUMNS, [*kept, *new])
         rows = read(options.output)
         write(options.output.with_name(f"{options.output.stem}_summary.csv"), SUMMARY, summary(rows))
-    if options.plot:
-        plot(read(options.output), options.output.with_suffix(".png"))
+    if options.plot is not None:
+        plot(read(options.output), options.plot)
     return 0
 
 

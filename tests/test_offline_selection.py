@@ -50,5 +50,5 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["updates"] for row in read(path)] == ["2", "4"]
     assert len(read(tmp_path / "o_summary.csv")) == 3
     pytest.importorskip("matplotlib")
-    assert main(["--plot", "--output", str(path)]) == 0
+    assert main(["--plot", str(path.with_suffix(".png")), "--output", str(path)]) == 0
     assert path.with_suffix(".png").stat().st_size > 5000
