@@ -152,7 +152,7 @@ def test_trust_pickle_and_custom_objects() -> None:
 def test_unknown_attribute_and_absurd_sizes(content: bytes) -> None:
     with pytest.raises(UnsafeFileError, match="does not have: predict"):
         DMPO.load(with_attribute(content, "predict", 1))
-    with pytest.raises(UnsafeFileError, match=r"net_arch \[100000, 100000\] needs"):
+    with pytest.raises(UnsafeFileError, match="need networks of more than"):
         DMPO.load(with_attribute(content, "policy_kwargs", {"net_arch": [100_000, 100_000]}))
     huge = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I10000000000\ntS'd'\ntR."
     with pytest.raises(UnsafeFileError, match="array of shape"):

@@ -3,10 +3,13 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
+
+from sb3_dmpo.common.checked_values import UnsafeFileError
 
 
 class _Range(NamedTuple):
@@ -55,11 +58,16 @@ _RANGES: dict[str, _Range] = {
     "online_ratio": _Range(lambda value: value is None or _number(value, 0.0, 1.0), "a number from 0 to 1, or None"),
     "policy_delay": _COUNT,
     "pretraining_updates": _Range(lambda value: _count(value, 0), "a whole number of at least 0"),
+    "seed": _Range(lambda value: value is None or _is_seed(value), "a whole number from 0 to 4294967295, or None"),
     "target_noise_clip": _NOT_NEGATIVE,
     "target_policy_noise": _NOT_NEGATIVE,
     "tau": _Range(lambda value: _number(value, 0.0, 1.0) and value > 0, "a number from 0 (excluded) to 1"),
     "train_freq": _Range(lambda value: _is_train_freq(value), "a number of steps, or e.g. (1, 'episode')"),
 }
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < 2**32
 
 
 def _is_train_freq(value: Any) -> bool:
@@ -94,6 +102,23 @@ def check_arguments(model: Any) -> None:
     bounds = getattr(model, "value_bounds", None)
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise ValueError(f"{type(model).__name__}: value_bounds is {bounds!r}, expected two numbers, the smaller one first.")
+
+
+#: Counts in a file beyond this are absurd: nothing could be computed with them. (Buffers are not allocated by loading.)
+_MAX_STORED_COUNT = 10**6
+
+
+def check_stored_counts(attributes: Mapping[str, Any]) -> None:
+    """
+    Refuse counts in a file that are far too large, before something takes as much memory.
+
+    :param attributes: attributes by name
+    :raises UnsafeFileError: a count is absurd
+    """
+    for name, value in attributes.items():
+        is_count = name in _RANGES and isinstance(value, int) and name not in ("buffer_size", "learning_starts", "seed")
+        if is_count and value > _MAX_STORED_COUNT:
+            raise UnsafeFileError(f"The file's {name} is {value}; {_MAX_STORED_COUNT} is the most that is accepted.")
 
 
 def check_device(device: th.device | str) -> None:

@@ -8,7 +8,7 @@ import io
 import pickle
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, BinaryIO, ClassVar
 
 from sb3_dmpo.common.checked_values import BUILDERS, MAKERS, UnsafeFileError, is_unfinished, make_device, shorten
@@ -72,6 +72,8 @@ class AllowListUnpickler(pickle._Unpickler):
     :param classes: further classes that may be named, e.g. the policies of the algorithm that loads
     """
 
+    #: Functions that the machine knows besides those of ``MAKERS``.
+    functions: ClassVar[Mapping[tuple[str, str], Callable[..., Any]]] = {}
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         getattr(pickle, name)[0]: _STANDARD[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
@@ -119,7 +121,8 @@ class AllowListUnpickler(pickle._Unpickler):
         if isinstance(cls, type) and (cls.__module__, cls.__qualname__) == ("torch", "device"):
             self.stack[-1] = make_device(cls, *arguments)  # type: ignore[attr-defined]
             return
-        if maker is None or not any(maker is known for known in MAKERS.values()):
+        makers = (*MAKERS.values(), *self.functions.values())
+        if maker is None or not any(maker is known for known in makers):
             raise UnsafeFileError(f"asks for a call of {shorten(cls)}")
         if type(arguments) is not tuple:
             raise UnsafeFileError(f"asks for a call with {shorten(arguments)}")

@@ -214,6 +214,14 @@ def _ordered_dict() -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
+def _build_ordered_dict(content: OrderedDict[Any, Any], state: Any) -> None:
+    # The versions of modules, which PyTorch writes beside weights. They stay where they are: this is no use of them.
+    _check(type(state) is dict and set(state) <= {"_metadata"}, "an OrderedDict with", state)
+    for key, version in state.get("_metadata", {}).items():
+        is_version = type(version) is dict and all(type(number) is int for number in version.values())
+        _check(type(key) is str and is_version, "an OrderedDict with the versions", version)
+
+
 def make_device(cls: Any, kind: Any, index: Any = None) -> Any:
     """
     A device of PyTorch, which the data part of the package does not import.
@@ -286,6 +294,7 @@ BUILDERS: dict[type, Callable[[Any, Any], None]] = {
     spaces.Dict: _build_dict,
     **dict.fromkeys(_SCHEDULES, _build_schedule),
     ReplayBuffer: _build_buffer,
+    OrderedDict: _build_ordered_dict,
 }
 
 

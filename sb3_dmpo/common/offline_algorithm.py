@@ -171,12 +171,18 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         """Arguments of the policy that are constructor arguments of the algorithm."""
         return {}
 
-    def _setup_model(self) -> None:
+    def make_policy(self) -> OfflinePolicy:
+        """New networks of the configured architecture."""
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
+        policy: Any = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments(), **self.policy_kwargs
-        ).to(self.device)
+        )
+        made: OfflinePolicy = policy
+        return made
+
+    def _setup_model(self) -> None:
+        self.set_random_seed(self.seed)
+        self.policy = self.make_policy().to(self.device)
         self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
         self._targets: list[Target] = []
         self._noise_generator = th.Generator(device=self.device)

@@ -11,8 +11,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
+from sb3_dmpo.common.arguments import check_arguments, check_stored_counts
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.checked_load import DamagedFileError, check_archive, check_widths, read_attributes
+from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError, check_archive, read_attributes
+from sb3_dmpo.common.checked_networks import check_networks
+from sb3_dmpo.common.checked_values import shorten
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.common.save_util import (
     atomic_write,
@@ -171,19 +174,20 @@ class ZipMixin(BaseAlgorithm):
         :return: the model
         """
         content = _read(path)
-        check_archive(content)
+        tensors = check_archive(content)
         objects = dict(custom_objects or {})
         if not trust_pickle:
-            known = {*vars(cls(device="cpu", _init_setup_model=False)), *_KEYS_OF_SETUP}  # type: ignore[call-arg]
-            attributes = read_attributes(content, known, set(cls.policy_aliases.values()), replaced=objects)
-            check_widths(attributes.get("policy_kwargs", {}), content)
             # Handed over as replacements, so that SB3's loader has nothing left to unpickle.
-            objects = attributes | objects
+            objects = cls._checked_attributes(content, tensors, objects) | objects
         try:
             with preserved_random_state():
                 model = super().load(io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs)
-        except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # depends on what is in the file
+            is_of_file = env is None and not kwargs and not custom_objects and not isinstance(error, OSError)
+            if not is_of_file and not isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError):
+                raise
             raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
+        model._check_optimizers()
         model._last_good = pathlib.Path(path) if isinstance(path, str | pathlib.Path) else None
         if "dataset" in kwargs:
             # The hash stays: what is passed has to be the data that the run began with.
@@ -191,6 +195,44 @@ class ZipMixin(BaseAlgorithm):
             model.set_dataset(kwargs["dataset"])
             model.dataset_fingerprint = fingerprint
         return model
+
+    def _check_optimizers(self) -> None:
+        """Refuse states of other shapes than the weights, which PyTorch notices at the next update only."""
+        for name, (optimizer, _, parameters) in self._optimizers.items():
+            for parameter in parameters:
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, th.Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+                        shapes = f"{tuple(value.shape)}, but its weights {tuple(parameter.shape)}"
+                        raise DamagedFileError(f"{key} of {name}_optimizer has the shape {shapes}.")
+
+    @classmethod
+    def _checked_attributes(cls, content: bytes, tensors: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
+        """
+        The attributes in a file, of which it is known that they make the networks whose weights it holds.
+
+        :param content: the file
+        :param tensors: what :func:`check_archive` has found
+        :param replaced: attributes that the caller replaces
+        """
+        trial: Any = cls(device="cpu", _init_setup_model=False)  # type: ignore[call-arg]
+        policies = set(cls.policy_aliases.values())
+        attributes = read_attributes(content, {*vars(trial), *_KEYS_OF_SETUP}, policies, replaced)
+        vars(trial).update(attributes | replaced)
+        for name, value in attributes.items():
+            if isinstance(value, type) and (name not in ("policy_class", "replay_buffer_class")):
+                raise UnsafeFileError(f"The file's {name} is the class {value.__name__}.")
+        if "policy_class" not in replaced and trial.policy_class not in policies:
+            raise UnsafeFileError(
+                f"The file's policy_class is {shorten(trial.policy_class)}, which is none of {cls.__name__}."
+            )
+        try:
+            check_arguments(trial)
+        except ValueError as error:
+            raise UnsafeFileError(f"The file's settings are impossible: {error}") from None
+        check_stored_counts(attributes)
+        with preserved_random_state():
+            check_networks(trial.make_policy, tensors["policy.pth"])
+        return attributes
 
     def _get_random_state(self) -> dict[str, Any]:
         state = get_random_state()
@@ -209,9 +251,17 @@ class ZipMixin(BaseAlgorithm):
         state, self._random_state = self._random_state, None
         if state is None or not continuing:
             return
-        set_random_state(state)
-        # Generators of different devices have different states; the run then continues with fresh ones.
-        if state["device"] == self.device.type:
-            self._noise_generator.set_state(decode_state(state["noise"]))
-            if "buffer" in state and isinstance(self.replay_buffer, OfflineReplayBuffer):
-                self.replay_buffer.generator.set_state(decode_state(state["buffer"]))
+        before = get_random_state()
+        try:
+            set_random_state(state)
+            # Generators of different devices have different states; the run then continues with fresh ones.
+            if state["device"] == self.device.type:
+                self._noise_generator.set_state(decode_state(state["noise"]))
+                if "buffer" in state and isinstance(self.replay_buffer, OfflineReplayBuffer):
+                    self.replay_buffer.generator.set_state(decode_state(state["buffer"]))
+        except Exception as error:  # depends on what is in the file
+            set_random_state(before)
+            raise DamagedFileError(
+                f"The random states in the model's file are none ({type(error).__name__}: {error}): the run cannot continue. "
+                "Begin a new one with `reset_num_timesteps=True`."
+            ) from error

@@ -1,0 +1,211 @@
+"""Zips whose settings or tensors ask for more than they hold: refused before networks take memory."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_dmpo import ALGOS, DMPO
+from sb3_dmpo.common.arguments import constructor_arguments
+from sb3_dmpo.common.checked_load import MAX_DATA_BYTES, DamagedFileError, UnsafeFileError, check_archive
+from tests.test_checked_load import pickled, rewritten, with_attribute
+from tests.test_hostile_pickles import named
+from tests.toy_data import make_transitions
+
+#: Integers of the constructors that nothing is allocated for.
+HARMLESS = {"seed", "verbose", "ema_start", "warmup_steps", "pretraining_updates", "stats_window_size", "ema_every"}
+
+
+@pytest.fixture(scope="module")
+def contents() -> Callable[[str], bytes]:
+    """A small trained model of every algorithm, as the content of a zip."""
+    known: dict[str, bytes] = {}
+
+    def content(name: str) -> bytes:
+        if name not in known:
+            small: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
+            if name == "decision_transformer":
+                small = {"embed_dim": 8, "n_layers": 1, "context_length": 4}
+            model = ALGOS[name]("MlpPolicy", dataset=make_transitions(), seed=0, device="cpu", batch_size=4, **small)
+            file = io.BytesIO()
+            model.learn(1).save(file)
+            known[name] = file.getvalue()
+        return known[name]
+
+    return content
+
+
+@pytest.fixture(scope="module")
+def dmpo(contents: Callable[[str], bytes]) -> bytes:
+    return contents("dmpo")
+
+
+def attributes_of(content: bytes) -> dict[str, Any]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        attributes: dict[str, Any] = json.loads(archive.read("data"))
+    return attributes
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_absurd_sizes_of_every_algorithm(contents: Callable[[str], bytes], name: str) -> None:
+    content = contents(name)
+    stored = attributes_of(content)
+    counts = {
+        key for key in set(stored) & set(constructor_arguments(ALGOS[name])) - HARMLESS if type(stored[key]) in (int, list)
+    }
+    counts |= {"n_components", "n_action_samples", "latent_size"} & set(stored)
+    assert "batch_size" in counts
+    for key in sorted(counts):
+        for size in (10**9, 10**4 if key in ("embed_dim", "n_components", "latent_size") else 10**12):
+            value = [size] if isinstance(stored[key], list) else size
+            with pytest.raises(UnsafeFileError, match=r"The file's|The weights"):
+                ALGOS[name].load(with_attribute(content, key, value), device="cpu")
+
+
+def policy_kwargs(entry: str, value: bytes) -> dict[str, str]:
+    return pickled(b"\x80\x04}(" + pickle.dumps(entry, protocol=2)[2:-1] + value + b"u.")
+
+
+HOSTILE_ATTRIBUTES = {
+    "activation of an optimizer": ("policy_kwargs", policy_kwargs("activation_fn", named("torch.optim.sgd", "SGD"))),
+    "activation of a deque": ("policy_kwargs", policy_kwargs("activation_fn", named("collections", "deque"))),
+    "optimizer of an activation": (
+        "policy_kwargs",
+        policy_kwargs("optimizer_class", named("torch.nn.modules.activation", "ReLU")),
+    ),
+    "policy of another kind": ("policy_class", pickled(named("collections", "deque") + b".")),
+    "policy of text": ("policy_class", "MlpPolicy"),
+    "rate of a class": ("learning_rate", pickled(named("torch.optim.sgd", "SGD") + b".")),
+    "rate of text": ("learning_rate", "fast"),
+    "widths of text": ("policy_kwargs", {"net_arch": ["8"]}),
+    "widths below zero": ("policy_kwargs", {"net_arch": [-8]}),
+    "other widths": ("policy_kwargs", {"net_arch": [9]}),
+    "many layers": ("policy_kwargs", {"net_arch": [1] * 10**5}),
+    "unknown argument": ("policy_kwargs", {"no_such_argument": 1}),
+    "arguments of text": ("policy_kwargs", "net_arch"),
+    "space of text": ("observation_space", "Box"),
+    "space that is missing": ("action_space", None),
+    "gamma of text": ("gamma", "0.99"),
+    "components of text": ("n_components", "3"),
+    "seed of text": ("seed", "zero"),
+    "negative seed": ("seed", -5),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_ATTRIBUTES)
+def test_settings_that_make_no_model(dmpo: bytes, name: str) -> None:
+    with pytest.raises((UnsafeFileError, DamagedFileError)):
+        DMPO.load(with_attribute(dmpo, *HOSTILE_ATTRIBUTES[name]), device="cpu")
+
+
+def test_observations_of_many_entries(dmpo: bytes) -> None:
+    """They fit into the file, and the first layer over them does not."""
+    space = spaces.Box(-1, 1, (4 * 10**5,), np.int8)
+    with pytest.raises(UnsafeFileError, match="need networks of more than"):
+        DMPO.load(with_attribute(dmpo, "observation_space", pickled(pickle.dumps(space))), device="cpu")
+
+
+def test_no_memory_is_taken_for_what_is_not_in_the_file(dmpo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of 16 GB is refused by the time that its first layer, of 32 kB, is known."""
+    largest: list[int] = []
+    original = nn.Linear.__init__
+
+    def watched(self: nn.Linear, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if not self.weight.is_meta:
+            largest.append(self.weight.numel())
+
+    monkeypatch.setattr(nn.Linear, "__init__", watched)
+    with pytest.raises(UnsafeFileError, match="need networks of more than"):
+        DMPO.load(with_attribute(dmpo, "policy_kwargs", {"net_arch": [1000, 2**32]}), device="cpu")
+    assert largest == []
+    DMPO.load(io.BytesIO(dmpo), device="cpu")
+    assert max(largest, default=0) > 0
+
+
+def torch_file(value: Any, change: Callable[[bytes], bytes] = bytes) -> bytes:
+    file = io.BytesIO()
+    th.save(value, file)
+    return rewritten(
+        file.getvalue(), lambda entries: entries.update({key: change(entries[key]) for key in entries if "data.pkl" in key})
+    ).getvalue()
+
+
+FOUR = {"a": th.ones(4)}
+TENSORS = {
+    "tensor that repeats a number": torch_file(
+        FOUR, lambda data: data.replace(b"K\x04\x85", b"J\0\0\0\x70\x85").replace(b"K\x01\x85", b"K\0\x85")
+    ),
+    "tensor beyond its numbers": torch_file(FOUR, lambda data: data.replace(b"K\x04\x85", b"J\0\0\0\x70\x85")),
+    "tensor that begins beyond": torch_file(FOUR, lambda data: data.replace(b"QK\0", b"QK\x05")),
+    "tensor with a negative stride": torch_file(FOUR, lambda data: data.replace(b"K\x01\x85", b"J\xff\xff\xff\xff\x85")),
+    "numbers that are not there": torch_file(FOUR, lambda data: data.replace(b"K\x04tq", b"J\0\0\0\x10tq")),
+    "numbers of another name": torch_file(FOUR, lambda data: data.replace(b"X\x01\0\0\x000", b"X\x01\0\0\x009")),
+    "bytes of a length": torch_file(FOUR, lambda data: b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x70\x85R."),
+    "another class": torch_file(FOUR, lambda data: data.replace(b"torch._utils\n_rebuild_tensor_v2", b"os\nsystem")),
+    "sparse tensor": torch_file({"a": th.eye(3).to_sparse()}),
+    "no tensors": torch_file([1, 2]),
+    "no names": torch_file(th.ones(3)),
+    "other names": torch_file(FOUR),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_that_are_not_what_they_say(dmpo: bytes, name: str) -> None:
+    file = rewritten(dmpo, lambda entries: entries.update({"policy.pth": TENSORS[name]}))
+    with pytest.raises(UnsafeFileError, match=r"policy\.pth|bytes of weights"):
+        DMPO.load(file, device="cpu")
+
+
+def test_tensors_of_an_optimizer(dmpo: bytes) -> None:
+    """They are checked like weights, and have to fit them: PyTorch itself notices only at the next update."""
+    with zipfile.ZipFile(io.BytesIO(dmpo)) as archive:
+        state = th.load(io.BytesIO(archive.read("critic_optimizer.pth")))
+    state["state"][0]["exp_avg"] = th.zeros(3, 2)
+    with pytest.raises(DamagedFileError, match=r"exp_avg of critic_optimizer has the shape \(3, 2\)"):
+        DMPO.load(rewritten(dmpo, lambda entries: entries.update({"critic_optimizer.pth": torch_file(state)})), device="cpu")
+    repeated = TENSORS["tensor that repeats a number"]
+    with pytest.raises(UnsafeFileError, match=r"critic_optimizer\.pth"):
+        check_archive(rewritten(dmpo, lambda entries: entries.update({"critic_optimizer.pth": repeated})).getvalue())
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 10**6, b'{"gamma":' * 10**5, b"[1]", b"\xff", b"{", b'"' + b"x" * MAX_DATA_BYTES + b'"']
+)
+def test_attributes_that_are_no_object(dmpo: bytes, data: bytes) -> None:
+    with pytest.raises((DamagedFileError, UnsafeFileError), match="attributes"):
+        DMPO.load(rewritten(dmpo, lambda entries: entries.update(data=data)))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"python": 1},
+        {"device": "cpu"},
+        [],
+        "text",
+        {"torch": "AAAA"},
+        {"torch": "?"},
+        {"numpy": ["MT19937", [1], 1, 0, 0.0]},
+        {"noise": "AAAA"},
+        {"buffer": 3},
+    ],
+    ids=str,
+)
+def test_random_states_that_are_none(dmpo: bytes, state: Any) -> None:
+    """Found out when they are needed; what was there before stays."""
+    stored = attributes_of(dmpo)["_random_state"]
+    changed = stored | state if isinstance(state, dict) and state != {"device": "cpu"} else state
+    model = DMPO.load(with_attribute(dmpo, "_random_state", changed), dataset=make_transitions(), device="cpu")
+    before = th.get_rng_state()
+    with pytest.raises(DamagedFileError, match="random states"):
+        model.learn(1, reset_num_timesteps=False)
+    assert th.equal(th.get_rng_state(), before)
