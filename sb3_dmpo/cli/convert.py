@@ -59,7 +59,7 @@ def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
     name = env_id or known
     if name is None:
         return None
-    _register_robotics()
+    register_robotics()
     check_env_id(name)
     spec = copy.deepcopy(gym.spec(name))
     if name == known and limit is not None:
@@ -67,7 +67,8 @@ def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
     return spec
 
 
-def _register_robotics() -> None:
+def register_robotics() -> None:
+    """Register the environments of gymnasium-robotics where it is installed."""
     try:
         import gymnasium_robotics
     except ImportError:

@@ -52,3 +52,19 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         failed.append(run(argv))
 
     return exit_code(program, "sweep.py") or min(sum(failed), EXIT_FAILURE)
+
+
+def collect(argv: Sequence[str] | None = None) -> int:
+    """
+    Make a dataset of an agent or a replay buffer; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+
+    def program() -> None:
+        from sb3_dmpo.cli.collect import run
+
+        run(argv)
+
+    return exit_code(program, "collect.py")

@@ -1,0 +1,137 @@
+"""Datasets of one's own: agents, noise, replay buffers, and that nothing in a file is executed."""
+
+import base64
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+from stable_baselines3 import PPO, SAC
+from torch import nn
+
+from sb3_dmpo import DMPO
+from sb3_dmpo.common.datasets import load_transitions, recover_environment
+from sb3_dmpo.common.evaluation import reference_scores
+from tests.test_cli import Outcome, assert_one_line
+
+pytest.importorskip("rl_zoo3")
+
+from sb3_dmpo.cli.agents import load_agent
+from sb3_dmpo.cli.main import collect
+
+
+def small() -> dict[str, Any]:
+    # A new dict every time: SAC writes into its policy_kwargs.
+    return {"policy_kwargs": {"net_arch": [8], "activation_fn": nn.Tanh}, "device": "cpu", "seed": 0}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Minari root for this test alone."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    (tmp_path / "minari").mkdir()
+    return tmp_path / "minari"
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    SAC("MlpPolicy", "TwoGoals-v0", buffer_size=10, **small()).save(tmp_path / "sac.zip")
+    return tmp_path / "sac.zip"
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo", "dmpo"])
+def test_checked_agents_act_as_those_of_their_own_load(tmp_path: Path, name: str) -> None:
+    env = gym.make("TwoGoals-v0")
+    kind: Any = {"sac": SAC, "ppo": PPO, "dmpo": DMPO}[name]
+    model = kind("MlpPolicy", env=env, **small())
+    model.save(tmp_path / "model.zip")
+    observations = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
+    found = load_agent(name, str(tmp_path / "model.zip"), env).predict(observations, deterministic=True)[0]
+    np.testing.assert_array_equal(found, model.predict(observations, deterministic=True)[0])
+
+
+def test_an_agent_becomes_a_dataset(call: Callable[..., Outcome], root: Path, agent: Path) -> None:
+    command = ["--algo", "sac", "--model", str(agent), "--env", "TwoGoals-v0", "-n", "100", "--noise", "0.3"]
+    code, out, err = call(collect, *command, "--dataset", "my/goals/sac-v0", "--random", "0.1")
+    assert code == 0, err
+    assert "reference scores 0.00 to 1.00, from the definition of TwoGoals" in out and "--dataset my/goals/sac-v0" in out
+    data = load_transitions("my/goals/sac-v0")
+    assert 100 <= len(data) < 140 and (np.abs(data.actions) <= 1).all()
+    dataset = minari.load_dataset("my/goals/sac-v0")
+    episode = dataset[0]
+    assert episode.truncations[-1] or episode.terminations[-1]
+    moved = np.clip(episode.observations[:-1] + 0.2 * episode.actions, -1.5, 1.5)
+    np.testing.assert_allclose(episode.observations[1:], moved, atol=1e-6)
+    assert recover_environment("my/goals/sac-v0").spec.id == "TwoGoals-v0"
+    assert reference_scores("my/goals/sac-v0")[:2] == (0.0, 1.0)
+    DMPO("MlpPolicy", dataset="my/goals/sac-v0", policy_kwargs={"net_arch": [8]}, device="cpu").learn(2)
+    assert call(collect, *command, "--dataset", "my/goals/again-v0", "--random", "0.1")[0] == 0
+    np.testing.assert_array_equal(load_transitions("my/goals/again-v0").actions, data.actions)
+
+    code, out, _ = call(collect, *command, "--dataset", "my/pendulum-v0", "--env", "Pendulum-v1")
+    assert code == 2 and not (root / "my" / "pendulum-v0").exists()
+
+
+def test_reference_scores_are_measured_where_none_are_known(call: Callable[..., Outcome], root: Path, tmp_path: Path) -> None:
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, **small()).save(tmp_path / "sac.zip")
+    command = ["--algo", "sac", "--model", str(tmp_path / "sac.zip"), "--env", "Pendulum-v1", "-n", "10"]
+    code, out, err = call(collect, *command, "--dataset", "my/a-v0", "--reference-episodes", "1")
+    assert code == 0 and "1 episodes each of random actions and of the agent without noise" in out, err
+    code, out, err = call(collect, *command, "--dataset", "my/b-v0", "--reference", "-5", "7")
+    assert code == 0 and reference_scores("my/b-v0")[:2] == (-5.0, 7.0), err
+
+
+def test_a_replay_buffer_becomes_a_dataset(call: Callable[..., Outcome], root: Path, tmp_path: Path) -> None:
+    model = SAC("MlpPolicy", "TwoGoals-v0", buffer_size=200, learning_starts=1000, **small()).learn(120)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    command = ["--replay-buffer", str(tmp_path / "buffer.pkl"), "--env", "TwoGoals-v0"]
+    code, _, err = call(collect, *command, "--dataset", "my/buffer-v0")
+    assert code == 0, err
+    ours, theirs = load_transitions("my/buffer-v0"), load_transitions(tmp_path / "buffer.pkl")
+    for field in ("observations", "actions", "rewards", "terminations", "episode_lengths"):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), field)
+
+
+class _Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_nothing_in_a_file_is_executed(call: Callable[..., Outcome], root: Path, agent: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(agent) as source, zipfile.ZipFile(hostile, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "data":
+                data = json.loads(content)
+                trap = {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(_Trap())).decode()}
+                content = json.dumps(data | {"policy_kwargs": trap, "lr_schedule": trap}).encode()
+            target.writestr(name, content)
+    command = ["--algo", "sac", "--env", "TwoGoals-v0", "--dataset", "my/x-v0", "--model"]
+    assert_one_line(call(collect, *command, str(hostile)), "policy_kwargs", "--trust-pickle")
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(_Trap()))
+    assert_one_line(call(collect, *command, str(agent), "--vecnormalize", str(tmp_path / "v.pkl")), "--trust-pickle")
+    assert not (tmp_path / "executed").exists() and list(minari.list_local_datasets()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--model", "x.zip"], "--algo"),
+        (["--model", "x.zip", "--algo", "sack"], "Did you mean sac"),
+        (["--model", "x.zip", "--algo", "sac"], "x.zip"),
+        (["--model", "x.zip", "--algo", "sac", "--env", "TwoGoal-v0"], "TwoGoals-v0"),
+        (["--model", "x.zip", "--algo", "sac", "--env", "CartPole-v1"], "Box"),
+        (["--model", "x.zip", "--algo", "sac", "--random", "2"], "--random"),
+        (["--model", "x.zip", "--algo", "sac", "--dataset", "no id"], "no id"),
+        (["--replay-buffer", "x.pkl"], "x.pkl"),
+    ],
+)
+def test_what_cannot_be_collected(call: Callable[..., Outcome], root: Path, arguments: list[str], word: str) -> None:
+    assert_one_line(call(collect, "--env", "TwoGoals-v0", "--dataset", "my/x-v0", *arguments), word)
