@@ -64,7 +64,7 @@ def model_card(path: Path, repo_id: str, command: str | None = None, has_picture
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n",
         f"# {name} trained on {dataset}\n",
         f"{score}\n",
-        "Trained with [sb3_dmpo](https://pypi.org/project/sb3-dmpo), offline reinforcement learning for Stable-Baselines3.\n",
+        "Trained with sb3_dmpo, offline reinforcement learning for Stable-Baselines3.\n",
         "```python",
         f"from sb3_dmpo import {name}",
         "from sb3_dmpo.hub import load_from_hub",

@@ -58,6 +58,22 @@ def test_every_algorithm_is_recognised(name: str, tmp_path: Path) -> None:
     assert summary.hyperparameters["batch_size"] == 16 and "seed" not in summary.hyperparameters
 
 
+@pytest.mark.parametrize("name", ["dmpo", "infodmpo", "td3_bc"])
+def test_files_of_older_versions_are_recognised(name: str, tmp_path: Path) -> None:
+    """Those that lack an argument of today."""
+    make(name, dataset=DATA).save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    attributes = json.loads(entries["data"])
+    del attributes["tau"], attributes["policy_delay"]
+    if name != "td3_bc":
+        del attributes["kl_coef"]
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, json.dumps(attributes) if entry == "data" else content)
+    assert read_summary(tmp_path / "model.zip").algorithm == name
+
+
 def test_a_run_on_the_toy(inspect: Callable[..., Outcome], tmp_path: Path) -> None:
     """All that the issue asks for: algorithm, dataset, updates, scores, spaces."""
     dataset = make_two_goals_dataset()

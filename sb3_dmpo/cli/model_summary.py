@@ -74,21 +74,24 @@ def _is_pickle(value: Any) -> bool:
     return isinstance(value, dict) and ":serialized:" in value
 
 
-def _hyperparameters_of(algorithm: str) -> set[str]:
-    return set(constructor_arguments(sb3_dmpo.ALGOS[algorithm])) - _NOT_HYPERPARAMETERS
+def _hyperparameters_of(algorithm: str | None) -> set[str]:
+    """Names of the hyperparameters of an algorithm; None: those that all have."""
+    cls = sb3_dmpo.OfflineAlgorithm if algorithm is None else sb3_dmpo.ALGOS[algorithm]
+    return set(constructor_arguments(cls)) - _NOT_HYPERPARAMETERS
 
 
 def _find_algorithm(attributes: Mapping[str, Any]) -> str | None:
     """The algorithm whose policy it is and that explains most of the attributes."""
     policy = attributes.get("policy_class")
     module = policy.get("__module__") if isinstance(policy, dict) else None
-    fitting = {
-        name: len(_hyperparameters_of(name))
-        for name, algorithm in sb3_dmpo.ALGOS.items()
-        if module in {cls.__module__ for cls in algorithm.policy_aliases.values()}
-        and _hyperparameters_of(name) <= set(attributes)
-    }
-    return max(fitting, key=lambda name: fitting[name], default=None)
+    common = _hyperparameters_of(None)
+    scores = {}
+    for name, algorithm in sb3_dmpo.ALGOS.items():
+        if module in {cls.__module__ for cls in algorithm.policy_aliases.values()}:
+            own = _hyperparameters_of(name) - common
+            # What is missing may be younger than the file, but weighs more than what is there.
+            scores[name] = len(own & set(attributes)) - 2 * len(own - set(attributes))
+    return max(scores, key=lambda name: scores[name], default=None)
 
 
 def read_summary(path: str | os.PathLike[str]) -> ModelSummary:
