@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import gymnasium as gym
 
+from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
 from sb3_dmpo.common.datasets import DatasetError
 
 #: Exit codes of the command line. 130 is the shell's for Ctrl-C.
@@ -45,7 +46,7 @@ def exit_code(program: Callable[[], None], name: str) -> int:
     """
     try:
         program()
-    except (UsageError, DatasetError, gym.error.Error) as error:
+    except (UsageError, DatasetError, DamagedFileError, UnsafeFileError, gym.error.Error) as error:
         code, message = EXIT_USAGE, _one_line(error)
     except ImportError as error:
         code = EXIT_USAGE

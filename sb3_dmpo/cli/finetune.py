@@ -20,6 +20,7 @@ from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.resume import newest_state
 from sb3_dmpo.common.arguments import check_argument
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
+from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.common.save_util import atomic_write
 
@@ -176,14 +177,17 @@ class FineTuning:
         return None
 
     def _load(self, model: BaseAlgorithm, checkpoint: Path, env: Any) -> BaseAlgorithm:
-        loaded: Any = type(model).load(
-            checkpoint,
-            env=env,
-            dataset=self.manager.dataset,
-            tensorboard_log=self.manager.tensorboard_log,
-            verbose=self.manager.verbose,
-            device=self.manager.device,
-        )
+        try:
+            loaded: Any = type(model).load(
+                checkpoint,
+                env=env,
+                dataset=self.manager.dataset,
+                tensorboard_log=self.manager.tensorboard_log,
+                verbose=self.manager.verbose,
+                device=self.manager.device,
+            )
+        except (DamagedFileError, UnsafeFileError) as error:
+            raise UsageError(f"{checkpoint} cannot be continued: {error}") from error
         loaded.load_replay_buffer(transitions_of(checkpoint))
         result: BaseAlgorithm = loaded
         return result

@@ -2,9 +2,7 @@
 
 import argparse
 import importlib.util
-import json
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,8 +10,10 @@ from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.environments import register_environment
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.finetune import finetune_settings
+from sb3_dmpo.cli.model_summary import read_summary
 from sb3_dmpo.cli.resume import find_run
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
+from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
 from sb3_dmpo.common.datasets import dataset_spaces
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 
@@ -96,14 +96,11 @@ class TrainParser(ZooParser):
         path = options.trained_agent
         if not path.endswith(".zip") or not os.path.isfile(path):
             raise UsageError(f"-i {path} is no zip file of a model.")
-        if options.seed >= 0:
-            return
         try:
-            with zipfile.ZipFile(path) as archive:
-                seed = json.loads(archive.read("data")).get("seed")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            seed = read_summary(path).attributes.get("seed")
+        except (OSError, DamagedFileError, UnsafeFileError) as error:
             raise UsageError(f"-i {path} is no zip file of a model: {error}") from error
-        if isinstance(seed, int):
+        if options.seed < 0 and isinstance(seed, int):
             options.seed = seed
 
 

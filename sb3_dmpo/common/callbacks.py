@@ -2,6 +2,8 @@
 
 import os
 import warnings
+import zipfile
+import zlib
 from typing import Any
 
 import gymnasium as gym
@@ -108,20 +110,26 @@ class NormalizedEvalCallback(EvalCallback):
         Take over the evaluations that an interrupted run has written, so that the file goes on and the best model stays.
 
         :param updates: update to go on from; later evaluations are dropped
+        :raises OSError: the file cannot be read
         """
         if self.log_path is None or not os.path.exists(f"{self.log_path}.npz"):
             return
-        with np.load(f"{self.log_path}.npz") as arrays:
-            kept = arrays["timesteps"] <= updates
-            for key, values in (
-                ("timesteps", self.evaluations_timesteps),
-                ("results", self.evaluations_results),
-                ("ep_lengths", self.evaluations_length),
-                ("successes", self.evaluations_successes),
-                ("normalized_scores", self.evaluations_normalized),
-            ):
-                if key in arrays:
-                    values.extend(arrays[key][kept].tolist())
+        lists: dict[str, list[Any]] = {
+            "timesteps": self.evaluations_timesteps,
+            "results": self.evaluations_results,
+            "ep_lengths": self.evaluations_length,
+            "successes": self.evaluations_successes,
+            "normalized_scores": self.evaluations_normalized,
+        }
+        try:
+            with np.load(f"{self.log_path}.npz", allow_pickle=False) as arrays:
+                kept = arrays["timesteps"] <= updates
+                earlier = {key: arrays[key][kept].tolist() for key in lists if key in arrays}
+        except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            what = f"The earlier evaluations in {self.log_path}.npz cannot be read ({error})"
+            raise OSError(f"{what}: remove the file to go on without them.") from error
+        for key, values in earlier.items():
+            lists[key].extend(values)
         means = [float(np.mean(returns)) for returns in self.evaluations_results]
         self.best_mean_reward = max(means, default=self.best_mean_reward)
 
