@@ -121,6 +121,27 @@ def test_nothing_in_a_file_is_executed(call: Callable[..., Outcome], root: Path,
 
 
 @pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"net_arch": [10**6, 10**6]}, "needs more than"),
+        ({"net_arch": ["8"]}, "net_arch"),
+        ({"n_critics": 10**9}, "n_critics"),
+        ({"features_extractor_kwargs": {}}, "features_extractor_kwargs"),
+    ],
+)
+def test_networks_larger_than_their_weights_are_refused(
+    call: Callable[..., Outcome], root: Path, agent: Path, tmp_path: Path, changes: dict[str, Any], word: str
+) -> None:
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(agent) as source, zipfile.ZipFile(bomb, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, json.dumps(json.loads(content) | {"policy_kwargs": changes}) if name == "data" else content)
+    command = ["--algo", "sac", "--env", "TwoGoals-v0", "--dataset", "my/x-v0", "--model", str(bomb)]
+    assert_one_line(call(collect, *command), word)
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["--model", "x.zip"], "--algo"),

@@ -127,6 +127,18 @@ def test_diverged_fine_tuning_names_the_offline_model(
     assert not list((tmp_path / "logs" / FOLDER / "finetune").glob("*.zip"))
 
 
+def test_a_run_that_was_killed_before_its_settings_were_written_is_passed_over(
+    call: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    settings = tmp_path / "killed" / FOLDER / "TwoGoals-v0"
+    settings.mkdir(parents=True)
+    (settings / "config.yml").write_text("n_timesteps: 40")
+    (settings / "args.yml").write_text("")
+    code, out, err = call(train, *RUN, "-f", "killed", "--resume")
+    assert code == 0 and "no run of dmpo" in out, err
+    assert (tmp_path / "killed" / "dmpo" / "TwoGoals-v0_2" / "TwoGoals-v0.zip").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds_after_first_checkpoint", [0.0, 0.1, 0.35])
 def test_sigkill_while_training(

@@ -30,6 +30,7 @@ from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, ResultsFile, commit,
 from sb3_dmpo.cli.resume import InterruptedRun
 from sb3_dmpo.common.datasets import DatasetError, dataset_spaces
 from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
+from sb3_dmpo.common.save_util import atomic_write
 
 #: The paper's protocol, for what neither the command line nor the config says.
 EVAL_FREQ, EVAL_EPISODES = 5000, 10
@@ -277,7 +278,8 @@ class OfflineExperimentManager(ExperimentManager):
         folder = Path(self.params_path)
         options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "interrupted_run")}
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
-            (folder / name).write_text(yaml.safe_dump(plain(dict(content))), encoding="utf-8")
+            with atomic_write(folder / name) as file:
+                file.write(yaml.safe_dump(plain(dict(content))).encode("utf-8"))
         (folder / "command.txt").write_text(typed_command(self.args.argv), encoding="utf-8")
         print(f"Log path: {self.save_path}")
 

@@ -67,6 +67,9 @@ def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -
             config = yaml.safe_load((folder / env_id / "config.yml").read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError):
             continue
+        # Killed before its settings were written, a run has nothing to go on with.
+        if not isinstance(config, dict) or not {"dataset", "seed", "n_timesteps"} <= set(options or {}):
+            continue
         if options["dataset"] == dataset and seed in (options["seed"], min(seed, -1)):
             return InterruptedRun(folder, options["seed"], options["n_timesteps"], config, newest_state(folder, env_id))
     return None
