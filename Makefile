@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
-LINT_PATHS := sb3_dmpo benchmarks tests setup.py
+LINT_PATHS := sb3_dmpo benchmarks tests docs setup.py
 PYTEST_ARGS ?= -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
@@ -16,6 +16,7 @@ help:
 	@echo "make test-cov       tests without the slow ones, with a coverage report"
 	@echo "make peers          $(PEERS) with the d3rlpy that benchmarks/speed.py compares with"
 	@echo "make paper-slice    tables and figures of the paper from the committed results"
+	@echo "make docs           the documentation, docs/_build/index.html"
 	@echo "make format         sort imports and format"
 	@echo "make commit-checks  format check, types and lint"
 	@echo "All of them but peers create $(VENV) first where it is missing (PYTHON=python3.12 picks the interpreter)."
@@ -27,7 +28,7 @@ venv: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -e ".[tests,zoo,plots,cluster,export]" -c constraints.txt
+	$(BIN)/python -m pip install -e ".[tests,zoo,plots,cluster,export,docs]" -c constraints.txt
 	touch $@
 
 peers: $(PEERS)/.installed
@@ -55,6 +56,9 @@ test-slow: venv
 test-cov: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" --cov --cov-report=term-missing
 
+docs: venv
+	$(BIN)/python -m sphinx -W -b html docs docs/_build
+
 type: venv
 	$(BIN)/python -m mypy
 
@@ -74,4 +78,4 @@ commit-checks: check-codestyle type lint
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
-.PHONY: help venv peers paper-slice train test test-slow test-cov type lint format check-codestyle commit-checks clean
+.PHONY: help venv peers paper-slice train test test-slow test-cov docs type lint format check-codestyle commit-checks clean
