@@ -5,13 +5,13 @@ import getpass
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.interrupt import ignored_interrupts
 from sb3_dmpo.cli.sweep_cells import Worker, read_json, write_json
 
 #: submitit ends local jobs after this time; a run ends by itself.
@@ -73,19 +73,6 @@ def make_executor(cluster: str, folder: Path) -> Any:
         raise UsageError(f"--cluster {cluster}: {error}") from error
 
 
-@contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that are started now ignore a Ctrl-C in the terminal: it is for the sweep, which tells them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 class LocalJobs:
     """
     So many runs at a time on this machine.
@@ -129,7 +116,8 @@ class LocalJobs:
         else:
             # submitit hides all devices from local jobs.
             worker.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES")
-        with _deaf_children():
+        # Its processes inherit that: a Ctrl-C in the terminal is for the sweep, which tells them.
+        with ignored_interrupts():
             job = self.executor.submit(worker)
         self._jobs[job.job_id] = (job, gpu)
         return str(job.job_id)
