@@ -1,5 +1,6 @@
 """rl_zoo3's experiment manager for runs that learn from a dataset."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from sb3_dmpo.cli.environments import TOY_ENV_ID
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.eval_callback import ResultHandler, RunEvalCallback
 from sb3_dmpo.cli.finetune import FineTuning
-from sb3_dmpo.cli.interrupt import StopOnInterrupt, ignored_interrupts
+from sb3_dmpo.cli.interrupt import StopOnInterrupt
 from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.progress import ProgressFile
 from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, ResultsFile, commit, describe_data, score_line, typed_command
@@ -56,7 +57,7 @@ class OfflineExperimentManager(ExperimentManager):
         self.eval_callback: RunEvalCallback | None = None
         self.final_result: EvaluationResult | None = None
         self.interrupt = StopOnInterrupt()
-        self.interrupted = False
+        self._until_saved = contextlib.ExitStack()
         self._has_folder = False
         self.learning_since = 0.0
         self.resumed: InterruptedRun | None = args.interrupted_run
@@ -300,29 +301,30 @@ class OfflineExperimentManager(ExperimentManager):
             n_timesteps = max(n_timesteps - model.num_timesteps, 0)
             self._is_finished = n_timesteps == 0 and self.resumed.checkpoint.name == f"{self.env_name}.zip"
             self._catch_up(model.num_timesteps)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.interrupt.listening())
+            try:
+                if not self._is_finished:
+                    self._learn_and_evaluate(model, n_timesteps, arguments)
+            finally:
+                # Until the model is saved, Ctrl-C must not come between.
+                self.interrupt.note_only()
+                envs = [model.env] if self.eval_callback is None else [model.env, self.eval_callback.eval_env]
+                for env in envs:
+                    if env is not None:
+                        env.close()
+            self._until_saved = stack.pop_all()
+
+    def _learn_and_evaluate(self, model: BaseAlgorithm, n_timesteps: int, arguments: dict[str, Any]) -> None:
         try:
-            if self._is_finished:
-                return
-            with self.interrupt.listening():
-                model.learn(
-                    n_timesteps,
-                    callback=self.callbacks,
-                    reset_num_timesteps=not self.continue_training,
-                    **arguments,
-                )
-                if self.eval_callback is not None and not self.interrupt.requested:
-                    self.final_result = self.eval_callback.evaluate_at_end()
+            model.learn(n_timesteps, callback=self.callbacks, reset_num_timesteps=not self.continue_training, **arguments)
+            if self.eval_callback is not None and not self.interrupt.requested:
+                self.final_result = self.eval_callback.evaluate_at_end()
         except KeyboardInterrupt:
             self.interrupt.requested = True
             for callback in self.callbacks:
                 if hasattr(callback, "pbar"):
                     callback.pbar.close()
-        finally:
-            envs = [model.env] if self.eval_callback is None else [model.env, self.eval_callback.eval_env]
-            for env in envs:
-                if env is not None:
-                    env.close()
-        self.interrupted = self.interrupt.requested
 
     def _catch_up(self, updates: int) -> None:
         """
@@ -353,17 +355,19 @@ class OfflineExperimentManager(ExperimentManager):
         :param model: the model
         :raises KeyboardInterrupt: training was interrupted (after saving)
         """
-        if model.num_timesteps == 0:
-            print("Interrupted before the first update: nothing to save.")
-            raise KeyboardInterrupt
-        if self._is_finished:
-            print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates) was finished before")
-        else:
-            with ignored_interrupts():
+        with self._until_saved:
+            if model.num_timesteps == 0:
+                print("Interrupted before the first update: nothing to save.")
+                raise KeyboardInterrupt
+            if self._is_finished:
+                path = f"{self.save_path}/{self.env_name}.zip"
+                print(f"Model: {path} ({model.num_timesteps} updates) was finished before")
+            else:
                 super().save_trained_model(model)
                 print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates)")
-            if self.interrupted:
+            if self.interrupt.requested:
                 raise KeyboardInterrupt
+        if not self._is_finished:
             self._show(model)
         if self.args.finetune > 0:
             FineTuning(self, Path(self.save_path) / "finetune", self.args.finetune, self.args.finetune_params).run(model)

@@ -13,7 +13,6 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.cli.interrupt import ignored_interrupts
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.cli.progress import ProgressFile
 from sb3_dmpo.cli.results import score_line
@@ -124,18 +123,19 @@ class FineTuning:
         print(f"Fine-tuning for {self.n_steps} steps: {self.settings}")
         self._model, self.since = model, time.monotonic()
         result = None
-        try:
-            with manager.interrupt.listening():
+        with manager.interrupt.listening():
+            try:
                 self._learn(model, callbacks, is_new=checkpoint is None)
                 if callback is not None and not manager.interrupt.requested:
                     result = callback.evaluate_at_end()
-        finally:
-            env.close()
-            if callback is not None:
-                callback.eval_env.close()
-        with ignored_interrupts():
+            finally:
+                is_whole = not manager.interrupt.requested
+                manager.interrupt.note_only()
+                env.close()
+                if callback is not None:
+                    callback.eval_env.close()
             # An interrupted stage has its checkpoints to go on from; the name of the finished zip would say otherwise.
-            path = self.path if not manager.interrupt.requested else self.folder / "interrupted.zip"
+            path = self.path if is_whole else self.folder / "interrupted.zip"
             model.save(path)
             print(f"Model: {path} ({model.num_timesteps} steps, {model._n_updates} updates)")
         if manager.interrupt.requested:

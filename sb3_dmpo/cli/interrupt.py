@@ -17,6 +17,7 @@ class StopOnInterrupt(BaseCallback):
         super().__init__()
         self.requested = False
         self._training = False
+        self._is_over = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -29,9 +30,16 @@ class StopOnInterrupt(BaseCallback):
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-            self._training = False
+            self._training = self._is_over = False
+
+    def note_only(self) -> None:
+        """From here on, while listening, nothing is stopped: training is over, and what came out of it has to be saved."""
+        self._is_over = True
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._is_over:
+            self.requested = True
+            return
         if self.requested or not self._training:
             self.requested = True
             raise KeyboardInterrupt
@@ -43,16 +51,3 @@ class StopOnInterrupt(BaseCallback):
 
     def _on_step(self) -> bool:
         return not self.requested
-
-
-@contextlib.contextmanager
-def ignored_interrupts() -> Iterator[None]:
-    """No Ctrl-C for the duration of a block that has to be finished once it has begun."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
