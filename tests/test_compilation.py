@@ -1,5 +1,6 @@
 """Compiled updates, and what every update must leave undone so that it can be compiled."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def test_compiled_run_is_resumed_compiled(arguments: dict[str, Any], tmp_path: P
 def test_learning_rate_schedule_is_followed() -> None:
     rates = {"learning_rate": lambda progress: 1e-2 * progress}
     close(make("td3_bc", dataset=DATA, compile=True, **rates).learn(6), make("td3_bc", dataset=DATA, **rates).learn(6))
+
+
+@pytest.mark.usefixtures("quick_backend")
+def test_graphs_are_kept_until_the_state_is_replaced() -> None:
+    model = make("td3_bc", dataset=DATA, compile=True).learn(4)
+    compiled = model._compiled
+    assert model.learn(2, reset_num_timesteps=False)._compiled is compiled
+    twin = make("td3_bc", dataset=DATA, compile=True).learn(2)
+    # The optimizers would share the tensors of their states otherwise.
+    twin.set_parameters(copy.deepcopy(model.get_parameters()))
+    batch, step = model.sample_batch(16), model._n_updates
+    for algorithm in (model, twin):
+        algorithm._n_updates = step + 1
+        algorithm._compiled(batch, algorithm.update_variant(16))
+    assert_same(twin.get_parameters(), model.get_parameters())
 
 
 def test_short_runs_are_not_compiled() -> None:

@@ -137,6 +137,14 @@ class CompiledUpdate:
         self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
         self.is_recording = False
 
+    def has_state(self, state: list[th.Tensor]) -> bool:
+        """
+        Whether the graphs were made for these very tensors.
+
+        :param state: as in the constructor
+        """
+        return list(map(id, self._state)) == list(dict.fromkeys(map(id, state)))
+
     def __call__(self, batch: Any, variant: Any) -> Metrics:
         """
         Metrics of one update.

@@ -431,19 +431,20 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         :param n_updates: updates to come
         :param continuing: whether a run goes on
         """
-        self._compiled = None
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
         option: CompileOption = self._is_compiled if continuing and self._is_compiled is not None else self.compile
         obstacle = missing_for_compilation(optimizers, self.device)
         self._is_compiled = choose_compilation(option, n_updates, obstacle, self.device)
         if not self._is_compiled:
+            self._compiled = None
             return
-        self._rates = {name: th.zeros((), device=self.device) for name in self._optimizers}
+        self._rates = self._rates or {name: th.zeros((), device=self.device) for name in self._optimizers}
         state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
         for optimizer in optimizers:
             prepare_adam(optimizer)
             state += [tensor for values in optimizer.state.values() for tensor in values.values()]
-        self._compiled = CompiledUpdate(self._update_all, state)
+        if self._compiled is None or not self._compiled.has_state(state):
+            self._compiled = CompiledUpdate(self._update_all, state)
 
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         """As in SB3; compiled updates go on with the new tensors of the optimizers."""

@@ -13,8 +13,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-#: Rows of a block: hidden layers of 256 units in float32 then fill half of a 2 MB cache.
-_BLOCK_ROWS = 1024
+#: Rows of a block: hidden layers of 256 units fill half of a 2 MB cache.
+_BLOCK_ROWS = {th.bfloat16: 2048, th.float32: 1024, th.float64: 512}
 #: Up to this width it is cheaper to repeat an observation than to write the sum of two parts of the first layer.
 _REPEATED_WIDTH = 64
 
@@ -48,7 +48,7 @@ def _sweep_cpu(
     last_weight, last_bias = weights[-1].t(), biases[-1]
     layers = [(weight.to(dtype), bias.to(dtype)) for weight, bias in zip(weights[:-1], biases[:-1], strict=True)]
     shared, own = shared.to(dtype), own.to(dtype)
-    step = max(_BLOCK_ROWS // n, 1)
+    step = max(_BLOCK_ROWS[dtype] // n, 1)
     # The last layer's input in full precision, one block of it.
     full = output.new_empty(min(step, batch) * n, last_weight.shape[0])
     for start in range(0, batch, step):
