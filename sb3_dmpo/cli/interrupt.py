@@ -51,3 +51,16 @@ class StopOnInterrupt(BaseCallback):
 
     def _on_step(self) -> bool:
         return not self.requested
+
+
+@contextlib.contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """No Ctrl-C for the duration of a block, nor for the processes that are started in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
