@@ -59,6 +59,13 @@ EOF
 }
 
 stop() {
+    # The last steps report to slurmctld, and wait for it for ever if it has gone.
+    for _ in $(seq 60); do
+        if [ -z "$(timeout 5 squeue --noheader 2>/dev/null)" ]; then
+            break
+        fi
+        sleep 0.5
+    done
     for name in slurmd-node1 slurmd-node2 slurmctld munged; do
         if [ -f "$folder/$name.pid" ]; then
             kill "$(cat "$folder/$name.pid")" 2>/dev/null || true
