@@ -88,5 +88,5 @@ def test_the_page_shows_every_committed_figure() -> None:
     page = Path(figures.HERE / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)\)", page)
     assert links and all((figures.HERE / link).exists() for link in links if not link.endswith("*.csv")), links
-    for path in (figures.HERE / "results" / "figures").glob("*.png"):
-        assert f"results/figures/{path.name}" in page, path.name
+    for name in figures.FIGURES:
+        assert f"results/figures/{name}.png" in page, name
