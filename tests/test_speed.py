@@ -105,12 +105,39 @@ def test_ratios_are_taken_repeat_by_repeat() -> None:
     assert (row["median"], row["ratio"], row["ratio_low"], row["ratio_high"]) == ("20", "0.5", "0.5", "0.5")
 
 
-def test_tables_that_are_not_measured_stay_in_the_file(tmp_path: Path) -> None:
+def test_what_is_not_measured_stays_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "speed.csv"
-    rows.write(path, [{"table": "train", "case": "old"}, {"table": "predict", "case": "kept"}])
-    rows.write(path, [{"table": "train", "case": "new"}])
+    old = [("train", "bc", 1), ("train", "bc", 2), ("train", "iql", 1), ("predict", "bc", 1)]
+    rows.write(path, [{"table": table, "case": case, "threads": n, "median": "old"} for table, case, n in old])
+    rows.write(path, [{"table": "train", "case": "bc", "threads": 1, "median": "new"}])
     with open(path, newline="") as file:
-        assert sorted(row["case"] for row in csv.DictReader(file)) == ["kept", "new"]
+        found = [(row["table"], row["case"], row["threads"], row["median"]) for row in csv.DictReader(file)]
+    assert found == [
+        ("predict", "bc", "1", "old"),
+        ("train", "bc", "2", "old"),
+        ("train", "iql", "1", "old"),
+        ("train", "bc", "1", "new"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_in_pieces_is_one_run() -> None:
+    from benchmarks.timing.ours import OneRun, make_model
+
+    model = make_model("bc")
+    run = OneRun(model)
+    for n in (3, 1, 2):
+        run(n)
+    assert model.num_timesteps == model._n_updates == 6
+
+
+def test_a_failure_in_a_run_reaches_the_caller() -> None:
+    from benchmarks.timing.ours import OneRun, make_model
+
+    model = make_model("bc")
+    model.update = None  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="not callable"):
+        OneRun(model)(1)
 
 
 def test_every_algorithm_has_a_setting_in_words() -> None:

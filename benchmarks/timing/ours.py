@@ -1,6 +1,8 @@
 """Contenders of this package and of Stable-Baselines3."""
 
 import inspect
+import queue
+import threading
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import TD3
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 
@@ -22,6 +25,8 @@ from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import SuccessInfo
 
 N_TRANSITIONS = 100_000
+#: Length of the run whose beginning is measured
+N_UPDATES = 1_000_000_000
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (synthetic.OBSERVATION_SIZE,), np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (synthetic.ACTION_SIZE,), np.float32)
 #: Constructor arguments by variant; what an algorithm has no argument for, it has no variant of
@@ -29,8 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "eager float32": {"compile": False, "gating_dtype": "float32"},
     "eager": {"compile": False},
-    "compiled float32": {"compile": True, "gating_dtype": "float32"},
     "compiled": {"compile": True},
+    "compiled float32": {"compile": True, "gating_dtype": "float32"},
 }
 
 
@@ -133,6 +138,48 @@ def sb3_model(device: str = "cpu", net_arch: tuple[int, ...] = (256, 256), batch
     return model
 
 
+class OneRun(BaseCallback):
+    """
+    A single long call of ``learn`` in pieces: it goes on in a thread of its own until as many updates are done as were asked
+    for, and waits there. So everything is set up (and compiled) once, as in a long run.
+
+    :param model: the model
+    """
+
+    def __init__(self, model: OfflineAlgorithm) -> None:
+        super().__init__()
+        self.orders: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self.left = 0
+        self.thread = threading.Thread(target=self._learn, args=(model,), daemon=True)
+        self.thread.start()
+
+    def _learn(self, model: OfflineAlgorithm) -> None:
+        self.left = self.orders.get()
+        try:
+            model.learn(N_UPDATES, callback=self)
+        except BaseException as error:
+            self.answers.put(error)
+
+    def _on_step(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.answers.put(None)
+            self.left = self.orders.get()
+        return True
+
+    def __call__(self, n: int) -> None:
+        """
+        Do some updates.
+
+        :param n: how many
+        """
+        self.orders.put(n)
+        error = self.answers.get()
+        if error is not None:
+            raise error
+
+
 def waiting(run: Callable[[int], Any], device: str) -> Callable[[int], None]:
     """
     The function, ended when the device has done its work.
@@ -162,7 +209,7 @@ def train(algo: str, device: str = "cpu", **arguments: Any) -> Callable[[int], N
     :param arguments: deviations from :func:`setting`
     """
     model = make_model(algo, device, **arguments)
-    return waiting(lambda n: model.learn(n, reset_num_timesteps=False), device)
+    return waiting(OneRun(model), device)
 
 
 def sb3_train(device: str = "cpu", **arguments: Any) -> Callable[[int], None]:
@@ -232,8 +279,7 @@ def train_on(algo: str, dataset: str) -> Callable[[int], None]:
     :param algo: as in ``ALGOS``
     :param dataset: Minari id
     """
-    model = zoo_model(algo, dataset)
-    return lambda n: model.learn(n, reset_num_timesteps=False) and None
+    return OneRun(zoo_model(algo, dataset))
 
 
 def zoo_model(algo: str, dataset: str) -> OfflineAlgorithm:

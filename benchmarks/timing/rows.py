@@ -101,20 +101,21 @@ def measured(values: Sequence[float], base: Sequence[float] | None = None, ratio
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """
-    Write the rows; those of tables that were not measured now stay in the file.
+    Write the rows; those of tables and cases that were not measured now stay in the file.
 
     :param path: CSV file
     :param rows: the rows
     """
-    tables = {row["table"] for row in rows}
+    measured_now = {(row["table"], row["case"], str(row.get("threads", ""))) for row in rows}
     kept: list[Row] = []
     if path.exists():
         with open(path, encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["table"] not in tables]
+            found = list(csv.DictReader(file))
+        kept = [row for row in found if (row["table"], row["case"], row["threads"]) not in measured_now]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*kept, *rows])
+    writer.writerows(sorted([*kept, *rows], key=lambda row: str(row["table"])))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(str(path)) as file:
         file.write(text.getvalue().encode())
