@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import CheckpointCallback
 
-from sb3_dmpo import CQL, DMPO, IQL, InfoDMPO
+from sb3_dmpo import CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO
 from sb3_dmpo.common.datasets import DatasetError
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.updates import error_quantiles
@@ -57,6 +57,18 @@ def test_bellman_errors_are_those_of_the_critic_loss() -> None:
         ({"gumbel_temperature": 0}, "gumbel_temperature is 0"),
         ({"advantage_scale": float("inf")}, "advantage_scale is inf"),
         ({"value_bounds": (1.0, 0.0)}, "value_bounds is"),
+        ({"value_bounds": 3}, "value_bounds is 3, expected two numbers"),
+        ({"reward_scale": "unit"}, "reward_scale is 'unit', expected a finite number or one of 'return_range'"),
+        ({"reward_scale": float("nan")}, "reward_scale is nan"),
+        ({"reward_shift": "1"}, "reward_shift is '1'"),
+        ({"normalize_observations": "yes"}, "normalize_observations is 'yes', expected True or False"),
+        ({"advantage_weight": "clip"}, "advantage_weight is 'clip', expected 'normalized' or "),
+        ({"target_gate": 1}, "target_gate is 1, expected 'online' or 'target'"),
+        ({"latent_embedding": -1}, "latent_embedding is -1, expected 'observation' or 'none' or a whole number"),
+        ({"policy_kwargs": [8]}, "policy_kwargs is .8., expected a dict"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"compile": "yes"}, "compile is 'yes'"),
+        ({"gating_dtype": "float16"}, "gating_dtype is 'float16'"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
@@ -72,6 +84,10 @@ def test_missing_device() -> None:
 def test_other_algorithms_arguments() -> None:
     with pytest.raises(ValueError, match=r"IQL: expectile is 1\.0, expected a number between 0 and 1"):
         IQL("MlpPolicy", dataset=make_transitions(), device="cpu", expectile=1.0)
+    with pytest.raises(ValueError, match="LAPO: latent_size is -1, expected a whole number of at least 1, or None"):
+        LAPO("MlpPolicy", dataset=make_transitions(), device="cpu", latent_size=-1)
+    with pytest.raises(ValueError, match="DiffusionQL: max_grad_norm is 0, expected a number above 0, or None"):
+        DiffusionQL("MlpPolicy", dataset=make_transitions(), device="cpu", max_grad_norm=0)
     with pytest.raises(ValueError, match="InfoDMPO: info_learning_rate is -1"):
         InfoDMPO("MlpPolicy", dataset=make_transitions(), device="cpu", info_learning_rate=-1)
 

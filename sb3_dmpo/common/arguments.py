@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 import torch as th
@@ -30,6 +30,9 @@ _NOT_NEGATIVE = _Range(lambda value: _number(value, 0.0), "a number of at least 
 _POSITIVE = _Range(lambda value: _number(value, 0.0) and value > 0, "a number above 0")
 _OPEN_UNIT = _Range(lambda value: _number(value, 0.0, 1.0) and 0.0 < value < 1.0, "a number between 0 and 1, both excluded")
 _UNIT = _Range(lambda value: _number(value, 0.0, 1.0), "a number from 0 to 1")
+_SINCE = _Range(lambda value: _count(value, 0), "a whole number of at least 0")
+_ANY_OR_NONE = _Range(lambda value: value is None or _number(value, -math.inf), "a finite number, or None")
+_REWARD_SCALES = ("return_range", "max", "standardize")
 _RATE = _Range(lambda value: callable(value) or _number(value, 0.0), "a number of at least 0 or a schedule")
 
 _RANGES: dict[str, _Range] = {
@@ -40,29 +43,49 @@ _RANGES: dict[str, _Range] = {
     "compile": _Range(lambda value: value in (True, False, "auto"), "True, False or 'auto'"),
     "conservative_weight": _NOT_NEGATIVE,
     "context_length": _COUNT,
+    "dropout": _Range(lambda value: _number(value, 0.0, 1.0) and value < 1.0, "a number from 0 to 1 (excluded)"),
     "ema_every": _COUNT,
+    "ema_start": _SINCE,
+    "embed_dim": _COUNT,
+    "eta": _NOT_NEGATIVE,
     "expectile": _OPEN_UNIT,
     "gamma": _UNIT,
-    "gradient_steps": _Range(lambda value: _count(value, -1), "a whole number, or -1 for as many as steps"),
     "gating_dtype": _Range(lambda value: value in ("auto", "float32", "bfloat16"), "'auto', 'float32' or 'bfloat16'"),
+    "gradient_steps": _Range(lambda value: _count(value, -1), "a whole number, or -1 for as many as steps"),
     "gumbel_temperature": _POSITIVE,
     "kl_coef": _NOT_NEGATIVE,
-    "learning_starts": _Range(lambda value: _count(value, 0), "a whole number of at least 0"),
+    "latent_bound": _POSITIVE,
+    "latent_size": _Range(lambda value: value is None or _count(value, 1), "a whole number of at least 1, or None"),
+    "learning_starts": _SINCE,
+    "max_episode_length": _COUNT,
+    "max_grad_norm": _Range(lambda value: value is None or (_number(value, 0.0) and value > 0), "a number above 0, or None"),
     "min_q_weight": _UNIT,
     "n_action_samples": _COUNT,
     "n_components": _Range(lambda value: _count(value, 2), "a whole number of at least 2"),
     "n_diffusion_steps": _COUNT,
     "n_envs": _COUNT,
+    "n_heads": _COUNT,
+    "n_layers": _COUNT,
     "n_value_samples": _COUNT,
     "noise_std": _NOT_NEGATIVE,
     "online_ratio": _Range(lambda value: value is None or _number(value, 0.0, 1.0), "a number from 0 to 1, or None"),
     "policy_delay": _COUNT,
-    "pretraining_updates": _Range(lambda value: _count(value, 0), "a whole number of at least 0"),
+    "policy_kwargs": _Range(lambda value: value is None or isinstance(value, dict), "a dict, e.g. dict(net_arch=[256, 256])"),
+    "pretraining_updates": _SINCE,
+    "return_scale": _POSITIVE,
+    "reward_scale": _Range(
+        lambda value: value in _REWARD_SCALES if isinstance(value, str) else _number(value, -math.inf),
+        f"a finite number or one of {', '.join(map(repr, _REWARD_SCALES))}",
+    ),
+    "reward_shift": _Range(lambda value: _number(value, -math.inf), "a finite number"),
     "seed": _Range(lambda value: value is None or _is_seed(value), "a whole number from 0 to 4294967295, or None"),
+    "target_entropy": _ANY_OR_NONE,
     "target_noise_clip": _NOT_NEGATIVE,
     "target_policy_noise": _NOT_NEGATIVE,
+    "target_return": _ANY_OR_NONE,
     "tau": _Range(lambda value: _number(value, 0.0, 1.0) and value > 0, "a number from 0 (excluded) to 1"),
     "train_freq": _Range(lambda value: _is_train_freq(value), "a number of steps, or e.g. (1, 'episode')"),
+    "warmup_steps": _SINCE,
 }
 
 
@@ -90,6 +113,22 @@ def check_argument(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} is {value!r}, expected {known.description}.")
 
 
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values that a type names, e.g. a ``Literal``; none if it leaves them open."""
+    if annotation is bool:
+        return (True, False)
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for part in get_args(annotation) for choice in _choices(part))
+
+
+def _check_other_types(owner: str, name: str, value: Any, annotation: Any, choices: tuple[Any, ...]) -> None:
+    is_number_allowed = int in get_args(annotation)
+    if not (is_number_allowed and _count(value, 1)):
+        expected = " or ".join([*map(repr, choices), *(["a whole number of at least 1"] if is_number_allowed else [])])
+        raise ValueError(f"{owner}: {name} is {value!r}, expected {expected}.")
+
+
 def check_arguments(model: Any) -> None:
     """
     Check the ranges of a model's constructor arguments, those it has of the known ones.
@@ -99,8 +138,14 @@ def check_arguments(model: Any) -> None:
     """
     for name, value in vars(model).items():
         check_argument(type(model).__name__, name, value)
+    for name, annotation in constructor_arguments(type(model)).items():
+        choices = _choices(annotation)
+        value = getattr(model, name, None)
+        if choices and value is not None and name not in _RANGES and not any(value is one or value == one for one in choices):
+            _check_other_types(type(model).__name__, name, value, annotation, choices)
     bounds = getattr(model, "value_bounds", None)
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+    is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2 and all(_number(bound, -math.inf) for bound in bounds)
+    if bounds is not None and not (is_pair and bounds[0] < bounds[1]):
         raise ValueError(f"{type(model).__name__}: value_bounds is {bounds!r}, expected two numbers, the smaller one first.")
 
 
