@@ -195,10 +195,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 errors = [float(row["fqe_std"]) for row in found]
                 axes.errorbar(values, returns, xerr=errors, fmt="none", ecolor="#999999", zorder=0)
             label = names.get(criterion, "distance of the actions from the data")
-            sign = -1.0 if criterion == "action_distance" else 1.0
-            correlation = spearman([sign * value for value in values], returns)
+            scores = [offline_score({name: float(row[name]) for name in COLUMNS[7:11]}, criterion) for row in found]
+            correlation = spearman(scores, returns)
             axes.set(xlabel=label, ylabel="true return", title=f"{dataset}: rank corr. {correlation:+.2f}")
-            axes.title.set_fontsize(10)
+            axes.title.set_fontsize(9)
         figure.colorbar(points, ax=line[-1], label="updates")
     figure.savefig(path, dpi=110)
 
