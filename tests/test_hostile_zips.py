@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.common.checked_load import MAX_DATA_BYTES, DamagedFileError, UnsafeFileError, check_archive
+from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from tests.test_checked_load import pickled, rewritten, with_attribute
 from tests.test_hostile_pickles import named
 from tests.toy_data import make_transitions
@@ -175,6 +177,29 @@ def test_tensors_of_an_optimizer(dmpo: bytes) -> None:
     repeated = TENSORS["tensor that repeats a number"]
     with pytest.raises(UnsafeFileError, match=r"critic_optimizer\.pth"):
         check_archive(rewritten(dmpo, lambda entries: entries.update({"critic_optimizer.pth": repeated})).getvalue())
+
+
+def put(entries: dict[str, bytes], content: bytes) -> None:
+    entries["critic_optimizer.pth"] = content
+
+
+@pytest.mark.parametrize("arguments", [{}, {"dataset": "D4RL/pen/human-v2"}, {"verbose": 0}], ids=str)
+def test_optimizer_of_other_groups(dmpo: bytes, arguments: dict[str, Any]) -> None:
+    """The file is to blame, whatever else is passed to load."""
+    with zipfile.ZipFile(io.BytesIO(dmpo)) as archive:
+        state = th.load(io.BytesIO(archive.read("critic_optimizer.pth")))
+    for groups in (3, [{**state["param_groups"][0], "params": [0]}]):
+        changed = torch_file(state | {"param_groups": groups})
+        file = rewritten(dmpo, partial(put, content=changed))
+        with pytest.raises(DamagedFileError, match="do not fit DMPO"):
+            DMPO.load(file, device="cpu", **arguments)
+
+
+def test_what_the_caller_passes_is_not_the_files_fault(dmpo: bytes) -> None:
+    env = SpacesOnlyEnv(spaces.Box(-1, 1, (77,)), spaces.Box(-1, 1, (2,)))
+    with pytest.raises(ValueError, match="Observation spaces do not match") as caught:
+        DMPO.load(io.BytesIO(dmpo), env=env, device="cpu")
+    assert not isinstance(caught.value, DamagedFileError)
 
 
 @pytest.mark.parametrize(

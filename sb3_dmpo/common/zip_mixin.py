@@ -183,8 +183,10 @@ class ZipMixin(BaseAlgorithm):
             with preserved_random_state():
                 model = super().load(io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs)
         except Exception as error:  # depends on what is in the file
-            is_of_file = env is None and not kwargs and not custom_objects and not isinstance(error, OSError)
-            if not is_of_file and not isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError):
+            is_of_weights = isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError)
+            if not is_of_weights and (env is not None or kwargs):
+                # Whose fault is it? On its own the file loads, or says what is wrong with it.
+                cls.load(io.BytesIO(content), None, device, custom_objects, trust_pickle=trust_pickle)
                 raise
             raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         model._check_optimizers()
