@@ -47,7 +47,7 @@ def campaigns(scale: float) -> dict[str, Callable[[], list[Row]]]:
         "input": wrong_input,
         "disk": lambda: disk_faults(trials(100)),
         "versions": other_versions,
-        "soak": lambda: soak(3600.0 * scale, 120.0 * min(scale, 1.0)),
+        "soak": lambda: soak(3600.0 * scale, max(60.0, 300.0 * min(scale, 1.0))),
     }
 
 

@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
     "hopper": ("zoo/hopper/medium-v0", None, {"batch_size": 256, "policy_kwargs": {"net_arch": [256, 256]}}),
 }
 #: Updates between two evaluations.
-EVAL_FREQ = 10_000
+EVAL_FREQ = 1_000
 _KEPT_CHECKPOINTS = 3
 
 
