@@ -155,6 +155,7 @@ def test_precision_of_the_gate() -> None:
     narrow, wide = ({"net_arch": [width]} for width in (16, 256))
     for option, arch in (("auto", narrow), ("float32", wide)):
         assert DMPO("MlpPolicy", dataset=DATA, gating_dtype=option, policy_kwargs=arch, device="cpu").gate_dtype == th.float32
+    assert DMPO("MlpPolicy", dataset=DATA, policy_kwargs=wide, device="cpu").gate_dtype == th.float32
     assert make("dmpo", dataset=DATA, gating_dtype="bfloat16").gate_dtype == th.bfloat16
     with pytest.raises(ValueError, match="gating_dtype is 'float16'"):
         make("dmpo", dataset=DATA, gating_dtype="float16")

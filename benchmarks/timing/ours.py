@@ -33,8 +33,8 @@ ACTION_SPACE = spaces.Box(-1.0, 1.0, (synthetic.ACTION_SIZE,), np.float32)
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "eager float32": {"compile": False, "gating_dtype": "float32"},
-    "eager": {"compile": False},
-    "compiled": {"compile": True},
+    "eager": {"compile": False, "gating_dtype": "auto"},
+    "compiled": {"compile": True, "gating_dtype": "auto"},
     "compiled float32": {"compile": True, "gating_dtype": "float32"},
 }
 
