@@ -1,3 +1,5 @@
+import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,10 @@ def call(
 ) -> Callable[..., tuple[int, str, str]]:
     """Run an entry point in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    # It writes to stderr when it is first imported, in whichever test that happens to be.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("gymnasium_robotics")
+    capsys.readouterr()
 
     def run(program: Callable[[list[str]], int], *argv: str) -> tuple[int, str, str]:
         code = program(list(argv))
