@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-faults = pytest.importorskip("benchmarks.faults")
+pytest.importorskip("rl_zoo3")
+
+from benchmarks.fault_campaigns import damage, disk, hdf5, hostile, inputs, kills, soak, versions
 
 
 def passed(rows: list[dict[str, Any]]) -> None:
@@ -15,25 +17,43 @@ def passed(rows: list[dict[str, Any]]) -> None:
 
 
 def test_kills_during_save() -> None:
-    passed(faults.kills_during_save(8))
+    passed(kills.kills_during_save(8))
 
 
 def test_damaged_files() -> None:
-    passed(faults.damaged_files(25))
+    passed(damage.damaged_files(20))
 
 
 def test_hostile_files_are_live_elsewhere_and_dead_here() -> None:
-    rows = faults.hostile_files()
+    rows = hostile.hostile_files()
     passed(rows)
     stock = next(row for row in rows if row["system"] == "stable-baselines3")
-    assert stock["passed"] == 0 and stock["trials"] >= 90
+    # PyTorch itself refuses those in place of the weights.
+    assert stock["trials"] - stock["passed"] >= 3 * 30
 
 
 def test_wrong_input() -> None:
-    assert len(faults.CONFIGURATION_FAULTS) + len(faults.DATASET_FAULTS) >= 40
-    passed(faults.wrong_input())
+    assert len(hdf5.HDF5_FAULTS) >= 12 and len(inputs.CONFIGURATION_FAULTS) + len(inputs.DATASET_FAULTS) >= 40
+    passed(inputs.wrong_input())
+
+
+def test_full_disks_and_two_writers() -> None:
+    rows = disk.disk_faults(3)
+    passed([row for row in rows if "may not be mounted" not in row["detail"]])
+
+
+def test_other_versions() -> None:
+    passed(versions.other_versions())
 
 
 @pytest.mark.slow
 def test_kills_during_training() -> None:
-    passed(faults.kills_during_training(3, 1))
+    passed(kills.kills_during_training(3, 1, 1))
+
+
+@pytest.mark.slow
+def test_soak() -> None:
+    (row,) = soak.soak(20.0, 15.0, 4.0, ("toy",))
+    # So short a run is no measure of memory; nothing else may grow in it either.
+    assert "children 0, temporary files left 0" in row["detail"], row
+    assert int(row["detail"].split(" checkpoints")[0].split()[-1]) >= 4

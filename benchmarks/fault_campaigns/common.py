@@ -47,10 +47,11 @@ def make_model(name: str, data: Any = None, **arguments: Any) -> Any:
     return ALGOS[name]("MlpPolicy", **source, **({"batch_size": 16, "seed": 0, "device": "cpu"} | own | arguments))
 
 
-def make_stock() -> TD3:
+def make_stock(**arguments: Any) -> TD3:
     """A model of SB3, about as large."""
     env = _SteppableEnv(OBSERVATION_SPACE, ACTION_SPACE)
-    return TD3("MlpPolicy", env, policy_kwargs={"net_arch": [8, 8]}, buffer_size=10, seed=0, device="cpu")
+    own: dict[str, Any] = {"policy_kwargs": {"net_arch": [8, 8]}, "buffer_size": 10, "seed": 0, "device": "cpu"}
+    return TD3("MlpPolicy", env, **(own | arguments))
 
 
 class _SteppableEnv(SpacesOnlyEnv):

@@ -15,7 +15,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from .common import OURS, Row, row
+from benchmarks.fault_campaigns.common import OURS, Row, row
 
 #: Name in the results, then dataset (None: the toy's own), evaluation environment and settings.
 RUNS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
@@ -152,9 +152,8 @@ def soak(
             }
             if RUNS[name][0] is None:
                 environment["MINARI_DATASETS_PATH"] = str(folder / "minari")
-            package = __package__ or "fault_campaigns"
-            command = [sys.executable, "-m", f"{package}.soak", name, str(folder), str(every), str(total)]
-            search = [str(Path(__file__).resolve().parents[package.count(".") + 1]), *filter(None, sys.path)]
+            command = [sys.executable, "-m", __name__, name, str(folder), str(every), str(total)]
+            search = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
             environment["PYTHONPATH"] = os.pathsep.join(search)
             watched.append(Watched(name, folder, subprocess.Popen(command, env=environment)))
         try:

@@ -7,9 +7,10 @@ import os
 import pathlib
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch as th
 
@@ -62,6 +63,22 @@ def set_random_state(state: dict[str, Any]) -> None:
             generator.set_state(decode_state(saved))
 
 
+def unpicklable_attribute(attributes: dict[str, Any], excluded: Collection[str]) -> str | None:
+    """
+    Name of the first attribute that cannot be pickled, None if all can.
+
+    :param attributes: values by name
+    :param excluded: names that do not count
+    """
+    for name, value in attributes.items():
+        if name not in excluded:
+            try:
+                cloudpickle.dumps(value)
+            except Exception:  # anything can happen in __reduce__
+                return name
+    return None
+
+
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Leave the global random generators as they were before the block."""
@@ -83,7 +100,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        # The temporary file's name would say nothing.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -94,9 +115,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     if os.name == "posix":
         folder = os.open(target.parent, os.O_RDONLY)

@@ -24,6 +24,7 @@ from sb3_dmpo.common.save_util import (
     get_random_state,
     preserved_random_state,
     set_random_state,
+    unpicklable_attribute,
 )
 
 SelfZipMixin = TypeVar("SelfZipMixin", bound="ZipMixin")
@@ -93,7 +94,9 @@ class ZipMixin(BaseAlgorithm):
         :param path: path of the file (``.zip`` is appended if there is no suffix) or a file object
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep that are left out by default
-        :raises FloatingPointError: a loss or a weight is no longer finite; the previous file is left as it was
+        :raises FloatingPointError: a loss or a weight is no longer finite
+        :raises TypeError: an attribute cannot be pickled
+        :raises OSError: the disk is full, the folder is read-only, ...; in every case the previous file is left as it was
         """
         self.check_finite()
         pending = self._random_state
@@ -102,11 +105,21 @@ class ZipMixin(BaseAlgorithm):
             if isinstance(path, str | pathlib.Path):
                 path = pathlib.Path(path)
                 path = path if path.suffix else path.with_suffix(".zip")
+                # In memory first: a disk that is full then says so itself, and not PyTorch or zipfile in words of their own.
+                content = io.BytesIO()
+                super().save(content, exclude, include)
                 with atomic_write(path) as file:
-                    super().save(file, exclude, include)
+                    file.write(content.getbuffer())
                 self._last_good = path
             else:
                 super().save(path, exclude, include)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            name = unpicklable_attribute(vars(self), {*self._excluded_save_params(), *(exclude or ())} - {*(include or ())})
+            if name is None:
+                raise
+            raise TypeError(
+                f"The attribute '{name}' cannot be saved ({error}). Nothing was written; `exclude=['{name}']` leaves it out."
+            ) from error
         finally:
             self._random_state = pending
 
@@ -216,7 +229,9 @@ class ZipMixin(BaseAlgorithm):
         """
         trial: Any = cls(device="cpu", _init_setup_model=False)  # type: ignore[call-arg]
         policies = set(cls.policy_aliases.values())
-        attributes = read_attributes(content, {*vars(trial), *_KEYS_OF_SETUP}, policies, replaced)
+        # What no file of ours holds is not taken from a file, e.g. a device or the dataset to be read.
+        known = {*vars(trial), *_KEYS_OF_SETUP} - {*trial._excluded_save_params()}
+        attributes = read_attributes(content, known, policies, replaced)
         vars(trial).update(attributes | replaced)
         for name, value in attributes.items():
             if isinstance(value, type) and (name not in ("policy_class", "replay_buffer_class")):
