@@ -47,7 +47,8 @@ def campaigns(scale: float) -> dict[str, Callable[[], list[Row]]]:
         "input": wrong_input,
         "disk": lambda: disk_faults(trials(100)),
         "versions": other_versions,
-        "soak": lambda: soak(3600.0 * scale, max(60.0, 300.0 * min(scale, 1.0))),
+        # Compiling and the first evaluation have to lie in the warm-up, on a slow machine too.
+        "soak": lambda: soak(3600.0 * scale, max(60.0, 600.0 * min(scale, 1.0))),
     }
 
 
