@@ -42,6 +42,15 @@ def _is_available(device: th.device) -> bool:
     return True
 
 
+def _make_generator(device: th.device, seed: int | None) -> th.Generator:
+    generator = th.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
 class OfflineReplayBuffer(ReplayBuffer):
     """
     A dataset as contiguous float32 tensors on the training device, sampled there without the host.
@@ -125,11 +134,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.max_reward = float(rewards.max())
         self.memory_map = False
         # Where the indices are drawn: with the data
-        self.generator = th.Generator(device=observations.device)
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
+        self.generator = _make_generator(observations.device, seed)
         #: Share of added transitions in a minibatch, once there are some; None: as many as chance draws
         self.online_ratio: float | None = None
         # pos and full describe the region of added transitions
@@ -204,6 +209,21 @@ class OfflineReplayBuffer(ReplayBuffer):
         )
         buffer.memory_map = memory_map
         return buffer
+
+    def twin(self, seed: int | None = None) -> "OfflineReplayBuffer":
+        """
+        Another buffer with the same dataset, which is held in memory once, and minibatches of its own.
+
+        :param seed: Seed of its minibatches, None: from the operating system
+        """
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name in _TRANSITION_TENSORS:
+            setattr(twin, name, getattr(self, name)[: self.n_offline])
+        twin.buffer_size, twin.extra_capacity = self.n_offline, 0
+        twin.generator = _make_generator(self.generator.device, seed)
+        twin.reset()
+        return twin
 
     def size(self) -> int:
         """Number of transitions, those of the dataset and added ones."""

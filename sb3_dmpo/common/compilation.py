@@ -3,13 +3,15 @@ The update as compiled code: ``update`` is recorded once as one graph of tensor 
 soft updates included, and ``torch.compile`` turns the graph into code. The algorithms know nothing of it.
 """
 
+import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch as th
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_dmpo.common.type_aliases import Metrics
@@ -20,6 +22,20 @@ CompileOption = bool | Literal["auto"]
 AUTO_UPDATES = 100_000
 
 
+def missing_for_recording(optimizers: list[th.optim.Optimizer]) -> str | None:
+    """
+    Why an update cannot be recorded, or None.
+
+    :param optimizers: the optimizers of the algorithm
+    """
+    for optimizer in optimizers:
+        group = optimizer.param_groups[0]
+        decays = type(optimizer) is th.optim.Adam and group["weight_decay"]
+        if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or decays or group["amsgrad"] or group["maximize"]:
+            return f"only plain Adam and AdamW are compiled, the optimizer here is {type(optimizer).__name__}"
+    return None
+
+
 def missing_for_compilation(optimizers: list[th.optim.Optimizer], device: th.device) -> str | None:
     """
     Why an update cannot be compiled here, or None.
@@ -27,11 +43,9 @@ def missing_for_compilation(optimizers: list[th.optim.Optimizer], device: th.dev
     :param optimizers: the optimizers of the algorithm
     :param device: where it is trained
     """
-    for optimizer in optimizers:
-        group = optimizer.param_groups[0]
-        decays = type(optimizer) is th.optim.Adam and group["weight_decay"]
-        if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or decays or group["amsgrad"] or group["maximize"]:
-            return f"only plain Adam and AdamW are compiled, the optimizer here is {type(optimizer).__name__}"
+    obstacle = missing_for_recording(optimizers)
+    if obstacle is not None:
+        return obstacle
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
         return "there is no C++ compiler: install g++, or set CXX"
     return None
@@ -112,7 +126,7 @@ def clipped(gradients: list[th.Tensor], max_norm: float) -> list[th.Tensor]:
     return [gradient * factor for gradient in gradients]
 
 
-def _tensors(batch: Any) -> list[th.Tensor]:
+def batch_tensors(batch: Any) -> list[th.Tensor]:
     """All tensors of a batch in a fixed order, those of its noise last."""
     return [*(value for value in batch if isinstance(value, th.Tensor)), *batch.noise.values()]
 
@@ -121,6 +135,36 @@ def _with_tensors(batch: Any, tensors: list[th.Tensor]) -> Any:
     rest = iter(tensors)
     fields = {name: next(rest) for name, value in batch._asdict().items() if isinstance(value, th.Tensor)}
     return batch._replace(**fields, noise={name: next(rest) for name in batch.noise})
+
+
+@contextlib.contextmanager
+def undone(state: Sequence[th.Tensor]) -> Iterator[None]:
+    """
+    Put tensors back to what they were before the block.
+
+    :param state: what the block changes
+    """
+    before = [tensor.detach().clone() for tensor in state]
+    try:
+        yield
+    finally:
+        with th.no_grad():
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+
+
+def compiled_graph(graph: GraphModule) -> Callable[..., list[th.Tensor]]:
+    """
+    A recorded graph as compiled code.
+
+    :param graph: the graph
+    """
+    options: dict[str, Any] = {}
+    if hasattr(th.compiler, "skip_all_guards_unsafe"):
+        # What is recorded never changes, nor do the shapes and devices of what it is called with.
+        options["guard_filter_fn"] = th.compiler.skip_all_guards_unsafe
+    run: Callable[..., list[th.Tensor]] = th.compile(graph, fullgraph=True, dynamic=False, options=options or None)
+    return run
 
 
 class CompiledUpdate:
@@ -152,7 +196,7 @@ class CompiledUpdate:
         :param batch: the minibatch with its noise
         :param variant: what decides which operations the update consists of
         """
-        inputs = _tensors(batch)
+        inputs = batch_tensors(batch)
         if variant not in self._graphs:
             self._graphs[variant] = self._record(batch, inputs)
         graph, names = self._graphs[variant]
@@ -160,6 +204,16 @@ class CompiledUpdate:
             return dict(zip(names, graph(*inputs, *self._state), strict=True))
 
     def _record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[Callable[..., list[th.Tensor]], list[str]]:
+        graph, names = self.record(batch, inputs)
+        return compiled_graph(graph), names
+
+    def record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[GraphModule, list[str]]:
+        """
+        The update as a graph of tensor operations, which takes ``inputs`` and the state, and the names of what it returns.
+
+        :param batch: the minibatch with its noise
+        :param inputs: its tensors
+        """
         names: list[str] = []
 
         def recorded(*tensors: th.Tensor) -> list[th.Tensor]:
@@ -168,17 +222,9 @@ class CompiledUpdate:
             return [value.detach().clone() for value in metrics.values()]
 
         # Recording does the update for real; afterwards it has not happened.
-        before = [tensor.detach().clone() for tensor in self._state]
         self.is_recording = True
         try:
-            graph = make_fx(recorded)(*inputs, *self._state)
+            with undone(self._state):
+                return make_fx(recorded)(*inputs, *self._state), names
         finally:
             self.is_recording = False
-            with th.no_grad():
-                for tensor, value in zip(self._state, before, strict=True):
-                    tensor.copy_(value)
-        options: dict[str, Any] = {}
-        if hasattr(th.compiler, "skip_all_guards_unsafe"):
-            # The variant says all that the graph depends on; shapes and devices of the state never change.
-            options["guard_filter_fn"] = th.compiler.skip_all_guards_unsafe
-        return th.compile(graph, fullgraph=True, dynamic=False, options=options or None), names

@@ -1,9 +1,10 @@
 """The base of all algorithms: a training loop over a fixed dataset in the shape of SB3's off-policy algorithms."""
 
+import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -295,11 +296,12 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
 
     # Training ---------------------------------------------------------------------------------------------------
 
-    def _setup_dataset(self, continuing: bool = False) -> None:
+    def _setup_dataset(self, continuing: bool = False, loaded: OfflineReplayBuffer | None = None) -> None:
         """
         Read the dataset into the replay buffer, once.
 
         :param continuing: whether a run goes on, which needs the data it began with
+        :param loaded: the dataset, if somebody has read it already
         """
         if isinstance(self.replay_buffer, OfflineReplayBuffer):
             return
@@ -311,7 +313,9 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         if self.dataset is None and not str(dataset).endswith(tuple(f"-v{digit}" for digit in range(10))):
             # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
             raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
-        if isinstance(dataset, OfflineReplayBuffer):
+        if loaded is not None:
+            buffer = loaded
+        elif isinstance(dataset, OfflineReplayBuffer):
             buffer = dataset
         else:
             transitions = load_transitions(dataset, download=self.download, env=self.env, memory_map=self.memory_map)
@@ -396,18 +400,22 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         for _ in range(gradient_steps):
-            for name, (optimizer, schedule, _) in self._optimizers.items():
-                rate = schedule(self._current_progress_remaining)
-                utils.update_learning_rate(optimizer, rate)
-                if self._compiled is not None:
-                    self._rates[name].fill_(rate)
-            self._n_updates += 1
+            self._begin_update()
             self._last_batch = self.sample_batch(batch_size)
             if self._compiled is None:
                 metrics = self._update_all(self._last_batch)
             else:
                 metrics = self._compiled(self._last_batch, self.update_variant(batch_size))
             self._metrics.append(metrics, self._n_updates)
+
+    def _begin_update(self) -> None:
+        """Set the learning rates of the next update, and count it."""
+        for name, (optimizer, schedule, _) in self._optimizers.items():
+            rate = schedule(self._current_progress_remaining)
+            utils.update_learning_rate(optimizer, rate)
+            if self._compiled is not None:
+                self._rates[name].fill_(rate)
+        self._n_updates += 1
 
     def _update_all(self, batch: OfflineBatch) -> Metrics:
         metrics = self.update(batch)
@@ -438,13 +446,18 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         if not self._is_compiled:
             self._compiled = None
             return
-        self._rates = self._rates or {name: th.zeros((), device=self.device) for name in self._optimizers}
-        state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
-        for optimizer in optimizers:
-            prepare_adam(optimizer)
-            state += [tensor for values in optimizer.state.values() for tensor in values.values()]
+        state = self._update_state()
         if self._compiled is None or not self._compiled.has_state(state):
             self._compiled = CompiledUpdate(self._update_all, state)
+
+    def _update_state(self) -> list[th.Tensor]:
+        """Every tensor that an update reads or writes apart from the minibatch."""
+        self._rates = self._rates or {name: th.zeros((), device=self.device) for name in self._optimizers}
+        state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
+        for optimizer, _, _ in self._optimizers.values():
+            prepare_adam(optimizer)
+            state += [tensor for values in optimizer.state.values() for tensor in values.values()]
+        return state
 
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         """As in SB3; compiled updates go on with the new tensors of the optimizers."""
@@ -503,15 +516,20 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
         self._setup_dataset(continuing=not reset_num_timesteps)
         self._take_over_random_state(continuing=not reset_num_timesteps)
         self._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
+        with self._env_for_callbacks():
+            self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return self
+
+    @contextlib.contextmanager
+    def _env_for_callbacks(self) -> Iterator[None]:
+        """Callbacks of SB3 insist on a training env; where there is none, one has the spaces and nothing else."""
         if self.env is None:
-            # Callbacks of SB3 insist on a training env; this one has the spaces and nothing else.
             env = SpacesOnlyEnv(self.observation_space, self.action_space)
             self._placeholder_env = DummyVecEnv([lambda: env])
         try:
-            self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            yield
         finally:
             self._placeholder_env = None
-        return self
 
     def _learn(
         self,
@@ -530,13 +548,23 @@ class OfflineAlgorithm(OnlineMixin, ZipMixin, OffPolicyAlgorithm):
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             self.train(gradient_steps=1, batch_size=self.batch_size)
             self.num_timesteps += 1
-            if log_interval is not None and self.num_timesteps % log_interval == 0:
-                self.dump_logs()
-            callback.update_locals(locals())
-            if not callback.on_step():
+            if not self._end_update(callback, log_interval, locals()):
                 break
         self._flush_metrics()
         callback.on_training_end()
+
+    def _end_update(self, callback: BaseCallback, log_interval: int | None, variables: dict[str, Any]) -> bool:
+        """
+        Write the log when it is due and call the callbacks; False ends the training.
+
+        :param callback: called after every update
+        :param log_interval: as in :meth:`learn`
+        :param variables: local variables of the training, which callbacks may look at
+        """
+        if log_interval is not None and self.num_timesteps % log_interval == 0:
+            self.dump_logs()
+        callback.update_locals(variables)
+        return callback.on_step()
 
     def get_env(self) -> VecEnv | None:
         """The environment; while learning without one, a placeholder with the right spaces that cannot be stepped."""

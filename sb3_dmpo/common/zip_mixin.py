@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from sb3_dmpo.common.arguments import check_arguments, check_stored_counts
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -41,6 +42,12 @@ def _read(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
     if not path.exists() and not path.suffix:
         path = path.with_suffix(".zip")
     return path.read_bytes()
+
+
+def _on_its_own(value: Any) -> Any:
+    if not isinstance(value, th.Tensor) or value.untyped_storage().nbytes() <= value.nbytes:
+        return value
+    return value.detach().clone()
 
 
 class ZipMixin(BaseAlgorithm):
@@ -122,6 +129,19 @@ class ZipMixin(BaseAlgorithm):
             ) from error
         finally:
             self._random_state = pending
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        As in SB3. Tensors that are parts of larger ones, as while several seeds learn at once, are copied: a file would hold
+        the whole.
+        """
+        parameters: dict[str, dict[str, Any]] = super().get_parameters()
+        for name, values in parameters.items():
+            if name == "policy":
+                values.update({key: _on_its_own(value) for key, value in values.items()})
+            else:
+                parameters[name] = tree_map(_on_its_own, values)
+        return parameters
 
     def check_finite(self) -> None:
         """
