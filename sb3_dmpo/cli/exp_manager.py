@@ -57,6 +57,8 @@ class OfflineExperimentManager(ExperimentManager):
         self.eval_callback: RunEvalCallback | None = None
         self.final_result: EvaluationResult | None = None
         self.interrupt = StopOnInterrupt()
+        #: What lines begin with that come between those of other runs.
+        self.label = ""
         self._until_saved = contextlib.ExitStack()
         self._has_folder = False
         self.learning_since = 0.0
@@ -166,11 +168,15 @@ class OfflineExperimentManager(ExperimentManager):
         try:
             return super().setup_experiment()
         except BaseException as error:
-            if self._has_folder:
-                shutil.rmtree(self.save_path, ignore_errors=True)
+            self.discard()
             if isinstance(error, TypeError | ValueError) and not isinstance(error, DatasetError) and self.verbose < 2:
                 raise UsageError(f"{self.algo} on {self.dataset}: {error}") from error
             raise
+
+    def discard(self) -> None:
+        """Remove the run's folder if this run has made it: it did not begin."""
+        if self._has_folder:
+            shutil.rmtree(self.save_path, ignore_errors=True)
 
     def create_log_folder(self) -> None:
         """Make the run's folder. A run that starts at the same moment gets another number, not the same folder."""
@@ -292,9 +298,6 @@ class OfflineExperimentManager(ExperimentManager):
 
         :param model: the model
         """
-        arguments: dict[str, Any] = {}
-        if self.log_interval != -1:
-            arguments["log_interval"] = self.log_interval if self.log_interval > -1 else None
         self.learning_since = time.monotonic()
         n_timesteps = self.n_timesteps
         if self.resumed is not None and self.resumed.checkpoint is not None:
@@ -305,26 +308,42 @@ class OfflineExperimentManager(ExperimentManager):
             stack.enter_context(self.interrupt.listening())
             try:
                 if not self._is_finished:
-                    self._learn_and_evaluate(model, n_timesteps, arguments)
+                    self._learn_and_evaluate(model, n_timesteps)
             finally:
                 # Until the model is saved, Ctrl-C must not come between.
                 self.interrupt.note_only()
-                envs = [model.env] if self.eval_callback is None else [model.env, self.eval_callback.eval_env]
-                for env in envs:
-                    if env is not None:
-                        env.close()
+                self.close_environments(model)
             self._until_saved = stack.pop_all()
 
-    def _learn_and_evaluate(self, model: BaseAlgorithm, n_timesteps: int, arguments: dict[str, Any]) -> None:
+    def learn_arguments(self) -> dict[str, Any]:
+        """Arguments of ``learn`` that options give."""
+        return {} if self.log_interval == -1 else {"log_interval": self.log_interval if self.log_interval > -1 else None}
+
+    def close_environments(self, model: BaseAlgorithm) -> None:
+        """
+        Close those of the model and of the evaluation.
+
+        :param model: the model
+        """
+        for env in (model.env, self.eval_callback.eval_env if self.eval_callback is not None else None):
+            if env is not None:
+                env.close()
+
+    def close_progress_bars(self) -> None:
+        """Let go of the screen after an interrupt."""
+        for callback in self.callbacks:
+            if hasattr(callback, "pbar"):
+                callback.pbar.close()
+
+    def _learn_and_evaluate(self, model: BaseAlgorithm, n_timesteps: int) -> None:
+        is_new = not self.continue_training
         try:
-            model.learn(n_timesteps, callback=self.callbacks, reset_num_timesteps=not self.continue_training, **arguments)
+            model.learn(n_timesteps, callback=self.callbacks, reset_num_timesteps=is_new, **self.learn_arguments())
             if self.eval_callback is not None and not self.interrupt.requested:
                 self.final_result = self.eval_callback.evaluate_at_end()
         except KeyboardInterrupt:
             self.interrupt.requested = True
-            for callback in self.callbacks:
-                if hasattr(callback, "pbar"):
-                    callback.pbar.close()
+            self.close_progress_bars()
 
     def _catch_up(self, updates: int) -> None:
         """
@@ -339,7 +358,7 @@ class OfflineExperimentManager(ExperimentManager):
 
     def _on_result(self, result: EvaluationResult, updates: int, is_final: bool) -> None:
         if self.verbose > 0:
-            print(f"Evaluation after {updates} updates: {score_line(result, with_source=False)}")
+            print(f"{self.label}Evaluation after {updates} updates: {score_line(result, with_source=False)}")
         if self.results is not None:
             self.results.append(
                 result,

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -21,6 +22,7 @@ CLASSES: dict[str, type[Any]] = {
 #: Names, schedules (lin_3e-4), ids and paths stand for themselves: a letter, then nothing that Python could call.
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w.+/ -]*")
 _MAX_LENGTH = 10_000
+_MAX_SEEDS = 1_000
 
 
 def parse_value(text: str) -> Any:
@@ -102,3 +104,20 @@ def plain(value: Any) -> Any:
         if value is known:
             return name
     return str(value)
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+    """
+    Seeds in the order they were typed, each once.
+
+    :param texts: numbers and ranges, e.g. ``["0-2", "7"]`` or ``["0-2,7"]``
+    :raises UsageError: anything else
+    """
+    seeds: list[int] = []
+    for text in ",".join(texts).split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**32 or last - first >= _MAX_SEEDS:
+            raise UsageError(f"--seeds {text}: write numbers and ranges, e.g. 0-4 7.")
+        seeds.extend(range(first, last + 1))
+    return list(dict.fromkeys(seeds))

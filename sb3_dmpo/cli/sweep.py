@@ -22,6 +22,7 @@ from rich.table import Table
 
 from sb3_dmpo.cli.configs import config_path
 from sb3_dmpo.cli.errors import EXIT_USAGE, UsageError
+from sb3_dmpo.cli.literals import parse_seeds
 from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep_cells import Cell, Worker, exit_code_of, read_json
 from sb3_dmpo.cli.sweep_jobs import Jobs, LocalJobs, SlurmJobs
@@ -98,22 +99,6 @@ def minutes(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither minutes nor HH:MM:SS")
     return int(text)
-
-
-def parse_seeds(texts: Sequence[str]) -> list[int]:
-    """
-    Seeds in the order they were typed.
-
-    :param texts: numbers and ranges, e.g. ``["0-2", "7"]``
-    :raises UsageError: anything else
-    """
-    seeds: list[int] = []
-    for text in texts:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-        if match is None:
-            raise UsageError(f"--seeds {text}: write numbers and ranges, e.g. 0-4 7.")
-        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return list(dict.fromkeys(seeds))
 
 
 def make_cells(options: argparse.Namespace, arguments: Sequence[str]) -> list[Cell]:

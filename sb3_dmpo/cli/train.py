@@ -10,12 +10,22 @@ from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.environments import register_environment
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.finetune import finetune_settings
+from sb3_dmpo.cli.literals import parse_seeds
 from sb3_dmpo.cli.model_summary import read_summary
 from sb3_dmpo.cli.resume import find_run
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
 from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
 from sb3_dmpo.common.datasets import dataset_spaces
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+
+#: Options that belong to a single run, and what to do instead.
+_SINGLE_RUN = {
+    "resume": ("--resume", "finish the runs one by one, with --seed N --resume"),
+    "finetune": ("--finetune", "fine-tune the models one by one, with -i ZIP --finetune N"),
+    "trained_agent": ("-i", "a model that is continued has a seed of its own"),
+    "optimize_hyperparameters": ("-optimize", "search with a single seed"),
+    "track": ("--track", "track the runs one by one, with --seed N"),
+}
 
 
 class TrainParser(ZooParser):
@@ -46,6 +56,12 @@ class TrainParser(ZooParser):
             metavar="NAME:VALUE",
             help="e.g. online_ratio:0.5 noise_std:0.1 n_envs:1",
         )
+        self.add_argument(
+            "--seeds",
+            nargs="+",
+            metavar="SEED",
+            help="instead of --seed: train these at once, e.g. 0-4 or 0,2,5; each ends as its own run would",
+        )
         self.add_argument("--results", default="", metavar="FILE.csv", help="append a row for every evaluation")
 
     def prepare(self, options: argparse.Namespace) -> None:
@@ -56,6 +72,8 @@ class TrainParser(ZooParser):
         :raises UsageError: something that was asked for is not there
         :raises DatasetError: the dataset is not there
         """
+        if options.seeds is not None:
+            self._check_seeds(options)
         if options.dataset in (None, TWO_GOALS_DATASET_ID):
             options.dataset = TWO_GOALS_DATASET_ID
             make_two_goals_dataset()
@@ -80,6 +98,16 @@ class TrainParser(ZooParser):
             raise UsageError("--save-replay-buffer is of no use: the replay buffer is the dataset.")
         if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
             raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
+
+    @staticmethod
+    def _check_seeds(options: argparse.Namespace) -> None:
+        if options.seed >= 0:
+            raise UsageError("--seed and --seeds exclude each other: choose one.")
+        for name, (option, remedy) in _SINGLE_RUN.items():
+            if getattr(options, name):
+                raise UsageError(f"{option} does not go with --seeds: {remedy}.")
+        options.seeds = parse_seeds(options.seeds)
+        options.seed = options.seeds[0]
 
     @staticmethod
     def _find_interrupted_run(options: argparse.Namespace) -> None:
@@ -114,7 +142,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     import rl_zoo3.train
 
     from sb3_dmpo.cli.exp_manager import OfflineExperimentManager
+    from sb3_dmpo.cli.several_seeds import SeveralSeedsManager
+
+    def manager(args: argparse.Namespace, *positional: Any, **keywords: Any) -> OfflineExperimentManager | SeveralSeedsManager:
+        kind = OfflineExperimentManager if args.seeds is None else SeveralSeedsManager
+        return kind(args, *positional, **keywords)
 
     parser = TrainParser.module(argv, argparse.Namespace())
-    with prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=OfflineExperimentManager, argparse=parser):
+    with prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser):
         rl_zoo3.train.train()
