@@ -16,14 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.timing import acting_tables, tables
 from benchmarks.timing import rows as rows_module
 from benchmarks.timing.ours import VARIANTS
+from benchmarks.timing.seeds import seeds_rows
 from benchmarks.timing.turns import QUICK, Effort
 from sb3_dmpo import ALGOS
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
-TABLES = ("train", "scaling", "data", "predict", "eval")
+TABLES = ("train", "scaling", "seeds", "data", "predict", "eval")
 
 #: Algorithms of the eval table, slow and quick
 EVALUATED = ("dmpo", "infodmpo", "iql", "td3_bc", "bc")
+#: Algorithms of the seeds table
+OF_SEVERAL_SEEDS = ("dmpo", "td3_bc", "bc")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> list[rows_module.Row]:
     makers: dict[str, Callable[[], Iterator[rows_module.Row]]] = {
         "train": lambda: tables.train_rows(options.algos, options.threads, effort, options.variants),
         "scaling": lambda: tables.scaling_rows(options.threads[0], effort, options.variants),
+        "seeds": lambda: seeds_rows([name for name in OF_SEVERAL_SEEDS if name in options.algos], options.threads[0], effort),
         "data": lambda: acting_tables.data_rows(options.threads[0], effort, options.transitions),
         "predict": lambda: acting_tables.predict_rows(options.algos, options.threads[0], effort),
         "eval": lambda: acting_tables.eval_rows(

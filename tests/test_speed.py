@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 speed = pytest.importorskip("benchmarks.speed")
-from benchmarks.timing import acting_tables, rows, tables, turns  # noqa: E402
+from benchmarks.timing import acting_tables, rows, seeds, tables, turns  # noqa: E402
 from benchmarks.timing.server import Contenders, Server  # noqa: E402
 from sb3_dmpo import ALGOS  # noqa: E402
 from tests.dataset_helpers import make_dataset, random_episodes  # noqa: E402
@@ -28,7 +28,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "has_peers", lambda: False)
     monkeypatch.setattr(speed, "QUICK", turns.Effort(0.001, 2, 1))
     monkeypatch.setattr("benchmarks.timing.ours.N_TRANSITIONS", 1000)
-    monkeypatch.setattr("benchmarks.timing.ours.VARIANTS", {"default": {}})
+    monkeypatch.setattr("benchmarks.timing.ours.VARIANTS", {"default": {"compile": False}})
     monkeypatch.setattr(acting_tables, "ZOO_EVAL_EPISODES", 2)
     monkeypatch.setattr(acting_tables, "MAX_EPISODE_STEPS", 20)
 
@@ -57,6 +57,15 @@ def test_the_scaling_table(monkeypatch: pytest.MonkeyPatch) -> None:
         ("infodmpo by |Z|", "4"),
     ]
     assert float(found[0]["ratio"]) == 1.0
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_seeds_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeds, "SETTINGS", ({"batch_size": 8, "policy_kwargs": {"net_arch": [8]}},))
+    found = speed.main([*TINY, "--only", "seeds", "--algos", "bc"])
+    assert [row["variant"] for row in found] == [seeds.ALONE, seeds.IN_TURN, seeds.AT_ONCE, seeds.AT_ONCE]
+    assert [row.get("ratio_to") for row in found] == [None, None, seeds.IN_TURN, seeds.ALONE]
+    assert all(row["measure"] == "updates of every seed per CPU-second" for row in found)
 
 
 @pytest.mark.usefixtures("in_this_process")

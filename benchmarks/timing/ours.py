@@ -108,15 +108,16 @@ def setting(name: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return result, ", ".join(words)
 
 
-def make_model(name: str, device: str = "cpu", **arguments: Any) -> OfflineAlgorithm:
+def make_model(name: str, device: str = "cpu", seed: int = 0, **arguments: Any) -> OfflineAlgorithm:
     """
     A model with the synthetic data.
 
     :param name: as in ``ALGOS``
     :param device: its device
+    :param seed: its seed
     :param arguments: deviations from :func:`setting`
     """
-    model = ALGOS[name]("MlpPolicy", dataset=replay_buffer(), seed=0, device=device, **setting(name, arguments)[0])
+    model = ALGOS[name]("MlpPolicy", dataset=replay_buffer(), seed=seed, device=device, **setting(name, arguments)[0])
     model.set_logger(Logger(None, []))
     return model
 
@@ -154,10 +155,13 @@ class OneRun(BaseCallback):
         self.thread = threading.Thread(target=self._learn, args=(model,), daemon=True)
         self.thread.start()
 
+    def _begin(self, model: OfflineAlgorithm) -> None:
+        model.learn(N_UPDATES, callback=self)
+
     def _learn(self, model: OfflineAlgorithm) -> None:
         self.left = self.orders.get()
         try:
-            model.learn(N_UPDATES, callback=self)
+            self._begin(model)
         except BaseException as error:
             self.answers.put(error)
 
