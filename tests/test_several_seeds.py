@@ -287,6 +287,12 @@ def test_seeds_on_the_command_line_leave_what_their_own_runs_would(call: Callabl
     assert "Seed 2: Evaluation after 3 updates" in out and out.count("Score:") == 2
     assert call(train, *RUN, "--seed", "2", *TINY)[0] == 0
     runs = [tmp_path / "logs" / "bc" / f"TwoGoals-v0_{i}" for i in (1, 2, 3)]
+    whole = ALGOS["bc"].load(runs[0] / "TwoGoals-v0.zip")
+    (runs[0] / "TwoGoals-v0.zip").unlink()
+    assert call(train, *RUN[:-2], "--seed", "0", *TINY, "--resume")[0] == 0
+    resumed = ALGOS["bc"].load(runs[0] / "TwoGoals-v0.zip")
+    for key, value in resumed.policy.state_dict().items():
+        th.testing.assert_close(value, whole.policy.state_dict()[key], atol=2e-5, rtol=1e-4)
     names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in runs]
     assert names[0] == names[1] == names[2] and "rl_model_4_steps.zip" in names[0]
     mine, single = (ALGOS["bc"].load(run / "TwoGoals-v0.zip") for run in runs[1:])

@@ -44,7 +44,8 @@ class DivergedSeedsError(FloatingPointError):
     """
 
     def __init__(self, failures: dict[OfflineAlgorithm, FloatingPointError]) -> None:
-        super().__init__(" ".join(f"Seed {model.seed}: {error}" for model, error in failures.items()))
+        names = ["A model without seed" if model.seed is None else f"Seed {model.seed}" for model in failures]
+        super().__init__(" ".join(f"{name}: {error}" for name, error in zip(names, failures.values(), strict=True)))
         self.models = list(failures)
 
 
@@ -52,7 +53,7 @@ def _settings(model: OfflineAlgorithm) -> dict[str, Any]:
     """What an update depends on, by name."""
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, OfflineAlgorithm)]
     names = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} - _OWN_ARGUMENTS
-    settings = {name: getattr(model, name) for name in sorted(names) if not name.endswith("learning_rate")}
+    settings = {name: getattr(model, name, None) for name in sorted(names) if not name.endswith("learning_rate")}
     settings["device"] = model.device
     settings["policy"] = model.policy_class
     settings["number of updates done"] = model._n_updates
