@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
+from sb3_dmpo.common.action_tables import action_table, is_blockwise
 from sb3_dmpo.common.sweeps import sweep
 
 
@@ -246,9 +247,12 @@ class EnsembleCritic(nn.Module):
         :param observations: shape ``(batch, observation_size)``
         :param actions: shape ``(batch, n, action_size)``
         """
+        layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        if is_blockwise(observations, actions, [*weights, *biases], self.activation):
+            return action_table(observations, actions, weights, biases)
         batch, n, action_size = actions.shape
-        first = self.layers[0]
-        assert isinstance(first, EnsembleLinear)
+        first = layers[0]
         size = observations.shape[1]
         weight = first.weight.transpose(1, 2)
         shared = th.baddbmm(first.bias, observations.expand(self.n_critics, *observations.shape), weight[:, :size])
