@@ -1,5 +1,7 @@
 """Near ties between actions are decided in the same way whatever the rounding."""
 
+import copy
+
 import numpy as np
 import torch as th
 from torch import nn
@@ -53,6 +55,23 @@ def test_the_batch_does_not_matter() -> None:
     assert np.array_equal(whole, parts)
     exact = model.policy.component_q_values(observations)
     assert (exact.max(axis=1) - np.take_along_axis(exact, whole[:, None], 1)[:, 0] <= 1e-5).all()
+
+
+def test_near_ties_are_decided_in_double_precision_and_the_networks_stay_as_they_are() -> None:
+    policy = make("dmpo", dataset=DATA).policy
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in policy.state_dict(keep_vars=True).items()}
+    observations = np.random.default_rng(0).normal(0.0, 2.0, (2000, 3)).astype(np.float32)
+    components = th.as_tensor(policy.select_component(observations))
+    exact = copy.deepcopy(policy).double()
+    with th.no_grad():
+        scaled = policy.scale_observations(th.as_tensor(observations)).double()
+        values, _ = exact.component_table(scaled, exact.actor, exact.critic)
+    best, second = values.topk(2, dim=1).values.unbind(dim=1)
+    is_near = best - second < 0.5 * NEAR_TIE
+    assert int(is_near.sum()) > 10
+    assert th.equal(components[is_near], values.argmax(dim=1)[is_near])
+    for name, tensor in policy.state_dict(keep_vars=True).items():
+        assert id(tensor) == before[name][0] and tensor.dtype == th.float32 and th.equal(tensor, before[name][1])
 
 
 def test_one_observation_is_decided_as_in_a_batch() -> None:

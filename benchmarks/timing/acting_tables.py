@@ -44,7 +44,7 @@ def predict_rows(algos: list[str], threads: int, effort: Effort) -> Iterator[Row
                 "setting": f"{batch} observation{'s' * (batch > 1)}, 2x256",
                 "device": "cpu",
                 "threads": threads,
-                "measure": "median ms per call",
+                "measure": "median CPU-ms per call",
             }
             base = None if name == "sb3" else contenders["sb3"].values
             yield measured(contender.values, base, SB3, **columns)

@@ -229,7 +229,8 @@ def sb3_train(device: str = "cpu", **arguments: Any) -> Callable[[int], None]:
 
 def predict(algo: str, batch: int = 1) -> Callable[[int], float]:
     """
-    Calls of ``predict``, deterministic; returns the median of their milliseconds.
+    Calls of ``predict``, deterministic; returns the median of their milliseconds of processor time: on a busy machine, a
+    call that outlasts its time slice would count the work of others.
 
     :param algo: as in ``ALGOS``, or ``"sb3"`` for SB3's TD3
     :param batch: number of observations; 1: a single one without the axis of the batch
@@ -241,9 +242,9 @@ def predict(algo: str, batch: int = 1) -> Callable[[int], float]:
     def run(n: int) -> float:
         times = np.empty(n)
         for i in range(n):
-            start = time.perf_counter()
+            start = time.process_time()
             model.predict(inputs[i % len(inputs)], deterministic=True)
-            times[i] = time.perf_counter() - start
+            times[i] = time.process_time() - start
         return 1e3 * float(np.median(times))
 
     return run

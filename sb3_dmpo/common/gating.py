@@ -39,10 +39,27 @@ def best_actions(observations: th.Tensor, networks: Sequence[nn.Module], table: 
     is_near = (best[:, :1] - best[:, 1:] <= NEAR_TIE * (1.0 + best[:, :1].abs())).any(dim=1)
     if is_near.any():
         # On the CPU, since not every device has double precision.
-        exact = [copy.deepcopy(network).cpu().double() for network in networks]
+        exact = [_in_double_precision(network) for network in networks]
         exact_values, _ = table(observations[is_near].cpu().double(), *exact)
         index[is_near] = exact_values.argmax(dim=1, keepdim=True).to(index.device)
     return index, chosen_actions(actions, index)
+
+
+def _in_double_precision(module: nn.Module) -> nn.Module:
+    """
+    A twin of a network on the CPU with its own tensors and everything else in common, a tenth of the time of a deep copy.
+
+    :param module: the network, which stays as it is
+    """
+    twin = copy.copy(module)
+    twin._parameters = {name: None if p is None else nn.Parameter(_double(p), False) for name, p in module._parameters.items()}
+    twin._buffers = {name: None if buffer is None else _double(buffer) for name, buffer in module._buffers.items()}
+    twin._modules = {name: None if child is None else _in_double_precision(child) for name, child in module._modules.items()}
+    return twin
+
+
+def _double(tensor: th.Tensor) -> th.Tensor:
+    return tensor.detach().cpu().double()
 
 
 def is_near_tie(values: Sequence[float]) -> bool:
