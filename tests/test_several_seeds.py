@@ -21,8 +21,8 @@ from tests.contract import DATA, Counter, LogKeeper, assert_same, make
 from tests.test_compilation import NoSynchronisation
 from tests.toy_data import make_transitions
 
-#: Together they have delayed updates, several optimizers, sweeps over components, clipped gradients and a schedule.
-QUICK = ("bc", "td3_bc", "dmpo")
+#: Together they have delayed updates, several optimizers, operations of the package's own and a schedule.
+QUICK = ("bc", "td3_bc", "dmpo", "cql")
 
 
 def models(name: str, n: int = 3, **arguments: Any) -> list[OfflineAlgorithm]:

@@ -19,8 +19,9 @@ _ELEMENTWISE = (
     *("aten::_foreach_add", "aten::_foreach_lerp", "aten::_foreach_mul", "aten::_foreach_addcmul", "aten::mish_backward"),
     "sb3_dmpo::adam_",
 )
-#: Operations that vmap does not know, or that work best on what fits into the cache: one model after the other.
-_ONE_BY_ONE = ("sb3_dmpo::sweep", "aten::_scaled_dot_product_flash_attention_for_cpu")
+#: Operations that vmap does not know, this package's own among them, which are made for what fits into the cache: one model
+#: after the other.
+_ONE_BY_ONE = ("sb3_dmpo::", "aten::_scaled_dot_product_flash_attention_for_cpu")
 
 
 class Stacked:
@@ -89,10 +90,9 @@ class _StackedInterpreter(Interpreter):
         results = []
         for i in range(self.n_models):
             args, kwargs = tree_unflatten([v.tensor[i] if isinstance(v, Stacked) else v for v in values], structure)
-            results.append(target(*args, **kwargs))
-        if isinstance(results[0], th.Tensor):
-            return Stacked(th.stack(results))
-        return tuple(Stacked(th.stack(rows)) for rows in zip(*results, strict=True))
+            tensors, structure_of_result = tree_flatten(target(*args, **kwargs))
+            results.append(tensors)
+        return tree_unflatten([Stacked(th.stack(rows)) for rows in zip(*results, strict=True)], structure_of_result)
 
 
 def _product_with_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.Tensor:
