@@ -8,7 +8,6 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
 from sb3_dmpo.common.action_tables import action_table, is_blockwise
-from sb3_dmpo.common.sweeps import sweep
 
 
 class Actor(nn.Module):
@@ -161,18 +160,10 @@ class MixtureActor(nn.Module):
         hidden = first_layer_split(self.mu, observations, embedded.unsqueeze(0))
         return remaining_layers(self.mu, hidden)
 
-    @th.no_grad()
-    def sweep(self, observations: th.Tensor, dtype: th.dtype) -> th.Tensor:
-        """
-        :meth:`all_components` for the updates: fast, without gradient.
-
-        :param observations: shape ``(batch, observation_size)``
-        :param dtype: precision of the hidden layers
-        """
-        embedded = self.latent_embedding(self.one_hots).unsqueeze(0)
+    def sweep_layers(self) -> tuple[list[th.Tensor], list[th.Tensor]]:
+        """Matrices and biases for :func:`sb3_dmpo.common.sweeps.sweep`."""
         layers = [layer for layer in self.mu if isinstance(layer, nn.Linear)]
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return th.tanh(sweep(observations, embedded, weights, biases, dtype, self.mu[1]))
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
 
 class EnsembleLinear(nn.Module):
@@ -192,11 +183,11 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """
-        Shape ``(n_models, batch, out_features)``.
+        Shape ``(n_models, out_features, batch)``: with the batch last, gradients of the matrices need no transposition.
 
-        :param inputs: shape ``(n_models, batch, in_features)``
+        :param inputs: shape ``(n_models, in_features, batch)``
         """
-        return th.baddbmm(self.bias, inputs, self.weight.transpose(1, 2))
+        return th.baddbmm(self.bias.mT, self.weight, inputs)
 
 
 class EnsembleCritic(nn.Module):
@@ -225,6 +216,7 @@ class EnsembleCritic(nn.Module):
         self.activation = activation_fn()
 
     def _hidden_to_output(self, hidden: th.Tensor) -> th.Tensor:
+        """Shape ``(n_critics, 1, batch)``, from the first layer's output ``(n_critics, width, batch)``."""
         for layer in self.layers[1:]:
             hidden = layer(activate(self.activation, hidden))
         return hidden
@@ -237,7 +229,7 @@ class EnsembleCritic(nn.Module):
         :param actions: shape ``(batch, action_size)``
         """
         inputs = th.cat([observations, actions], dim=1)
-        return self._hidden_to_output(self.layers[0](inputs.expand(self.n_critics, *inputs.shape)))
+        return self._hidden_to_output(self.layers[0](inputs.mT.expand(self.n_critics, *inputs.mT.shape))).mT
 
     def all_actions(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
@@ -258,22 +250,12 @@ class EnsembleCritic(nn.Module):
         shared = th.baddbmm(first.bias, observations.expand(self.n_critics, *observations.shape), weight[:, :size])
         own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]).view(self.n_critics, batch, n, -1)
         hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
-        return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1)).view(self.n_critics, batch, n)
+        return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1).mT).view(self.n_critics, batch, n)
 
-    def sweep(self, observations: th.Tensor, actions: th.Tensor, dtype: th.dtype) -> th.Tensor:
-        """
-        :meth:`all_actions` for the updates: fast, without gradient.
-
-        :param observations: shape ``(batch, observation_size)``
-        :param actions: shape ``(batch, n, action_size)``
-        :param dtype: precision of the hidden layers
-        """
-        tables = []
-        for j in range(self.n_critics):
-            layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
-            weights, biases = [layer.weight[j] for layer in layers], [layer.bias[j, 0] for layer in layers]
-            tables.append(sweep(observations, actions, weights, biases, dtype, self.activation).squeeze(2))
-        return th.stack(tables)
+    def sweep_layers(self) -> tuple[list[th.Tensor], list[th.Tensor]]:
+        """Matrices and biases for :func:`sb3_dmpo.common.sweeps.sweep`."""
+        layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
 
 class ValueNetwork(nn.Module):

@@ -1,9 +1,10 @@
 """
-One network on many inputs per observation, without gradient: most of the arithmetic of a mixture of policies.
+All sub-policies of a mixture on every observation, and the critics on what they do, without gradient: most of the
+arithmetic of the updates.
 
-On the CPU a sweep is one operator, so that compiled and eager updates compute the same numbers. Its rows are worked off in
-blocks that stay in the core's cache, and its hidden layers can run in bfloat16, which recent CPUs multiply several times
-faster; the last layer is float32 in any case.
+On the CPU this sweep is one operator, so that compiled and eager updates compute the same numbers. Its rows are worked off
+in blocks. Its hidden layers can run in bfloat16, which recent CPUs multiply several times faster; the last layers are
+float32 in any case.
 """
 
 from collections.abc import Sequence
@@ -13,59 +14,110 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-#: Rows of a block: hidden layers of 256 units fill half of a 2 MB cache.
-_BLOCK_ROWS = {th.bfloat16: 2048, th.float32: 1024, th.float64: 512}
-#: Up to this width it is cheaper to repeat an observation than to write the sum of two parts of the first layer.
-_REPEATED_WIDTH = 64
+#: Rows of a block: two hidden layers of 256 units in float32 and their weights fill half of a 2 MB cache.
+_BLOCK_ROWS = 512
+#: In bfloat16 the products are so quick that few calls count more than the cache.
+_BLOCK_ROWS_BFLOAT16 = 2048
 
 _library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
-_library.define("sweep(Tensor shared, Tensor own, Tensor[] weights, Tensor[] biases, ScalarType dtype) -> Tensor")
-
-
-def _relu_layer(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-    if inputs.dtype != th.float64 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
-        # The product, the bias and the ReLU in one pass.
-        output: th.Tensor = th.ops.mkldnn._linear_pointwise(inputs, weight, bias, "relu", [], "")
-        return output
-    return F.linear(inputs, weight, bias).relu_()
-
-
-def _first_layer(shared: th.Tensor, own: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-    batch, n = len(shared), own.shape[1]
-    if shared.shape[1] <= _REPEATED_WIDTH:
-        pairs = th.cat([shared.unsqueeze(1).expand(-1, n, -1), own.expand(batch, -1, -1)], dim=2)
-        return _relu_layer(pairs.flatten(0, 1), weight, bias)
-    own_part = F.linear(own, weight[:, shared.shape[1] :])
-    shared_part = F.linear(shared, weight[:, : shared.shape[1]], bias)
-    return (shared_part.unsqueeze(1) + own_part).relu_().flatten(0, 1)
+_library.define(
+    "sweep(Tensor observations, Tensor components, Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, "
+    "Tensor[] critic_biases, bool reduced) -> (Tensor, Tensor)"
+)
 
 
 def _sweep_cpu(
-    shared: th.Tensor, own: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor], dtype: th.dtype
-) -> th.Tensor:
-    batch, n = len(shared), own.shape[1]
-    output = shared.new_empty(batch * n, len(weights[-1]))
-    last_weight, last_bias = weights[-1].t(), biases[-1]
-    layers = [(weight.to(dtype), bias.to(dtype)) for weight, bias in zip(weights[:-1], biases[:-1], strict=True)]
-    shared, own = shared.to(dtype), own.to(dtype)
-    step = max(_BLOCK_ROWS[dtype] // n, 1)
-    # The last layer's input in full precision, one block of it.
-    full = output.new_empty(min(step, batch) * n, last_weight.shape[0])
-    for start in range(0, batch, step):
-        stop = min(start + step, batch)
-        hidden = _first_layer(shared[start:stop], own if len(own) == 1 else own[start:stop], *layers[0])
-        for layer in layers[1:]:
-            hidden = _relu_layer(hidden, *layer)
-        if dtype != output.dtype:
-            hidden = full[: len(hidden)].copy_(hidden)
-        th.addmm(last_bias, hidden, last_weight, out=output[start * n : stop * n])
-    return output.view(batch, n, -1)
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_weights: list[th.Tensor],
+    actor_biases: list[th.Tensor],
+    critic_weights: list[th.Tensor],
+    critic_biases: list[th.Tensor],
+    reduced: bool,
+) -> tuple[th.Tensor, th.Tensor]:
+    # Per network: matrices and biases, the actor first.
+    networks = [(actor_weights, actor_biases)]
+    networks += [([w[j] for w in critic_weights], [b[j, 0] for b in critic_biases]) for j in range(len(critic_weights[0]))]
+    actions = observations.new_empty(len(observations), len(components), len(actor_weights[-1]))
+    q_values = observations.new_empty(len(networks) - 1, *actions.shape[:2])
+    (_fill_bfloat16 if reduced else _fill)(observations, components, networks, actions, q_values)
+    return q_values, actions
+
+
+_Networks = Sequence[tuple[Sequence[th.Tensor], Sequence[th.Tensor]]]
+
+
+def _fill(
+    observations: th.Tensor, components: th.Tensor, networks: _Networks, actions: th.Tensor, q_values: th.Tensor
+) -> None:
+    (batch, size), n = observations.shape, len(components)
+    # First layers: what an observation contributes is computed once, not once per component.
+    shared = [F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1) for weights, biases in networks]
+    own = F.linear(components, networks[0][0][0][:, size:])
+    own_weights = [weights[0][:, size:].t() for weights, _ in networks]
+    layers = [list(zip(biases[1:], [w.t() for w in weights[1:]], strict=True)) for weights, biases in networks]
+    step = max(_BLOCK_ROWS // n, 1)
+    buffers = [observations.new_empty(min(step, batch), n, part.shape[2]) for part in shared]
+    parts = [part.split(step) for part in shared]
+    values = [[part.view(-1, 1) for part in table.split(step)] for table in q_values]
+    for i, rows in enumerate(part.flatten(0, 1) for part in actions.split(step)):
+        for j, outputs in enumerate([rows, *(table[i] for table in values)]):
+            first = buffers[j][: len(parts[j][i])]
+            hidden = first.flatten(0, 1)
+            if j == 0:
+                th.add(parts[j][i], own, out=first).relu_()
+            else:
+                th.mm(rows, own_weights[j], out=hidden)
+                first.add_(parts[j][i]).relu_()
+            for bias, weight in layers[j][:-1]:
+                hidden = th.addmm(bias, hidden, weight).relu_()
+            bias, weight = layers[j][-1]
+            th.addmm(bias, hidden, weight, out=outputs)
+            if j == 0:
+                rows.tanh_()
+
+
+def _fill_bfloat16(
+    observations: th.Tensor, components: th.Tensor, networks: _Networks, actions: th.Tensor, q_values: th.Tensor
+) -> None:
+    (batch, size), n = observations.shape, len(components)
+    low = observations.bfloat16().unsqueeze(1)
+    hidden_layers = [
+        [(weight.bfloat16(), bias.bfloat16()) for weight, bias in zip(weights[:-1], biases[:-1], strict=True)]
+        for weights, biases in networks
+    ]
+    last_layers = [(biases[-1], weights[-1].t()) for weights, biases in networks]
+    length = max(_BLOCK_ROWS_BFLOAT16 // n, 1) * n
+    buffers = [observations.new_empty(min(length, batch * n), len(weight)) for _, weight in last_layers]
+    pairs = [low.new_empty(batch, n, size + width) for width in (components.shape[1], actions.shape[2])]
+    for pair in pairs:
+        pair[:, :, :size] = low
+    pairs[0][:, :, size:] = components
+    actor_inputs, critic_inputs = (pair.flatten(0, 1).split(length) for pair in pairs)
+    values = [table.view(-1, 1).split(length) for table in q_values]
+    for i, rows in enumerate(actions.flatten(0, 1).split(length)):
+        for j, outputs in enumerate([rows, *(table[i] for table in values)]):
+            hidden = critic_inputs[i] if j else actor_inputs[i]
+            for weight, bias in hidden_layers[j]:
+                # The product, the bias and the ReLU in one pass.
+                hidden = th.ops.mkldnn._linear_pointwise(hidden, weight, bias, "relu", [], "")
+            bias, weight = last_layers[j]
+            th.addmm(bias, buffers[j][: len(rows)].copy_(hidden), weight, out=outputs)
+            if j == 0:
+                critic_inputs[i][:, size:] = rows.tanh_()
 
 
 def _sweep_meta(
-    shared: th.Tensor, own: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor], dtype: th.dtype
-) -> th.Tensor:
-    return shared.new_empty(len(shared), own.shape[1], len(weights[-1]))
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_weights: list[th.Tensor],
+    actor_biases: list[th.Tensor],
+    critic_weights: list[th.Tensor],
+    critic_biases: list[th.Tensor],
+    reduced: bool,
+) -> tuple[th.Tensor, th.Tensor]:
+    batch, n, n_critics = len(observations), len(components), len(critic_weights[0])
+    return observations.new_empty(n_critics, batch, n), observations.new_empty(batch, n, len(actor_weights[-1]))
 
 
 _library.impl("sweep", _sweep_cpu, "CPU")
@@ -73,47 +125,66 @@ _library.impl("sweep", _sweep_meta, "Meta")
 
 
 def _sweep_by_layers(
-    shared: th.Tensor,
-    own: th.Tensor,
-    weights: list[th.Tensor],
-    biases: list[th.Tensor],
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_weights: Sequence[th.Tensor],
+    actor_biases: Sequence[th.Tensor],
+    critic_weights: Sequence[th.Tensor],
+    critic_biases: Sequence[th.Tensor],
     dtype: th.dtype,
     activation: nn.Module,
-) -> th.Tensor:
-    layers = [(weight.to(dtype), bias.to(dtype)) for weight, bias in zip(weights[:-1], biases[:-1], strict=True)]
-    size = shared.shape[1]
-    weight, bias = layers[0]
-    shared_part = F.linear(shared.to(dtype), weight[:, :size], bias)
-    hidden = activation(shared_part.unsqueeze(1) + F.linear(own.to(dtype), weight[:, size:]))
-    for weight, bias in layers[1:]:
-        hidden = activation(F.linear(hidden, weight, bias))
-    return F.linear(hidden.to(shared.dtype), weights[-1], biases[-1])
+) -> tuple[th.Tensor, th.Tensor]:
+    """The sweep in plain operations, all critics in one batched product."""
+
+    def outputs(hidden: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor]) -> th.Tensor:
+        hidden = activation(hidden).flatten(-3, -2)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            hidden = activation(th.matmul(hidden, weight.to(dtype).mT) + bias.to(dtype))
+        return th.matmul(hidden.to(observations.dtype), weights[-1].mT) + biases[-1]
+
+    (batch, size), n = observations.shape, len(components)
+    reduced = observations.to(dtype)
+    weight, bias = actor_weights[0].to(dtype), actor_biases[0].to(dtype)
+    own = F.linear(components.to(dtype), weight[:, size:])
+    hidden = F.linear(reduced, weight[:, :size], bias).unsqueeze(1) + own
+    actions = th.tanh(outputs(hidden, actor_weights[1:], actor_biases[1:]))
+    weight, bias = critic_weights[0].to(dtype), critic_biases[0].to(dtype)
+    shared = th.matmul(reduced, weight[:, :, :size].mT) + bias
+    own = th.matmul(actions.to(dtype), weight[:, :, size:].mT).unflatten(1, (batch, n))
+    q_values = outputs(shared.unsqueeze(2) + own, critic_weights[1:], critic_biases[1:])
+    return q_values.view(-1, batch, n), actions.view(batch, n, -1)
 
 
 @th.no_grad()
 def sweep(
-    shared: th.Tensor,
-    own: th.Tensor,
-    weights: Sequence[th.Tensor],
-    biases: Sequence[th.Tensor],
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    critic_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
     dtype: th.dtype,
     activation: nn.Module,
-) -> th.Tensor:
+) -> tuple[th.Tensor, th.Tensor]:
     """
-    Outputs of a network on every pair of a shared and an own input, shape ``(batch, n, out)``, without gradient.
+    Q-values of all components' actions, shape ``(n_critics, batch, n)``, and these actions, shape
+    ``(batch, n, action_size)``, without gradient.
 
-    :param shared: what the inputs of a row have in common, shape ``(batch, shared_size)``
-    :param own: shape ``(batch or 1, n, own_size)``
-    :param weights: matrices of the layers, shape ``(out, in)`` each, the first one for ``[shared, own]``
-    :param biases: shape ``(out,)`` each
+    :param observations: scaled observations, shape ``(batch, observation_size)``
+    :param components: what the actor sees of each component, shape ``(n, embedding_size)``
+    :param actor_layers: matrices ``(out, in)`` and biases ``(out,)`` of the actor on ``[observation, component]``
+    :param critic_layers: matrices ``(n_critics, out, in)`` and biases ``(n_critics, 1, out)`` of the critics on
+        ``[observation, action]``
     :param dtype: precision of the hidden layers
     :param activation: activation of the hidden layers
     """
-    is_plain = not th._C._functorch.is_functorch_wrapped_tensor(weights[0])  # no torch.func transform around us
-    if shared.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain:
-        outputs: th.Tensor = th.ops.sb3_dmpo.sweep(shared, own, list(weights), list(biases), dtype)
-        return outputs
-    return _sweep_by_layers(shared, own, list(weights), list(biases), dtype, activation)
+    layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
+    reduced = dtype != observations.dtype
+    # The operator knows neither other activations, nor transforms of torch.func around us, nor a single layer.
+    is_plain = not th._C._functorch.is_functorch_wrapped_tensor(layers[0][0]) and min(map(len, layers)) > 1
+    can_reduce = dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise")
+    if observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain and (can_reduce or not reduced):
+        result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.sweep(observations, components, *layers, reduced)
+        return result
+    return _sweep_by_layers(observations, components, *layers, dtype, activation)
 
 
 def has_fast_bfloat16(device: th.device) -> bool:

@@ -10,6 +10,7 @@ from sb3_dmpo.common.gating import best_actions, is_near_tie
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
+from sb3_dmpo.common.sweeps import sweep
 
 
 class MixturePolicy(OfflinePolicy):
@@ -96,8 +97,10 @@ class MixturePolicy(OfflinePolicy):
         :param dtype: precision of the hidden layers; reduced, the values are good for choosing only
         """
         assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
-        actions = actor.sweep(observations, dtype)
-        return min_max_q(critic.sweep(observations, actions, dtype), self.min_q_weight), actions
+        components = actor.latent_embedding(actor.one_hots)
+        layers = actor.sweep_layers(), critic.sweep_layers()
+        q_values, actions = sweep(observations, components, *layers, dtype, critic.activation)
+        return min_max_q(q_values, self.min_q_weight), actions
 
     @th.no_grad()
     def gated_actions(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype) -> th.Tensor:
