@@ -15,10 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 #: Operations that treat every number alone, whatever the shapes are: they take the stacked tensors as they are.
-_ELEMENTWISE = (
-    *("aten::_foreach_add", "aten::_foreach_lerp", "aten::_foreach_mul", "aten::_foreach_addcmul", "aten::mish_backward"),
-    "sb3_dmpo::adam_",
-)
+_ELEMENTWISE = tuple(f"aten::{name}" for name in ("_foreach_add", "_foreach_lerp", "_foreach_mul", "_foreach_addcmul"))
+_ELEMENTWISE += ("aten::mish_backward",)
 #: Operations that vmap does not know, this package's own among them, which are made for what fits into the cache: one model
 #: after the other.
 _ONE_BY_ONE = ("sb3_dmpo::", "aten::_scaled_dot_product_flash_attention_for_cpu")

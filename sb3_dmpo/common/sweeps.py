@@ -58,9 +58,9 @@ def _fill(
     layers = [list(zip(biases[1:], [w.t() for w in weights[1:]], strict=True)) for weights, biases in networks]
     step = max(_BLOCK_ROWS // n, 1)
     buffers = [observations.new_empty(min(step, batch), n, part.shape[2]) for part in shared]
-    parts = [part.split(step) for part in shared]
-    values = [[part.view(-1, 1) for part in table.split(step)] for table in q_values]
-    for i, rows in enumerate(part.flatten(0, 1) for part in actions.split(step)):
+    parts = [th.split(part, step) for part in shared]
+    values = [[part.view(-1, 1) for part in th.split(table, step)] for table in q_values]
+    for i, rows in enumerate(part.flatten(0, 1) for part in th.split(actions, step)):
         for j, outputs in enumerate([rows, *(table[i] for table in values)]):
             first = buffers[j][: len(parts[j][i])]
             hidden = first.flatten(0, 1)
@@ -93,9 +93,9 @@ def _fill_bfloat16(
     for pair in pairs:
         pair[:, :, :size] = low
     pairs[0][:, :, size:] = components
-    actor_inputs, critic_inputs = (pair.flatten(0, 1).split(length) for pair in pairs)
-    values = [table.view(-1, 1).split(length) for table in q_values]
-    for i, rows in enumerate(actions.flatten(0, 1).split(length)):
+    actor_inputs, critic_inputs = (th.split(pair.flatten(0, 1), length) for pair in pairs)
+    values = [th.split(table.view(-1, 1), length) for table in q_values]
+    for i, rows in enumerate(th.split(actions.flatten(0, 1), length)):
         for j, outputs in enumerate([rows, *(table[i] for table in values)]):
             hidden = critic_inputs[i] if j else actor_inputs[i]
             for weight, bias in hidden_layers[j]:
@@ -127,14 +127,12 @@ _library.impl("sweep", _sweep_meta, "Meta")
 def _sweep_by_layers(
     observations: th.Tensor,
     components: th.Tensor,
-    actor_weights: Sequence[th.Tensor],
-    actor_biases: Sequence[th.Tensor],
-    critic_weights: Sequence[th.Tensor],
-    critic_biases: Sequence[th.Tensor],
+    layers: Sequence[Sequence[th.Tensor]],
     dtype: th.dtype,
     activation: nn.Module,
 ) -> tuple[th.Tensor, th.Tensor]:
     """The sweep in plain operations, all critics in one batched product."""
+    actor_weights, actor_biases, critic_weights, critic_biases = layers
 
     def outputs(hidden: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor]) -> th.Tensor:
         hidden = activation(hidden).flatten(-3, -2)
@@ -150,7 +148,7 @@ def _sweep_by_layers(
     actions = th.tanh(outputs(hidden, actor_weights[1:], actor_biases[1:]))
     weight, bias = critic_weights[0].to(dtype), critic_biases[0].to(dtype)
     shared = th.matmul(reduced, weight[:, :, :size].mT) + bias
-    own = th.matmul(actions.to(dtype), weight[:, :, size:].mT).unflatten(1, (batch, n))
+    own = th.matmul(actions.to(dtype), weight[:, :, size:].mT).view(-1, batch, n, weight.shape[1])
     q_values = outputs(shared.unsqueeze(2) + own, critic_weights[1:], critic_biases[1:])
     return q_values.view(-1, batch, n), actions.view(batch, n, -1)
 
@@ -184,7 +182,7 @@ def sweep(
     if observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain and (can_reduce or not reduced):
         result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.sweep(observations, components, *layers, reduced)
         return result
-    return _sweep_by_layers(observations, components, *layers, dtype, activation)
+    return _sweep_by_layers(observations, components, layers, dtype, activation)
 
 
 def has_fast_bfloat16(device: th.device) -> bool:
