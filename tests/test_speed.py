@@ -82,8 +82,10 @@ def test_the_eval_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     space = spaces.Box(-np.inf, np.inf, (11,), np.float64)
     actions = spaces.Box(-1.0, 1.0, (3,), np.float32)
     make_dataset(acting_tables.EVAL_DATASET, space, actions, random_episodes(space, actions))
-    seconds, share = speed.main([*TINY, "--only", "eval", "--algos", "bc"])
-    assert "CPU-seconds" in seconds["measure"] and 0.0 < float(share["median"]) < 100.0
+    found = speed.main([*TINY, "--only", "eval", "--algos", "bc"])
+    assert ["the environment alone" in row["measure"] for row in found] == [False, False, True, True]
+    for seconds, share in (found[:2], found[2:]):
+        assert "CPU-seconds" in seconds["measure"] and 0.0 < float(share["median"]) < 100.0
 
 
 @pytest.mark.slow

@@ -125,10 +125,12 @@ def eval_rows(algos: list[str], threads: int, effort: Effort) -> Iterator[Row]:
             episodes = {"n_episodes": ZOO_EVAL_EPISODES, "max_episode_steps": MAX_EPISODE_STEPS}
             task = {"algo": algo, "dataset": EVAL_DATASET, "env_id": EVAL_ENV}
             evaluate = processes.enter("evaluate", OURS, "evaluate", **task, **episodes)
+            alone = processes.enter("alone", OURS, "step_alone", env_id=EVAL_ENV, **episodes)
             train.calibrate(effort)
             for _ in range(effort.repeats):
                 train.measure()
                 evaluate.measure()
+                alone.measure()
         columns = {
             "table": "eval",
             "case": algo,
@@ -137,10 +139,12 @@ def eval_rows(algos: list[str], threads: int, effort: Effort) -> Iterator[Row]:
             "device": "cpu",
             "threads": threads,
         }
-        seconds = [1.0 / rate for rate in evaluate.cpu]
-        what = f"{ZOO_EVAL_EPISODES} episodes of {MAX_EPISODE_STEPS} steps at once"
-        yield measured(seconds, measure=f"CPU-seconds of an evaluation, {what}", **columns)
-        shares = [
-            100.0 * second / (second + ZOO_EVAL_FREQUENCY / rate) for second, rate in zip(seconds, train.cpu, strict=True)
-        ]
-        yield measured(shares, measure=f"% of a run, evaluated every {ZOO_EVAL_FREQUENCY} updates", **columns)
+        steps = f"{ZOO_EVAL_EPISODES} episodes of {MAX_EPISODE_STEPS} steps"
+        run = f"of a run, evaluated every {ZOO_EVAL_FREQUENCY} updates"
+        for contender, what in ((evaluate, f"an evaluation, {steps} at once"), (alone, f"the environment alone, {steps}")):
+            seconds = [1.0 / rate for rate in contender.cpu]
+            yield measured(seconds, measure=f"CPU-seconds of {what}", **columns)
+            shares = [
+                100.0 * second / (second + ZOO_EVAL_FREQUENCY / rate) for second, rate in zip(seconds, train.cpu, strict=True)
+            ]
+            yield measured(shares, measure=f"% {run}" + (", the environment alone" if contender is alone else ""), **columns)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import TD3
@@ -318,5 +319,25 @@ def evaluate(
     def run(n: int) -> None:
         for _ in range(n):
             evaluate_policy(model, env, n_eval_episodes=n_episodes)
+
+    return run
+
+
+def step_alone(env_id: str, n_episodes: int = 10, max_episode_steps: int = 1_000) -> Callable[[int], None]:
+    """
+    The steps of an evaluation without anything around them: what the environment itself takes.
+
+    :param env_id: id of the environment
+    :param n_episodes: episodes of an evaluation
+    :param max_episode_steps: length of an episode
+    """
+    env = gym.make(env_id, terminate_when_unhealthy=False, max_episode_steps=max_episode_steps).unwrapped
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (max_episode_steps, *(env.action_space.shape or ())))
+
+    def run(n: int) -> None:
+        for _ in range(n * n_episodes):
+            env.reset(seed=0)
+            for action in actions:
+                env.step(action)
 
     return run

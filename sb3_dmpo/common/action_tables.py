@@ -115,7 +115,8 @@ def _table_cpu(
         for own, shared, stored, values in parts:
             hidden = blocks.first(own, shared, blocks.own_weight[j])
             for (weight, bias), out in zip(layers[:-1], stored, strict=True):
-                hidden = th.addmm(bias, hidden, weight, out=out).relu_()
+                # addmm would write the bias to memory that is not in the cache yet.
+                hidden = th.mm(hidden, weight, out=out).add_(bias).relu_()
             th.addmm(layers[-1][1], hidden, layers[-1][0], out=values)
     return table.view(blocks.n_critics, blocks.batch, blocks.n), blocks.hidden
 

@@ -52,9 +52,8 @@ class SquashedGaussian(NamedTuple):
         """
         u = self.mean + self.log_std.exp() * noise
         # (u - mean) / std is the noise itself.
-        log_prob = gaussian_log_prob(noise, th.zeros_like(noise), th.zeros_like(noise))
-        log_prob = log_prob - (self.log_std + log_tanh_derivative(u)).sum(dim=-1, keepdim=True)
-        return th.tanh(u), log_prob
+        summands = 0.5 * noise.square() + self.log_std + log_tanh_derivative(u)
+        return th.tanh(u), -0.5 * math.log(2.0 * math.pi) * noise.shape[-1] - summands.sum(dim=-1, keepdim=True)
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         """
