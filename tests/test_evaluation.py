@@ -44,6 +44,21 @@ class SuccessLess(gym.Wrapper):
         return *result, {}
 
 
+class Simulator:
+    """Too heavy to be copied."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise AssertionError("an evaluation has copied the simulator")
+
+
+class HeavyInfo(gym.Wrapper):
+    """TwoGoals that shows its simulator in every step."""
+
+    def step(self, action: Any) -> Any:
+        *result, info = self.env.step(action)
+        return *result, {**info, "simulator": Simulator()}
+
+
 def vec_env(n_envs: int = 4, seed: int = 0) -> DummyVecEnv:
     env = DummyVecEnv([lambda: Monitor(gym.make("TwoGoals-v0"))] * n_envs)
     env.seed(seed)
@@ -271,3 +286,14 @@ def test_child_callbacks_can_end_the_training() -> None:
         callback = NormalizedEvalCallback(vec_env(1), eval_freq=10, n_eval_episodes=1, verbose=0, **{where: Stop()})
         model, rows = train(callback)
         assert (model.num_timesteps, len(rows)) == (10, 1)
+
+
+def test_infos_are_not_copied_deeply() -> None:
+    """An evaluation reads them and forgets them; afterwards the environments copy as ever."""
+    env = VecNormalize(DummyVecEnv([lambda: Monitor(HeavyInfo(gym.make("TwoGoals-v0")))] * 2), training=False)
+    with pytest.raises(AssertionError, match="has copied the simulator"):
+        env.reset()
+        env.step(np.zeros((2, 2), np.float32))
+    result = evaluate_policy(Still(), env, n_eval_episodes=2)
+    assert result.successes is not None and len(result.returns) == 2
+    assert type(env.unwrapped.buf_infos) is list
