@@ -33,6 +33,8 @@ ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np
 def random_observations(space: spaces.Space[Any], n: int, rng: np.random.Generator) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: random_observations(subspace, n, rng) for key, subspace in space.spaces.items()}
+    if np.issubdtype(space.dtype, np.integer):
+        return rng.integers(space.low, space.high, (n, *space.shape), space.dtype, endpoint=True)
     return rng.normal(size=(n, *space.shape)).astype(space.dtype)
 
 

@@ -14,9 +14,18 @@ from sb3_dmpo.common.datasets import load_transitions
 from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
 
 shapes = st.sampled_from([(), (1,), (3,), (2, 2)])
-boxes = st.builds(
-    lambda shape, dtype: spaces.Box(-np.inf, np.inf, shape, dtype), shapes, st.sampled_from([np.float32, np.float64])
+floats = st.builds(
+    lambda shape, dtype: spaces.Box(-np.inf, np.inf, shape, dtype),
+    shapes,
+    st.sampled_from([np.float16, np.float32, np.float64]),
 )
+# Not (2, 2) of uint8: that is an image.
+integers = st.builds(
+    lambda shape, dtype: spaces.Box(0, 100, shape, dtype),
+    st.sampled_from([(), (1,), (3,)]),
+    st.sampled_from([np.uint8, np.int8, np.int32, np.int64]),
+)
+boxes = floats | integers
 keys = st.text("abcxyz_-", min_size=1, max_size=4)
 observation_spaces = st.recursive(
     boxes, lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=3).map(spaces.Dict), max_leaves=4
