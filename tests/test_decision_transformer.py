@@ -437,6 +437,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         ({"return_scale": 0.0}, "return_scale is 0.0"),
         ({"target_return": float("nan")}, "target_return is nan"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"warmup_steps": "long"}, "warmup_steps is 'long', expected a whole number of at least 0"),
     ],
 )
 def test_faulty_arguments(arguments: dict[str, Any], message: str) -> None:

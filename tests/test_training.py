@@ -84,6 +84,8 @@ def test_missing_device() -> None:
 def test_other_algorithms_arguments() -> None:
     with pytest.raises(ValueError, match=r"IQL: expectile is 1\.0, expected a number between 0 and 1"):
         IQL("MlpPolicy", dataset=make_transitions(), device="cpu", expectile=1.0)
+    with pytest.raises(ValueError, match="IQL: dropout is 'much', expected a number from 0 to 1"):
+        IQL("MlpPolicy", dataset=make_transitions(), device="cpu", dropout="much")
     with pytest.raises(ValueError, match="LAPO: latent_size is -1, expected a whole number of at least 1, or None"):
         LAPO("MlpPolicy", dataset=make_transitions(), device="cpu", latent_size=-1)
     with pytest.raises(ValueError, match="DiffusionQL: max_grad_norm is 0, expected a number above 0, or None"):

@@ -96,8 +96,6 @@ class DecisionTransformer(OfflineAlgorithm):
         predict_rewards: bool = True,
         **kwargs: Any,
     ) -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {warmup_steps}, it must not be negative.")
         self.context_length = context_length
         self.target_return = target_return
         self.return_scale = return_scale

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, get_args
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_dmpo.common.arguments import check_argument
 from sb3_dmpo.common.losses import (
     AdvantageWeight,
     advantage_weights,
@@ -70,8 +71,9 @@ class IQL(OfflineAlgorithm):
         if variant not in get_args(IQLVariant):
             raise ValueError(f"Unknown variant {variant!r} of IQL, choose one of {list(get_args(IQLVariant))}.")
         is_original = variant == "original"
-        if not 0.0 <= dropout < 1.0 or (dropout > 0.0 and not is_original):
-            raise ValueError(f"dropout is {dropout}, it must be in [0, 1), and 0 in the variant 'dmpo'.")
+        check_argument(type(self).__name__, "dropout", dropout)
+        if dropout > 0.0 and not is_original:
+            raise ValueError(f"dropout is {dropout}, it must be 0 in the variant 'dmpo'.")
         self.variant = variant
         self.expectile = expectile
         self.advantage_scale = advantage_scale
