@@ -115,6 +115,22 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         make("dmpo", dataset=DATA, compile=True).learn(1)
 
 
+def test_failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has not asked for compiled updates goes on without; one that has ends with the compiler's message."""
+
+    def fail(*inputs: th.Tensor) -> None:
+        raise th._dynamo.exc.TorchDynamoException("the compiler broke\nand much more")
+
+    monkeypatch.setattr(th, "compile", lambda graph, **options: fail)
+    monkeypatch.setattr(compilation, "AUTO_UPDATES", 4)
+    with pytest.warns(UserWarning, match=r"Compiling has failed \(the compiler broke\); the updates go on without"):
+        model = make("dmpo", dataset=DATA, compile="auto").learn(4)
+    assert model._compiled is None
+    assert_same(model.get_parameters(), make("dmpo", dataset=DATA, compile=False).learn(4).get_parameters())
+    with pytest.raises(th._dynamo.exc.TorchDynamoException, match="the compiler broke"):
+        make("dmpo", dataset=DATA, compile=True).learn(4)
+
+
 def test_other_optimizers_are_not_compiled() -> None:
     arguments = {"policy_kwargs": {"net_arch": [8], "optimizer_class": th.optim.SGD}}
     with pytest.raises(RuntimeError, match="only plain Adam and AdamW are compiled, the optimizer here is SGD"):
