@@ -117,6 +117,10 @@ def test_grid_and_commands(call: Callable[..., Outcome]) -> None:
     assert lines[0].endswith("--eval-freq 50 -params tau:0.1 n_components:4")
     assert "--resume" in lines[0] and "sweeps/dmpo-tau=0.1-n_components=4/TwoGoals-v0/seed_0" in lines[0]
     assert Cell("dmpo", "a/b-v0", 0, label="n_components=4").name == "dmpo[n_components=4]"
+    both = ["--vary", "tau", "0.1", "0.2", "--vary", "gamma", "0.9", "0.99"]
+    code, out, err = call(sweep, "--algos", "bc", "--seeds", "0", *both, "--dry-run")
+    settings = [line.split("-params ")[1] for line in out.strip().splitlines()]
+    assert settings == ["tau:0.1 gamma:0.9", "tau:0.1 gamma:0.99", "tau:0.2 gamma:0.9", "tau:0.2 gamma:0.99"], err
 
 
 @pytest.mark.parametrize(

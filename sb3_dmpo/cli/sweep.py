@@ -5,6 +5,7 @@ same command skips what is finished and goes on with what is not. Options behind
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -59,7 +60,14 @@ def make_parser() -> argparse.ArgumentParser:
     grid.add_argument("-n", "--n-timesteps", type=int, default=-1, help="updates of every run (default: as in the config)")
     grid.add_argument("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="hyperparameters to change")
     grid.add_argument("--label", default="", help="name of the changed setting in the results (default: the changes)")
-    grid.add_argument("--vary", nargs="+", metavar="KEY VALUE", help="also vary a hyperparameter: n_components 4 8 16 32")
+    grid.add_argument(
+        "--vary",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="KEY VALUE",
+        help="also vary a hyperparameter: n_components 4 8 16 32; given more than once: all combinations",
+    )
     runs = parser.add_argument_group("the runs")
     runs.add_argument("--folder", type=Path, default=Path("sweeps"), help="where runs and their state are kept")
     runs.add_argument(
@@ -112,12 +120,9 @@ def make_cells(options: argparse.Namespace, arguments: Sequence[str]) -> list[Ce
     for argument in arguments:
         if argument.partition("=")[0] in _OWN_OPTIONS:
             raise UsageError(f"{argument} behind -- is set by the sweep: write it before the --, where it has an option.")
-    changes: list[tuple[str, ...]] = [()]
-    if options.vary is not None:
-        key, *values = options.vary
-        if not values:
-            raise UsageError("--vary needs a hyperparameter and its values, e.g. --vary n_components 4 8 16 32.")
-        changes = [(f"{key}:{value}",) for value in values]
+    if any(len(varied) < 2 for varied in options.vary):
+        raise UsageError("--vary needs a hyperparameter and its values, e.g. --vary n_components 4 8 16 32.")
+    changes = list(itertools.product(*([f"{key}:{value}" for value in values] for key, *values in options.vary)))
     cells = []
     for dataset in options.datasets:
         for algo in options.algos:
