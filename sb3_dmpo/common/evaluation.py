@@ -218,7 +218,7 @@ class _Infos(list[dict[str, Any]]):
 @contextlib.contextmanager
 def _shallow_infos(env: VecEnv) -> Iterator[None]:
     """
-    Spare the deep copies of all infos in every step, a tenth of an evaluation on MuJoCo.
+    Spare the deep copies of all infos in every step, about a twentieth of an evaluation on MuJoCo.
 
     :param env: environments; those of other processes send copies anyway
     """
