@@ -2,9 +2,9 @@
 All sub-policies of a mixture on every observation, and the critics on what they do, without gradient: most of the
 arithmetic of the updates.
 
-On the CPU this sweep is one operator, so that compiled and eager updates compute the same numbers. Its rows are worked off
-in blocks. Its hidden layers can run in bfloat16, which recent CPUs multiply several times faster; the last layers are
-float32 in any case.
+In full precision this sweep is one operator on the CPU, so that compiled and eager updates compute the same numbers; its
+rows are worked off in blocks that stay in the core's cache. Its hidden layers can also run in bfloat16, which recent CPUs
+multiply several times faster; the last layers are float32 in any case.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,13 @@ from torch.nn import functional as F
 
 #: Rows of a block: two hidden layers of 256 units in float32 and their weights fill half of a 2 MB cache.
 _BLOCK_ROWS = 512
-#: In bfloat16 the products are so quick that few calls count more than the cache.
-_BLOCK_ROWS_BFLOAT16 = 2048
 
 _library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "sweep(Tensor observations, Tensor components, Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, "
-    "Tensor[] critic_biases, bool reduced) -> (Tensor, Tensor)"
+    "Tensor[] critic_biases) -> (Tensor, Tensor)"
 )
+_library.define("relu_layers(Tensor inputs, Tensor[] weights, Tensor[] biases) -> Tensor")
 
 
 def _sweep_cpu(
@@ -33,24 +32,13 @@ def _sweep_cpu(
     actor_biases: list[th.Tensor],
     critic_weights: list[th.Tensor],
     critic_biases: list[th.Tensor],
-    reduced: bool,
 ) -> tuple[th.Tensor, th.Tensor]:
     # Per network: matrices and biases, the actor first.
     networks = [(actor_weights, actor_biases)]
     networks += [([w[j] for w in critic_weights], [b[j, 0] for b in critic_biases]) for j in range(len(critic_weights[0]))]
-    actions = observations.new_empty(len(observations), len(components), len(actor_weights[-1]))
-    q_values = observations.new_empty(len(networks) - 1, *actions.shape[:2])
-    (_fill_bfloat16 if reduced else _fill)(observations, components, networks, actions, q_values)
-    return q_values, actions
-
-
-_Networks = Sequence[tuple[Sequence[th.Tensor], Sequence[th.Tensor]]]
-
-
-def _fill(
-    observations: th.Tensor, components: th.Tensor, networks: _Networks, actions: th.Tensor, q_values: th.Tensor
-) -> None:
     (batch, size), n = observations.shape, len(components)
+    actions = observations.new_empty(batch, n, len(actor_weights[-1]))
+    q_values = observations.new_empty(len(networks) - 1, batch, n)
     # First layers: what an observation contributes is computed once, not once per component.
     shared = [F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1) for weights, biases in networks]
     own = F.linear(components, networks[0][0][0][:, size:])
@@ -75,36 +63,7 @@ def _fill(
             th.addmm(bias, hidden, weight, out=outputs)
             if j == 0:
                 rows.tanh_()
-
-
-def _fill_bfloat16(
-    observations: th.Tensor, components: th.Tensor, networks: _Networks, actions: th.Tensor, q_values: th.Tensor
-) -> None:
-    (batch, size), n = observations.shape, len(components)
-    low = observations.bfloat16().unsqueeze(1)
-    hidden_layers = [
-        [(weight.bfloat16(), bias.bfloat16()) for weight, bias in zip(weights[:-1], biases[:-1], strict=True)]
-        for weights, biases in networks
-    ]
-    last_layers = [(biases[-1], weights[-1].t()) for weights, biases in networks]
-    length = max(_BLOCK_ROWS_BFLOAT16 // n, 1) * n
-    buffers = [observations.new_empty(min(length, batch * n), len(weight)) for _, weight in last_layers]
-    pairs = [low.new_empty(batch, n, size + width) for width in (components.shape[1], actions.shape[2])]
-    for pair in pairs:
-        pair[:, :, :size] = low
-    pairs[0][:, :, size:] = components
-    actor_inputs, critic_inputs = (th.split(pair.flatten(0, 1), length) for pair in pairs)
-    values = [th.split(table.view(-1, 1), length) for table in q_values]
-    for i, rows in enumerate(th.split(actions.flatten(0, 1), length)):
-        for j, outputs in enumerate([rows, *(table[i] for table in values)]):
-            hidden = critic_inputs[i] if j else actor_inputs[i]
-            for weight, bias in hidden_layers[j]:
-                # The product, the bias and the ReLU in one pass.
-                hidden = th.ops.mkldnn._linear_pointwise(hidden, weight, bias, "relu", [], "")
-            bias, weight = last_layers[j]
-            th.addmm(bias, buffers[j][: len(rows)].copy_(hidden), weight, out=outputs)
-            if j == 0:
-                critic_inputs[i][:, size:] = rows.tanh_()
+    return q_values, actions
 
 
 def _sweep_meta(
@@ -114,14 +73,50 @@ def _sweep_meta(
     actor_biases: list[th.Tensor],
     critic_weights: list[th.Tensor],
     critic_biases: list[th.Tensor],
-    reduced: bool,
 ) -> tuple[th.Tensor, th.Tensor]:
     batch, n, n_critics = len(observations), len(components), len(critic_weights[0])
     return observations.new_empty(n_critics, batch, n), observations.new_empty(batch, n, len(actor_weights[-1]))
 
 
+def _relu_layers_cpu(inputs: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor]) -> th.Tensor:
+    for weight, bias in zip(weights, biases, strict=True):
+        # The product, the bias and the ReLU in one pass.
+        inputs = th.ops.mkldnn._linear_pointwise(inputs, weight, bias, "relu", [], "")
+    return inputs
+
+
+def _relu_layers_meta(inputs: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor]) -> th.Tensor:
+    return inputs.new_empty(len(inputs), len(weights[-1]))
+
+
 _library.impl("sweep", _sweep_cpu, "CPU")
 _library.impl("sweep", _sweep_meta, "Meta")
+_library.impl("relu_layers", _relu_layers_cpu, "CPU")
+_library.impl("relu_layers", _relu_layers_meta, "Meta")
+
+
+def _sweep_bfloat16(
+    observations: th.Tensor, components: th.Tensor, layers: Sequence[Sequence[th.Tensor]]
+) -> tuple[th.Tensor, th.Tensor]:
+    """The sweep with hidden layers in bfloat16; what stands between the products is left to the compiler, if there is one."""
+    actor_weights, actor_biases, critic_weights, critic_biases = layers
+    batch, n = len(observations), len(components)
+    repeated = observations.unsqueeze(1).expand(-1, n, -1)
+
+    def last_hidden(own: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor]) -> th.Tensor:
+        inputs = th.cat([repeated, own], dim=2).bfloat16().flatten(0, 1)
+        low = [[tensor.bfloat16() for tensor in tensors[:-1]] for tensors in (weights, biases)]
+        hidden: th.Tensor = th.ops.sb3_dmpo.relu_layers(inputs, *low)
+        return hidden.float()
+
+    hidden = last_hidden(components.expand(batch, -1, -1), actor_weights, actor_biases)
+    actions = th.tanh(F.linear(hidden, actor_weights[-1], actor_biases[-1])).view(batch, n, -1)
+    q_values = []
+    for j in range(len(critic_weights[0])):
+        weights, biases = [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases]
+        hidden = last_hidden(actions, weights, biases)
+        q_values.append((th.mv(hidden, weights[-1][0]) + biases[-1]).view(batch, n))
+    return th.stack(q_values), actions
 
 
 def _sweep_by_layers(
@@ -175,13 +170,14 @@ def sweep(
     :param activation: activation of the hidden layers
     """
     layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
-    reduced = dtype != observations.dtype
-    # The operator knows neither other activations, nor transforms of torch.func around us, nor a single layer.
+    # The operators know neither other activations, nor transforms of torch.func around us, nor a single layer.
     is_plain = not th._C._functorch.is_functorch_wrapped_tensor(layers[0][0]) and min(map(len, layers)) > 1
-    can_reduce = dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise")
-    if observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain and (can_reduce or not reduced):
-        result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.sweep(observations, components, *layers, reduced)
-        return result
+    if observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain:
+        if dtype == observations.dtype:
+            result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.sweep(observations, components, *layers)
+            return result
+        if dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
+            return _sweep_bfloat16(observations, components, layers)
     return _sweep_by_layers(observations, components, layers, dtype, activation)
 
 
