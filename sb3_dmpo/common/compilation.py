@@ -70,62 +70,6 @@ def choose_compilation(option: CompileOption, n_updates: int, obstacle: str | No
     return wanted
 
 
-def prepare_adam(optimizer: th.optim.Optimizer) -> None:
-    """
-    Give Adam the state that it would otherwise make at its first step.
-
-    :param optimizer: the optimizer
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state[parameter]:
-                device = parameter.device if group.get("fused") else "cpu"
-                optimizer.state[parameter] = {
-                    "step": th.zeros((), dtype=th.float32, device=device),
-                    "exp_avg": th.zeros_like(parameter, memory_format=th.preserve_format),
-                    "exp_avg_sq": th.zeros_like(parameter, memory_format=th.preserve_format),
-                }
-
-
-@th.no_grad()
-def adam_step(optimizer: th.optim.Optimizer, parameters: list[Any], gradients: list[th.Tensor], rate: th.Tensor) -> None:
-    """
-    One step of Adam (or AdamW) in operations that can be recorded, with the learning rate as a tensor.
-
-    :param optimizer: holds the state
-    :param parameters: what is moved
-    :param gradients: of the same shapes
-    :param rate: the learning rate, 0-d
-    """
-    group = optimizer.param_groups[0]
-    beta1, beta2 = group["betas"]
-    states = [optimizer.state[parameter] for parameter in parameters]
-    steps, means, squares = ([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
-    th._foreach_add_(steps, 1.0)
-    th._foreach_lerp_(means, gradients, 1.0 - beta1)
-    th._foreach_mul_(squares, beta2)
-    th._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
-    # All parameters of an optimizer have made the same number of steps.
-    step_size = rate / (1.0 - beta1 ** steps[0])
-    scale = (1.0 - beta2 ** steps[0]).sqrt()
-    for parameter, mean, square in zip(parameters, means, squares, strict=True):
-        if group["weight_decay"]:  # AdamW's, which is not part of the gradient
-            parameter.mul_(1.0 - rate * group["weight_decay"])
-        parameter.sub_(step_size * mean / (square.sqrt() / scale + group["eps"]))
-
-
-def clipped(gradients: list[th.Tensor], max_norm: float) -> list[th.Tensor]:
-    """
-    Gradients scaled down to a bound of their joint norm, as ``clip_grad_norm_`` does.
-
-    :param gradients: the gradients
-    :param max_norm: the bound
-    """
-    norm = th.stack([gradient.norm() for gradient in gradients]).norm()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    return [gradient * factor for gradient in gradients]
-
-
 def batch_tensors(batch: Any) -> list[th.Tensor]:
     """All tensors of a batch in a fixed order, those of its noise last."""
     return [*(value for value in batch if isinstance(value, th.Tensor)), *batch.noise.values()]

@@ -53,25 +53,6 @@ def cosine_schedule(initial_value: float) -> Schedule:
     return lambda progress_remaining: 0.5 * initial_value * (1.0 + math.cos(math.pi * (1.0 - progress_remaining)))
 
 
-def make_optimizer(
-    optimizer_class: type[th.optim.Optimizer], parameters: list[nn.Parameter], learning_rate: float, arguments: dict[str, Any]
-) -> th.optim.Optimizer:
-    """
-    An optimizer; Adam does its step in one call over all parameters where PyTorch has that.
-
-    :param optimizer_class: class of the optimizer
-    :param parameters: what it moves
-    :param learning_rate: learning rate of the first update
-    :param arguments: its other arguments
-    """
-    if issubclass(optimizer_class, th.optim.Adam | th.optim.AdamW) and not {"fused", "foreach"} & arguments.keys():
-        try:
-            return optimizer_class(parameters, lr=learning_rate, fused=True, **arguments)
-        except RuntimeError:  # older versions of PyTorch have it on some devices only
-            pass
-    return optimizer_class(parameters, lr=learning_rate, **arguments)  # type: ignore[call-arg]
-
-
 def draw_noise(specs: Mapping[str, NoiseSpec], generator: th.Generator, delayed: bool) -> dict[str, th.Tensor]:
     """
     The random numbers of one update, by name, on the generator's device.

@@ -10,19 +10,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_dmpo.common.compilation import (
-    CompiledUpdate,
-    CompileOption,
-    adam_step,
-    choose_compilation,
-    clipped,
-    missing_for_compilation,
-    prepare_adam,
-)
+from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption, choose_compilation, missing_for_compilation
 from sb3_dmpo.common.metrics import MetricAverager
+from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import Target, make_optimizer
+from sb3_dmpo.common.updates import Target
 
 
 class UpdateMixin(OffPolicyAlgorithm):
@@ -94,16 +87,13 @@ class UpdateMixin(OffPolicyAlgorithm):
         :param max_grad_norm: bound of the gradient's norm
         """
         optimizer, _, parameters = self._optimizers[name]
-        if self._compiled is not None and self._compiled.is_recording:
-            gradients = list(th.autograd.grad(loss, parameters))
-            gradients = gradients if max_grad_norm is None else clipped(gradients, max_grad_norm)
-            adam_step(optimizer, parameters, gradients, self._rates[name])
-            return
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        gradients = list(th.autograd.grad(loss, parameters))
         if max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        optimizer.step()
+            gradients = clipped(gradients, max_grad_norm)
+        if self._compiled is not None and self._compiled.is_recording:
+            adam_step(optimizer, parameters, gradients, self._rates[name])
+        else:
+            optimizer_step(optimizer, parameters, gradients)
 
     @property
     def is_policy_update(self) -> bool:
