@@ -58,7 +58,7 @@ class DMPO(OfflineAlgorithm):
     :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
     :param gating_dtype: precision of the hidden layers while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
-        is chosen is evaluated again in float32 before it enters a loss. Scores have not been compared yet
+        is chosen is evaluated again in float32 before it enters a loss. README compares the scores
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
