@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_dmpo import ALGOS
-from sb3_dmpo.common.optimizers import make_optimizer, optimizer_step
+from sb3_dmpo.common.optimizers import clipped, make_optimizer, optimizer_step
 from tests.contract import DATA, assert_same, make
 
 
@@ -42,6 +42,17 @@ def plain_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter], gr
 )
 def test_step_is_the_optimizers_own(optimizer_class: type[th.optim.Optimizer], arguments: dict[str, Any]) -> None:
     assert_same(train(optimizer_step, optimizer_class, **arguments), train(plain_step, optimizer_class, **arguments))
+
+
+@pytest.mark.parametrize("bound", [0.1, 100.0])
+def test_gradients_are_clipped_as_torch_does(bound: float) -> None:
+    parameters = [nn.Parameter(th.zeros(shape)) for shape in ((3, 2), (4,))]
+    gradients = [th.randn(parameter.shape) for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    nn.utils.clip_grad_norm_(parameters, bound)
+    for parameter, gradient in zip(parameters, clipped(gradients, bound), strict=True):
+        th.testing.assert_close(gradient, parameter.grad)
 
 
 def test_hooks_of_optimizers_run() -> None:
