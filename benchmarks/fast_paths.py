@@ -6,7 +6,6 @@ Whether the fast paths change scores: DMPO with compiled updates and the gate in
 """
 
 import argparse
-import csv
 import itertools
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb3_dmpo.cli.results import COLUMNS
+from sb3_dmpo.cli.results import COLUMNS, ResultsFile, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "fast_paths.csv"
 DATASETS = ("zoo/hopper/medium-v0", "zoo/pen/noisy-v0", "zoo/door/human-v0")
@@ -27,18 +26,6 @@ VARIANTS = {
     "fast": ("compile:True", "gating_dtype:'auto'"),
 }
 Rows = list[dict[str, str]]
-
-
-def read(path: Path) -> Rows:
-    """
-    Rows of a CSV file.
-
-    :param path: the file
-    """
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def run(datasets: list[str], seeds: int, updates: int, path: Path) -> None:
@@ -50,7 +37,9 @@ def run(datasets: list[str], seeds: int, updates: int, path: Path) -> None:
     :param updates: updates of every run
     :param path: results file, appended to
     """
-    done = {(row["dataset"], row["seed"], row["variant"]) for row in read(path) if row["evaluation"] == "final"}
+    results = ResultsFile(path, {}, ("variant", *COLUMNS))
+    results.check()
+    done = {(row["dataset"], row["seed"], row["variant"]) for row in read_rows(path) if row["evaluation"] == "final"}
     for seed, dataset, variant in itertools.product(range(seeds), datasets, VARIANTS):
         if (dataset, str(seed), variant) in done:
             continue
@@ -59,12 +48,7 @@ def run(datasets: list[str], seeds: int, updates: int, path: Path) -> None:
             command = ["--algo", "dmpo", "--dataset", dataset, "--seed", str(seed), "-n", str(updates), "--num-threads", "1"]
             command += ["-f", folder, "--results", str(rows), "-params", *VARIANTS[variant]]
             subprocess.run([sys.executable, str(Path(__file__).parent / "train.py"), *command], check=True)
-            is_new = not path.exists()
-            with open(path, "a", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, ("variant", *COLUMNS), lineterminator="\n")
-                if is_new:
-                    writer.writeheader()
-                writer.writerows({"variant": variant, **row} for row in read(rows))
+            results.append_rows([{"variant": variant, **row} for row in read_rows(rows)])
 
 
 def sign_flip_p_value(differences: np.ndarray) -> float:
@@ -119,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         run(options.datasets, options.seeds, options.updates, options.output)
-    print("\n".join(compare(read(options.output))))
+    print("\n".join(compare(read_rows(options.output))))
 
 
 if __name__ == "__main__":

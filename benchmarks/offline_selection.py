@@ -8,7 +8,6 @@ Spearman's rank correlations and the returns of the checkpoints that each criter
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.configs import RUN_KEYS, config_path, find_entry, parse_values
 from sb3_dmpo.cli.environments import make_evaluation_env
-from sb3_dmpo.cli.results import commit
+from sb3_dmpo.cli.results import commit, read_rows
 from sb3_dmpo.common.datasets import dataset_spaces, load_transitions
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.common.offline_selection import offline_measures, offline_score
@@ -141,18 +140,6 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """
-    Rows of a file, none if it is not there.
-
-    :param path: CSV file
-    """
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """
     Replace a file.
@@ -226,12 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for dataset in options.datasets:
         new = run(dataset, options)
         key = (options.algo, dataset, str(options.seed))
-        kept = [row for row in read(options.output) if (row["algorithm"], row["dataset"], row["seed"]) != key]
+        kept = [row for row in read_rows(options.output) if (row["algorithm"], row["dataset"], row["seed"]) != key]
         write(options.output, COLUMNS, [*kept, *new])
-        rows = read(options.output)
+        rows = read_rows(options.output)
         write(options.output.with_name(f"{options.output.stem}_summary.csv"), SUMMARY, summary(rows))
     if options.plot is not None:
-        plot(read(options.output), options.plot)
+        plot(read_rows(options.output), options.plot)
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fast_paths
-from sb3_dmpo.cli.results import COLUMNS
+from sb3_dmpo.cli.results import COLUMNS, read_rows
 
 
 def row(variant: str, seed: int, score: float, evaluation: str = "final") -> dict[str, str]:
@@ -60,6 +60,6 @@ def test_only_missing_runs_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         fast_paths.main()
         assert len(commands) == expected
     assert commands[0][-2:] == ["compile:False", "gating_dtype:'float32'"] and commands[1][-2] == "compile:True"
-    assert [(r["variant"], r["seed"]) for r in fast_paths.read(tmp_path / "rows.csv")] == [
+    assert [(r["variant"], r["seed"]) for r in read_rows(tmp_path / "rows.csv")] == [
         *(("float32", "0"), ("fast", "0"), ("float32", "1"), ("fast", "1")),
     ]

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("rl_zoo3")
 
-from benchmarks.offline_selection import main, read, spearman, summary
+from benchmarks.offline_selection import main, spearman, summary
+from sb3_dmpo.cli.results import read_rows
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 
 
@@ -47,8 +48,8 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         # The same run again replaces its rows.
         assert main([*arguments, "--output", str(path)]) == 0
-    assert [row["updates"] for row in read(path)] == ["2", "4"]
-    assert len(read(tmp_path / "o_summary.csv")) == 3
+    assert [row["updates"] for row in read_rows(path)] == ["2", "4"]
+    assert len(read_rows(tmp_path / "o_summary.csv")) == 3
     pytest.importorskip("matplotlib")
     assert main(["--plot", str(path.with_suffix(".png")), "--output", str(path)]) == 0
     assert path.with_suffix(".png").stat().st_size > 5000

@@ -213,6 +213,18 @@ class ResultsFile:
             os.fsync(descriptor)
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """
+    Rows of a CSV file, none if it is not there.
+
+    :param path: the file
+    """
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _csv_line(values: Sequence[Any]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)

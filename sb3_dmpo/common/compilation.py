@@ -14,6 +14,7 @@ import torch as th
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from sb3_dmpo.common.optimizers import is_plain_adam
 from sb3_dmpo.common.type_aliases import Metrics
 
 CompileOption = bool | Literal["auto"]
@@ -29,9 +30,8 @@ def missing_for_recording(optimizers: list[th.optim.Optimizer]) -> str | None:
     :param optimizers: the optimizers of the algorithm
     """
     for optimizer in optimizers:
-        group = optimizer.param_groups[0]
-        decays = type(optimizer) is th.optim.Adam and group["weight_decay"]
-        if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or decays or group["amsgrad"] or group["maximize"]:
+        decays = type(optimizer) is th.optim.Adam and optimizer.param_groups[0]["weight_decay"]
+        if decays or not is_plain_adam(optimizer):
             return f"only plain Adam and AdamW are compiled, the optimizer here is {type(optimizer).__name__}"
     return None
 

@@ -160,8 +160,8 @@ class MixtureActor(nn.Module):
         hidden = first_layer_split(self.mu, observations, embedded.unsqueeze(0))
         return remaining_layers(self.mu, hidden)
 
-    def sweep_layers(self) -> tuple[list[th.Tensor], list[th.Tensor]]:
-        """Matrices and biases for :func:`sb3_dmpo.common.sweeps.sweep`."""
+    def weights_and_biases(self) -> tuple[list[th.Tensor], list[th.Tensor]]:
+        """Matrices ``(out, in)`` and biases ``(out,)`` of the layers behind the embedding."""
         layers = [layer for layer in self.mu if isinstance(layer, nn.Linear)]
         return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
@@ -239,21 +239,19 @@ class EnsembleCritic(nn.Module):
         :param observations: shape ``(batch, observation_size)``
         :param actions: shape ``(batch, n, action_size)``
         """
-        layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        weights, biases = self.weights_and_biases()
         if is_blockwise(observations, actions, [*weights, *biases], self.activation):
             return action_table(observations, actions, weights, biases)
         batch, n, action_size = actions.shape
-        first = layers[0]
         size = observations.shape[1]
-        weight = first.weight.transpose(1, 2)
-        shared = th.baddbmm(first.bias, observations.expand(self.n_critics, *observations.shape), weight[:, :size])
+        weight = weights[0].transpose(1, 2)
+        shared = th.baddbmm(biases[0], observations.expand(self.n_critics, *observations.shape), weight[:, :size])
         own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]).view(self.n_critics, batch, n, -1)
         hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
         return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1).mT).view(self.n_critics, batch, n)
 
-    def sweep_layers(self) -> tuple[list[th.Tensor], list[th.Tensor]]:
-        """Matrices and biases for :func:`sb3_dmpo.common.sweeps.sweep`."""
+    def weights_and_biases(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Matrices ``(n_critics, out, in)`` and biases ``(n_critics, 1, out)`` of the layers."""
         layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
         return [layer.weight for layer in layers], [layer.bias for layer in layers]
 

@@ -42,13 +42,29 @@ def prepare_adam(optimizer: th.optim.Optimizer) -> None:
                 }
 
 
-def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
-    """Whether a step is one call of PyTorch's fused kernel and nothing else."""
-    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) != 1:
+def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+    """
+    Whether it is Adam or AdamW as in their papers, neither a subclass nor a variant.
+
+    :param optimizer: the optimizer
+    """
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
         return False
     group = optimizer.param_groups[0]
+    return not (group["amsgrad"] or group["maximize"])
+
+
+def _is_one_kernel(optimizer: th.optim.Optimizer) -> bool:
+    """Whether a step is one call of PyTorch's fused kernel and nothing else."""
     has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return bool(group.get("fused")) and not (group["amsgrad"] or group["maximize"] or has_hooks)
+    is_fused = len(optimizer.param_groups) == 1 and optimizer.param_groups[0].get("fused")
+    return is_plain_adam(optimizer) and bool(is_fused) and not has_hooks
+
+
+def _adam_state(optimizer: th.optim.Optimizer, parameters: list[Any]) -> tuple[list[th.Tensor], ...]:
+    """Counters, means and squares by parameter."""
+    states = [optimizer.state[parameter] for parameter in parameters]
+    return tuple([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
 
 
 @th.no_grad()
@@ -56,8 +72,8 @@ def optimizer_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]
     """
     One step of an optimizer with the gradients beside the parameters.
 
-    For plain Adam the fused kernel is called directly: what ``Adam.step`` does around it takes as long as the kernel with
-    networks of this size, for BC a fifth of the whole update.
+    For plain Adam the fused kernel is called directly: with networks of this size, what ``Adam.step`` does around it in
+    Python takes longer than the kernel.
 
     :param optimizer: the optimizer
     :param parameters: all of its parameters
@@ -65,7 +81,7 @@ def optimizer_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]
     """
     # The fused kernels read gradients as they lie in memory.
     gradients = [gradient.contiguous() for gradient in gradients]
-    if not _is_plain_adam(optimizer):
+    if not _is_one_kernel(optimizer):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -73,8 +89,7 @@ def optimizer_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]
         return
     prepare_adam(optimizer)
     group = optimizer.param_groups[0]
-    states = [optimizer.state[parameter] for parameter in parameters]
-    means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    steps, means, squares = _adam_state(optimizer, parameters)
     th._foreach_add_(steps, 1)
     kernel: Any = th._fused_adamw_ if isinstance(optimizer, th.optim.AdamW) else th._fused_adam_
     kernel(
@@ -106,8 +121,7 @@ def adam_step(optimizer: th.optim.Optimizer, parameters: list[Any], gradients: l
     """
     group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]
-    states = [optimizer.state[parameter] for parameter in parameters]
-    steps, means, squares = ([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
+    steps, means, squares = _adam_state(optimizer, parameters)
     th._foreach_add_(steps, 1.0)
     th._foreach_lerp_(means, gradients, 1.0 - beta1)
     th._foreach_mul_(squares, beta2)

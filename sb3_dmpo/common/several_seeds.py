@@ -18,9 +18,7 @@ from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.compilation import (
     CompiledUpdate,
     batch_tensors,
-    choose_compilation,
     compiled_graph,
-    missing_for_compilation,
     missing_for_recording,
     undone,
 )
@@ -265,7 +263,9 @@ def learn_together(
     _share_dataset(models, continuing=not reset_num_timesteps)
     # Some settings come from the data.
     check_together(models)
-    is_compiled = _choose_compilation(models, total_timesteps, continuing=not reset_num_timesteps)
+    is_compiled = models[0]._chooses_compilation(total_timesteps, continuing=not reset_num_timesteps)
+    for model in models:
+        model._is_compiled = is_compiled
     arguments = {
         "total_timesteps": total_timesteps,
         "log_interval": log_interval,
@@ -297,16 +297,6 @@ def _share_dataset(models: Sequence[OfflineAlgorithm], continuing: bool) -> None
                 # On its own, too, the model would go on with the draws of the buffer that it was given.
                 twin.generator.set_state(model.dataset.generator.get_state())
         model._setup_dataset(continuing, twin)
-
-
-def _choose_compilation(models: Sequence[OfflineAlgorithm], n_updates: int, continuing: bool) -> bool:
-    first = models[0]
-    option = first._is_compiled if continuing and first._is_compiled is not None else first.compile
-    obstacle = missing_for_compilation([optimizer for optimizer, _, _ in first._optimizers.values()], first.device)
-    is_compiled = choose_compilation(option, n_updates, obstacle, first.device)
-    for model in models:
-        model._is_compiled = is_compiled
-    return is_compiled
 
 
 def _train(runs: list[_Run], is_compiled: bool) -> None:

@@ -41,7 +41,7 @@ def _sweep_cpu(
     q_values = observations.new_empty(len(networks) - 1, batch, n)
     # First layers: what an observation contributes is computed once, not once per component.
     shared = [F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1) for weights, biases in networks]
-    own = F.linear(components, networks[0][0][0][:, size:])
+    own = F.linear(components, actor_weights[0][:, size:])
     own_weights = [weights[0][:, size:].t() for weights, _ in networks]
     layers = [list(zip(biases[1:], [w.t() for w in weights[1:]], strict=True)) for weights, biases in networks]
     step = max(_BLOCK_ROWS // n, 1)

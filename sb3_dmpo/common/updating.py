@@ -154,17 +154,25 @@ class UpdateMixin(OffPolicyAlgorithm):
         """
         return batch_size, self.is_policy_update, *(target.is_due(self._n_updates) for target in self._targets)
 
-    def _setup_compilation(self, n_updates: int, continuing: bool) -> None:
+    def _chooses_compilation(self, n_updates: int, continuing: bool) -> bool:
         """
-        Decide whether the updates are compiled; a run that goes on stays with what it began with.
+        Whether the updates are compiled; a run that goes on stays with what it began with.
 
         :param n_updates: updates to come
         :param continuing: whether a run goes on
         """
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
         option: CompileOption = self._is_compiled if continuing and self._is_compiled is not None else self.compile
-        obstacle = missing_for_compilation(optimizers, self.device)
-        self._is_compiled = choose_compilation(option, n_updates, obstacle, self.device)
+        return choose_compilation(option, n_updates, missing_for_compilation(optimizers, self.device), self.device)
+
+    def _setup_compilation(self, n_updates: int, continuing: bool) -> None:
+        """
+        Make the compiled update, if there is to be one.
+
+        :param n_updates: updates to come
+        :param continuing: whether a run goes on
+        """
+        self._is_compiled = self._chooses_compilation(n_updates, continuing)
         if not self._is_compiled:
             self._compiled = None
             return

@@ -98,7 +98,7 @@ class MixturePolicy(OfflinePolicy):
         """
         assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
         components = actor.latent_embedding(actor.one_hots)
-        layers = actor.sweep_layers(), critic.sweep_layers()
+        layers = actor.weights_and_biases(), critic.weights_and_biases()
         q_values, actions = sweep(observations, components, *layers, dtype, critic.activation)
         return min_max_q(q_values, self.min_q_weight), actions
 
