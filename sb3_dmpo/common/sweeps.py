@@ -2,9 +2,8 @@
 All sub-policies of a mixture on every observation, and the critics on what they do, without gradient: most of the
 arithmetic of the updates.
 
-In full precision this sweep is one operator on the CPU, so that compiled and eager updates compute the same numbers; its
-rows are worked off in blocks that stay in the core's cache. Its hidden layers can also run in bfloat16, which recent CPUs
-multiply several times faster; the last layers are float32 in any case.
+In full precision on the CPU it is an operator of its own, and where only the best component counts, another one does with
+less of it. The layers can also run in bfloat16, which recent CPUs multiply several times faster.
 """
 
 from collections.abc import Sequence
@@ -14,109 +13,33 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-#: Rows of a block: two hidden layers of 256 units in float32 and their weights fill half of a 2 MB cache.
-_BLOCK_ROWS = 512
+import sb3_dmpo.common.sweep_kernels  # noqa: F401  (defines the operators)
+from sb3_dmpo.common.networks import chosen_actions
 
-_library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
-_library.define(
-    "sweep(Tensor observations, Tensor components, Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, "
-    "Tensor[] critic_biases) -> (Tensor, Tensor)"
-)
-_library.define("relu_layers(Tensor inputs, Tensor[] weights, Tensor[] biases) -> Tensor")
-
-
-def _sweep_cpu(
-    observations: th.Tensor,
-    components: th.Tensor,
-    actor_weights: list[th.Tensor],
-    actor_biases: list[th.Tensor],
-    critic_weights: list[th.Tensor],
-    critic_biases: list[th.Tensor],
-) -> tuple[th.Tensor, th.Tensor]:
-    # Per network: matrices and biases, the actor first.
-    networks = [(actor_weights, actor_biases)]
-    networks += [([w[j] for w in critic_weights], [b[j, 0] for b in critic_biases]) for j in range(len(critic_weights[0]))]
-    (batch, size), n = observations.shape, len(components)
-    actions = observations.new_empty(batch, n, len(actor_weights[-1]))
-    q_values = observations.new_empty(len(networks) - 1, batch, n)
-    # First layers: what an observation contributes is computed once, not once per component.
-    shared = [F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1) for weights, biases in networks]
-    own = F.linear(components, actor_weights[0][:, size:])
-    own_weights = [weights[0][:, size:].t() for weights, _ in networks]
-    layers = [list(zip(biases[1:], [w.t() for w in weights[1:]], strict=True)) for weights, biases in networks]
-    step = max(_BLOCK_ROWS // n, 1)
-    buffers = [observations.new_empty(min(step, batch), n, part.shape[2]) for part in shared]
-    parts = [th.split(part, step) for part in shared]
-    values = [[part.view(-1, 1) for part in th.split(table, step)] for table in q_values]
-    for i, rows in enumerate(part.flatten(0, 1) for part in th.split(actions, step)):
-        for j, outputs in enumerate([rows, *(table[i] for table in values)]):
-            first = buffers[j][: len(parts[j][i])]
-            hidden = first.flatten(0, 1)
-            if j == 0:
-                th.add(parts[j][i], own, out=first).relu_()
-            else:
-                th.mm(rows, own_weights[j], out=hidden)
-                first.add_(parts[j][i]).relu_()
-            for bias, weight in layers[j][:-1]:
-                hidden = th.addmm(bias, hidden, weight).relu_()
-            bias, weight = layers[j][-1]
-            th.addmm(bias, hidden, weight, out=outputs)
-            if j == 0:
-                rows.tanh_()
-    return q_values, actions
-
-
-def _sweep_meta(
-    observations: th.Tensor,
-    components: th.Tensor,
-    actor_weights: list[th.Tensor],
-    actor_biases: list[th.Tensor],
-    critic_weights: list[th.Tensor],
-    critic_biases: list[th.Tensor],
-) -> tuple[th.Tensor, th.Tensor]:
-    batch, n, n_critics = len(observations), len(components), len(critic_weights[0])
-    return observations.new_empty(n_critics, batch, n), observations.new_empty(batch, n, len(actor_weights[-1]))
-
-
-def _relu_layers_cpu(inputs: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor]) -> th.Tensor:
-    for weight, bias in zip(weights, biases, strict=True):
-        # The product, the bias and the ReLU in one pass.
-        inputs = th.ops.mkldnn._linear_pointwise(inputs, weight, bias, "relu", [], "")
-    return inputs
-
-
-def _relu_layers_meta(inputs: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor]) -> th.Tensor:
-    return inputs.new_empty(len(inputs), len(weights[-1]))
-
-
-_library.impl("sweep", _sweep_cpu, "CPU")
-_library.impl("sweep", _sweep_meta, "Meta")
-_library.impl("relu_layers", _relu_layers_cpu, "CPU")
-_library.impl("relu_layers", _relu_layers_meta, "Meta")
+#: From this number of components on the gate is cheaper than the sweep.
+_GATE_COMPONENTS = 6
 
 
 def _sweep_bfloat16(
     observations: th.Tensor, components: th.Tensor, layers: Sequence[Sequence[th.Tensor]]
 ) -> tuple[th.Tensor, th.Tensor]:
-    """The sweep with hidden layers in bfloat16; what stands between the products is left to the compiler, if there is one."""
-    actor_weights, actor_biases, critic_weights, critic_biases = layers
-    batch, n = len(observations), len(components)
-    repeated = observations.unsqueeze(1).expand(-1, n, -1)
-
-    def last_hidden(own: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor]) -> th.Tensor:
-        inputs = th.cat([repeated, own], dim=2).bfloat16().flatten(0, 1)
-        low = [[tensor.bfloat16() for tensor in tensors[:-1]] for tensors in (weights, biases)]
-        hidden: th.Tensor = th.ops.sb3_dmpo.relu_layers(inputs, *low)
-        return hidden.float()
-
-    hidden = last_hidden(components.expand(batch, -1, -1), actor_weights, actor_biases)
-    actions = th.tanh(F.linear(hidden, actor_weights[-1], actor_biases[-1])).view(batch, n, -1)
+    """
+    The sweep in bfloat16 but for the actor's first layers and the critics' last ones; what stands between the products is
+    left to the compiler, if there is one.
+    """
+    low = [[tensor.bfloat16() for tensor in tensors] for tensors in layers]
+    (batch, size), n = observations.shape, len(components)
+    weight, bias = layers[0][0], layers[1][0]
+    own = F.linear(components, weight[:, size:])
+    hidden = th.relu(F.linear(observations, weight[:, :size], bias).unsqueeze(1) + own).bfloat16().flatten(0, 1)
+    actions = th.tanh(th.ops.sb3_dmpo.relu_layers(hidden, low[0][1:], low[1][1:], True)).view(batch, n, -1)
+    inputs = th.cat([observations.bfloat16().unsqueeze(1).expand(-1, n, -1), actions], dim=2).flatten(0, 1)
     q_values = []
-    for j in range(len(critic_weights[0])):
-        weights, biases = [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases]
-        hidden = last_hidden(actions, weights, biases)
-        q_values.append((th.mv(hidden, weights[-1][0]) + biases[-1]).view(batch, n))
-    return th.stack(q_values), actions
+    for j in range(len(layers[2][0])):
+        weights, biases = [weight[j] for weight in low[2][:-1]], [bias[j, 0] for bias in low[3][:-1]]
+        hidden = th.ops.sb3_dmpo.relu_layers(inputs, weights, biases, False).float()
+        q_values.append((th.mv(hidden, layers[2][-1][j, 0]) + layers[3][-1][j, 0]).view(batch, n))
+    return th.stack(q_values), actions.float()
 
 
 def _sweep_by_layers(
@@ -148,6 +71,12 @@ def _sweep_by_layers(
     return q_values.view(-1, batch, n), actions.view(batch, n, -1)
 
 
+def _suits_operators(observations: th.Tensor, layers: list[list[th.Tensor]], activation: nn.Module) -> bool:
+    """They know neither other activations, nor transforms of torch.func around us, nor a single layer."""
+    is_plain = not th._C._functorch.is_functorch_wrapped_tensor(layers[0][0]) and min(map(len, layers)) > 1
+    return observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain
+
+
 @th.no_grad()
 def sweep(
     observations: th.Tensor,
@@ -166,19 +95,44 @@ def sweep(
     :param actor_layers: matrices ``(out, in)`` and biases ``(out,)`` of the actor on ``[observation, component]``
     :param critic_layers: matrices ``(n_critics, out, in)`` and biases ``(n_critics, 1, out)`` of the critics on
         ``[observation, action]``
-    :param dtype: precision of the hidden layers
+    :param dtype: precision of the layers, but for those that reading or adding up large numbers would spoil
     :param activation: activation of the hidden layers
     """
     layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
-    # The operators know neither other activations, nor transforms of torch.func around us, nor a single layer.
-    is_plain = not th._C._functorch.is_functorch_wrapped_tensor(layers[0][0]) and min(map(len, layers)) > 1
-    if observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain:
+    if _suits_operators(observations, layers, activation):
         if dtype == observations.dtype:
             result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.sweep(observations, components, *layers)
             return result
         if dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
             return _sweep_bfloat16(observations, components, layers)
     return _sweep_by_layers(observations, components, layers, dtype, activation)
+
+
+@th.no_grad()
+def best_of_sweep(
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    critic_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    activation: nn.Module,
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Value ``max_z min_j Q_j(s, mu(s, z))``, shape ``(batch, 1)``, and action, shape ``(batch, action_size)``, of the best
+    component, in full precision and without gradient.
+
+    :param observations: scaled observations, shape ``(batch, observation_size)``
+    :param components: see :func:`sweep`
+    :param actor_layers: see :func:`sweep`
+    :param critic_layers: see :func:`sweep`
+    :param activation: see :func:`sweep`
+    """
+    layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
+    if len(components) >= _GATE_COMPONENTS and _suits_operators(observations, layers, activation):
+        result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.gate(observations, components, *layers)
+        return result
+    q_values, actions = sweep(observations, components, actor_layers, critic_layers, observations.dtype, activation)
+    values, index = q_values.amin(dim=0).max(dim=1, keepdim=True)
+    return values, chosen_actions(actions, index)
 
 
 def has_fast_bfloat16(device: th.device) -> bool:

@@ -56,7 +56,7 @@ class DMPO(OfflineAlgorithm):
     :param value_targets: the AntMaze variant: critics regress on a state-value network instead of the next action
     :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics, by default 0.7 with ``value_targets``, else 1
     :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
-    :param gating_dtype: precision of the hidden layers while all components are compared, ``"float32"``, ``"bfloat16"`` or
+    :param gating_dtype: precision of the networks while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
         is chosen is evaluated again in float32 before it enters a loss. README compares the scores
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
@@ -122,7 +122,7 @@ class DMPO(OfflineAlgorithm):
 
     @property
     def gate_dtype(self) -> th.dtype:
-        """Precision of the gate's hidden layers in the updates."""
+        """Precision of the gate in the updates."""
         policy = self.policy
         dtype = policy.observation_mean.dtype
         narrowest = min(*policy.actor_arch, *policy.critic_arch)

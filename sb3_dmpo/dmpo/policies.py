@@ -1,5 +1,6 @@
 """The mixture policy: one actor, K components, and the critics as the gate."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,15 @@ from sb3_dmpo.common.gating import best_actions, is_near_tie
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.common.sweeps import sweep
+from sb3_dmpo.common.sweeps import best_of_sweep, sweep
+
+Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
+
+
+def _sweep_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Layers, Layers]:
+    """What the actor sees of each component, and the matrices and biases of both networks."""
+    assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
+    return actor.latent_embedding(actor.one_hots), actor.weights_and_biases(), critic.weights_and_biases()
 
 
 class MixturePolicy(OfflinePolicy):
@@ -94,13 +103,18 @@ class MixturePolicy(OfflinePolicy):
         :param observations: scaled observations, shape ``(batch, observation_size)``
         :param actor: online or target actor
         :param critic: online or target critics
-        :param dtype: precision of the hidden layers; reduced, the values are good for choosing only
+        :param dtype: precision of the layers; reduced, the values are good for choosing only
         """
-        assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
-        components = actor.latent_embedding(actor.one_hots)
-        layers = actor.weights_and_biases(), critic.weights_and_biases()
-        q_values, actions = sweep(observations, components, *layers, dtype, critic.activation)
+        q_values, actions = sweep(observations, *_sweep_arguments(actor, critic), dtype, self.critic.activation)
         return min_max_q(q_values, self.min_q_weight), actions
+
+    def _best_of_sweep(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
+        """Value ``(batch, 1)`` and action ``(batch, action_size)`` of the best component, in full precision."""
+        if self.min_q_weight == 1.0:
+            return best_of_sweep(observations, *_sweep_arguments(actor, critic), self.critic.activation)
+        values, actions = self.sweep(observations, actor, critic, observations.dtype)
+        best, index = values.max(dim=1, keepdim=True)
+        return best, chosen_actions(actions, index)
 
     @th.no_grad()
     def gated_actions(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype) -> th.Tensor:
@@ -112,11 +126,10 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the gate
         """
-        values, actions = self.sweep(observations, actor, critic, dtype)
-        index = values.argmax(dim=1, keepdim=True)
         if dtype == observations.dtype:
-            return chosen_actions(actions, index)
-        chosen: th.Tensor = actor(observations, self.actor.one_hots[index.squeeze(1)])
+            return self._best_of_sweep(observations, actor, critic)[1]
+        values, _ = self.sweep(observations, actor, critic, dtype)
+        chosen: th.Tensor = actor(observations, self.actor.one_hots[values.argmax(dim=1)])
         return chosen
 
     @th.no_grad()
@@ -130,7 +143,7 @@ class MixturePolicy(OfflinePolicy):
         :param dtype: precision of the gate
         """
         if dtype == observations.dtype:
-            return self.sweep(observations, actor, critic, dtype)[0].amax(dim=1, keepdim=True)
+            return self._best_of_sweep(observations, actor, critic)[0]
         actions = self.gated_actions(observations, actor, critic, dtype)
         return min_max_q(critic(observations, actions), self.min_q_weight)
 

@@ -1,0 +1,96 @@
+"""The operators behind the gate of the mixture policy."""
+
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor
+from sb3_dmpo.common.sweeps import best_of_sweep, sweep
+
+Networks = tuple[MixtureActor, EnsembleCritic]
+
+
+def networks(n_components: int, n_critics: int = 2, net_arch: tuple[int, ...] = (32, 24)) -> Networks:
+    th.manual_seed(0)
+    actor = MixtureActor(5, 3, n_components, list(net_arch), nn.ReLU, embedding_size=5)
+    return actor, EnsembleCritic(5, 3, list(net_arch), n_critics=n_critics)
+
+
+def arguments(actor: MixtureActor, critic: EnsembleCritic, batch: int = 150) -> tuple[th.Tensor, ...]:
+    observations = th.randn(batch, 5, generator=th.Generator().manual_seed(1))
+    components = actor.latent_embedding(actor.one_hots)
+    return observations, components, actor.weights_and_biases(), critic.weights_and_biases()
+
+
+@th.no_grad()
+def assert_gate_is_right(actor: MixtureActor, critic: EnsembleCritic, batch: int = 150) -> None:
+    """The best component as found by evaluating the modules."""
+    observations, *rest = arguments(actor, critic, batch)
+    actions = actor.all_components(observations)
+    table = critic.all_actions(observations, actions).amin(dim=0)
+    best = table.amax(dim=1, keepdim=True)
+    values, chosen = best_of_sweep(observations, *rest, critic.activation)
+    th.testing.assert_close(values, best)
+    # Which one it is, rounding may decide where two are equally good.
+    th.testing.assert_close(critic(observations, chosen).amin(dim=0), best)
+    assert float((actions - chosen.unsqueeze(1)).abs().amax(dim=2).amin(dim=1).max()) < 1e-5
+
+
+@pytest.mark.parametrize("n_critics", [1, 2, 3])
+@pytest.mark.parametrize("n_components", [1, 5, 6, 8, 33])
+def test_gate_finds_the_best_component(n_components: int, n_critics: int) -> None:
+    assert_gate_is_right(*networks(n_components, n_critics))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 513])
+@pytest.mark.parametrize("net_arch", [(32,), (16, 16, 16)])
+def test_gate_with_other_sizes(batch: int, net_arch: tuple[int, ...]) -> None:
+    assert_gate_is_right(*networks(8, net_arch=net_arch), batch=batch)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
+def test_gate_when_critics_agree_about_states_or_never_do(offset: float) -> None:
+    """At 0 the critics' order changes from component to component; far from it, one critic is the lowest everywhere."""
+    actor, critic = networks(12)
+    with th.no_grad():
+        # Values that depend on the action far more than on the state
+        for layer in critic.layers:
+            layer.weight.mul_(3.0)
+        critic.layers[0].weight[:, :, :5] *= 0.01
+        critic.layers[-1].bias[1] += offset
+        actor.mu[0].weight.mul_(3.0)
+        q_values, _ = sweep(*arguments(actor, critic), th.float32, critic.activation)
+        lowest = q_values.argmin(dim=0)
+        is_mixed = (lowest != lowest[:, :1]).any(dim=1)
+    assert bool(is_mixed.any()) == (offset == 0.0)
+    assert_gate_is_right(actor, critic)
+
+
+def test_equal_components() -> None:
+    actor, critic = networks(8)
+    with th.no_grad():
+        actor.latent_embedding.net[0].weight.zero_()
+    assert_gate_is_right(actor, critic)
+
+
+def test_operators_are_well_formed() -> None:
+    observations, components, actor_layers, critic_layers = arguments(*networks(8))
+    layers = [[tensor.detach() for tensor in tensors] for tensors in (*actor_layers, *critic_layers)]
+    checks = ("test_schema", "test_faketensor")
+    for operator in (th.ops.sb3_dmpo.sweep, th.ops.sb3_dmpo.gate):
+        th.library.opcheck(operator, (observations, components.detach(), *layers), test_utils=checks)
+    weights, biases = ([tensor.bfloat16() for tensor in tensors[1:]] for tensors in layers[:2])
+    hidden = th.randn(7, 32).bfloat16()
+    for is_last_linear in (False, True):
+        arguments_of_layers = (hidden, weights, biases, is_last_linear)
+        th.library.opcheck(th.ops.sb3_dmpo.relu_layers, arguments_of_layers, test_utils=checks)
+
+
+def test_both_precisions_choose_alike() -> None:
+    """Values of the reduced sweep are good for choosing: off by a small part of what they are."""
+    actor, critic = networks(8, net_arch=(128, 128))
+    exact, exact_actions = sweep(*arguments(actor, critic), th.float32, critic.activation)
+    reduced, actions = sweep(*arguments(actor, critic), th.bfloat16, critic.activation)
+    assert reduced.dtype == actions.dtype == th.float32
+    assert 0 < float((reduced - exact).abs().max()) < 0.03 * float(exact.abs().max())
+    assert 0 < float((actions - exact_actions).abs().max()) < 0.01
