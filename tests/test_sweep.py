@@ -27,9 +27,9 @@ pytest.importorskip("submitit")
 from sb3_dmpo.cli.main import sweep
 from sb3_dmpo.cli.results import COLUMNS
 from sb3_dmpo.cli.scores import read_tables
-from sb3_dmpo.cli.sweep import minutes
 from sb3_dmpo.cli.sweep_cells import Cell, Worker
 from sb3_dmpo.cli.sweep_jobs import LocalJobs
+from sb3_dmpo.cli.sweep_options import minutes
 
 REPOSITORY = Path(__file__).parent.parent
 #: Stands in for train.py: two evaluations; dies before the second one on its first attempt with seed 1.
