@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
 from sb3_dmpo.cli.main import train
+from sb3_dmpo.common import compilation
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.several_seeds import DivergedSeedsError, _Stack, learn_together
 from tests.contract import DATA, Counter, LogKeeper, assert_same, make
@@ -234,6 +235,24 @@ def test_compiled_runs_are_compiled_and_resumed_so(monkeypatch: pytest.MonkeyPat
     resumed = ALGOS["td3_bc"].load(tmp_path / "model", dataset=DATA).learn(2, reset_num_timesteps=False)
     assert resumed._compiled is not None
     assert_close(resumed, make("td3_bc", dataset=DATA, seed=1, compile=False).learn(6))
+
+
+def test_failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for one model: with ``compile="auto"`` the runs go on without compiled updates, and say so once."""
+
+    def fail(*inputs: th.Tensor) -> None:
+        raise th._dynamo.exc.TorchDynamoException("the compiler broke")
+
+    monkeypatch.setattr(th, "compile", lambda graph, **options: fail)
+    monkeypatch.setattr(compilation, "AUTO_UPDATES", 4)
+    together = models("td3_bc", 2, compile="auto")
+    with pytest.warns(UserWarning, match=r"Compiling has failed \(the compiler broke\)") as warned:
+        learn_together(together, 4)
+    assert len(warned) == 1 and not any(model._is_compiled for model in together)
+    for model, alone in zip(together, models("td3_bc", 2, compile=False), strict=True):
+        assert_close(model, alone.learn(4))
+    with pytest.raises(th._dynamo.exc.TorchDynamoException, match="the compiler broke"):
+        learn_together(models("td3_bc", 2, compile=True), 4)
 
 
 @pytest.mark.slow

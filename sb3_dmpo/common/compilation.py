@@ -111,6 +111,23 @@ def compiled_graph(graph: GraphModule) -> Callable[..., list[th.Tensor]]:
     return run
 
 
+def may_go_on_without(option: CompileOption, error: Exception) -> bool:
+    """
+    Whether an update has not happened because the compiler failed, and compiled code had not been insisted on; warns then.
+
+    :param option: the constructor's ``compile``
+    :param error: what the compiled update raised; compiling comes before anything is updated
+    """
+    # Importing it takes a second, which not every program should pay; here it is there already.
+    from torch._dynamo.exc import TorchDynamoException
+
+    if option is True or not isinstance(error, TorchDynamoException):
+        return False
+    reason = str(error).strip().splitlines()[0]
+    warnings.warn(f"Compiling has failed ({reason}); the updates go on without, slower.", stacklevel=3)
+    return True
+
+
 class CompiledUpdate:
     """
     Runs recorded and compiled updates; one graph for every variant of the update (delayed part or not, ...).

@@ -19,6 +19,7 @@ from sb3_dmpo.common.compilation import (
     CompiledUpdate,
     batch_tensors,
     compiled_graph,
+    may_go_on_without,
     missing_for_recording,
     undone,
 )
@@ -163,14 +164,25 @@ class _Stack:
             model._last_batch = model.sample_batch(model.batch_size)
         batches: list[Any] = [model._last_batch for model in self.models]
         inputs = [th.stack(tensors) for tensors in zip(*map(batch_tensors, batches), strict=True)]
-        variant = self._first.update_variant(self._first.batch_size)
-        if variant not in self._graphs:
-            self._graphs[variant] = self._record(batches[0], inputs)
-        graph, names = self._graphs[variant]
-        with th.no_grad():
-            results = graph(*inputs, *self._rows, *self._common[0])
+        try:
+            results, names = self._results(batches[0], inputs)
+        except Exception as error:
+            if not (self._is_compiled and may_go_on_without(self._first.compile, error)):
+                raise
+            self._is_compiled, self._graphs = False, {}
+            for model in self.models:
+                model._is_compiled = False
+            results, names = self._results(batches[0], inputs)
         by_model = zip(*(result.unbind() for result in results), strict=True)
         return [dict(zip(names, values, strict=True)) for values in by_model]
+
+    def _results(self, batch: Any, inputs: list[th.Tensor]) -> tuple[list[th.Tensor], list[str]]:
+        variant = self._first.update_variant(self._first.batch_size)
+        if variant not in self._graphs:
+            self._graphs[variant] = self._record(batch, inputs)
+        graph, names = self._graphs[variant]
+        with th.no_grad():
+            return graph(*inputs, *self._rows, *self._common[0]), names
 
     def _record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[Callable[..., list[th.Tensor]], list[str]]:
         self._first.policy.set_training_mode(True)
@@ -278,7 +290,7 @@ def learn_together(
             stack.enter_context(model._env_for_callbacks())
         own_callbacks = callbacks or [None] * len(models)
         runs = [_Run(model, callback, arguments) for model, callback in zip(models, own_callbacks, strict=True)]
-        _train(runs, is_compiled)
+        _train(runs)
     failures = {run.model: run.failure for run in runs if run.failure is not None}
     if failures:
         raise DivergedSeedsError(failures)
@@ -299,13 +311,13 @@ def _share_dataset(models: Sequence[OfflineAlgorithm], continuing: bool) -> None
         model._setup_dataset(continuing, twin)
 
 
-def _train(runs: list[_Run], is_compiled: bool) -> None:
+def _train(runs: list[_Run]) -> None:
     going = [run for run in runs if run.goes_on]
     for run in runs:
         if not run.goes_on:
             run.end()
     while going:
-        stack = _Stack([run.model for run in going], is_compiled)
+        stack = _Stack([run.model for run in going], bool(going[0].model._is_compiled))
         try:
             while stack.is_intact() and all(run.goes_on for run in going):
                 for run in going:

@@ -1,6 +1,5 @@
 """How updates are run: optimizers, soft updates, and the update as it is written or as compiled code."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption, choose_compilation, missing_for_compilation
+from sb3_dmpo.common.compilation import (
+    CompiledUpdate,
+    CompileOption,
+    choose_compilation,
+    may_go_on_without,
+    missing_for_compilation,
+)
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
@@ -128,14 +133,8 @@ class UpdateMixin(OffPolicyAlgorithm):
         try:
             return self._compiled(batch, self.update_variant(batch_size))
         except Exception as error:
-            # Importing it takes a second, which not every program should pay; here it is there already.
-            from torch._dynamo.exc import TorchDynamoException
-
-            if self.compile is True or not isinstance(error, TorchDynamoException):
+            if not may_go_on_without(self.compile, error):
                 raise
-            # It happens while the code is made, so nothing has been updated yet.
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"Compiling has failed ({reason}); the updates go on without, slower.", stacklevel=2)
             self._is_compiled, self._compiled = False, None
             return self._update_all(batch)
 
