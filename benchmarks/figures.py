@@ -73,21 +73,21 @@ def band(axes: Axes, points: Mapping[int, Sequence[float]], method: str) -> None
 
 def by_updates(rows: Iterable[Mapping[str, str]], name: str, block: int = 1) -> dict[int, list[float]]:
     """
-    A column by the number of updates, averaged over the blocks of each seed.
+    A column averaged over the blocks of each seed, by the updates of a block's last row.
 
     :param rows: rows of one method on one dataset
     :param name: name of the column
     :param block: updates of a block
     """
-    blocks: dict[tuple[int, str], list[float]] = {}
+    values: dict[int, dict[str, list[float]]] = {}
+    ends: dict[int, int] = {}
     for row in rows:
         if row[name]:
-            end = -(-int(row["updates"]) // block) * block
-            blocks.setdefault((end, row["seed"]), []).append(float(row[name]))
-    points: dict[int, list[float]] = {}
-    for (end, _), values in blocks.items():
-        points.setdefault(end, []).append(float(np.mean(values)))
-    return points
+            updates = int(row["updates"])
+            number = -(-updates // block)
+            values.setdefault(number, {}).setdefault(row["seed"], []).append(float(row[name]))
+            ends[number] = max(updates, ends.get(number, 0))
+    return {ends[number]: [float(np.mean(own)) for own in seeds.values()] for number, seeds in values.items()}
 
 
 def longest_runs(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:

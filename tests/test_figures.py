@@ -79,7 +79,10 @@ def test_losses_are_averaged_over_blocks_and_short_runs_are_left_out() -> None:
         {"seed": seed, "updates": str(u), "loss": value} for seed, u, value in (("0", 1, "1"), ("0", 5, "3"), ("1", 5, ""))
     ]
     assert figures.by_updates(rows, "loss", block=5) == {5: [2.0]}
-    assert figures.by_updates([*rows, {"seed": "1", "updates": "6", "loss": "7"}], "loss", 5) == {5: [2.0], 10: [7.0]}
+    assert figures.by_updates([*rows, {"seed": "1", "updates": "6", "loss": "7"}], "loss", 5) == {5: [2.0], 6: [7.0]}
+    # A block stands where its last row does, also where rows and blocks do not end together.
+    thousands = [{"seed": "0", "updates": str(1000 * i), "loss": str(i)} for i in range(1, 11)]
+    assert figures.by_updates(thousands, "loss", block=833) == {1000 * i: [float(i)] for i in range(1, 11)}
     long, short = row("dmpo", "a/b-v0", 0, 1.0, command="long"), row("dmpo", "a/b-v0", 0, 1.0, command="short", updates=2)
     assert figures.longest_runs([long, short]) == [long]
 
