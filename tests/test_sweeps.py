@@ -4,6 +4,7 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_dmpo.common import sweeps
 from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor
 from sb3_dmpo.common.sweeps import best_of_sweep, sweep
 
@@ -36,18 +37,26 @@ def assert_gate_is_right(actor: MixtureActor, critic: EnsembleCritic, batch: int
     assert float((actions - chosen.unsqueeze(1)).abs().amax(dim=2).amin(dim=1).max()) < 1e-5
 
 
+@pytest.fixture
+def always_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "_GATE_SAVINGS", 1)
+
+
+@pytest.mark.usefixtures("always_gate")
 @pytest.mark.parametrize("n_critics", [1, 2, 3])
 @pytest.mark.parametrize("n_components", [1, 5, 6, 8, 33])
 def test_gate_finds_the_best_component(n_components: int, n_critics: int) -> None:
     assert_gate_is_right(*networks(n_components, n_critics))
 
 
+@pytest.mark.usefixtures("always_gate")
 @pytest.mark.parametrize("batch", [1, 2, 513])
 @pytest.mark.parametrize("net_arch", [(32,), (16, 16, 16)])
 def test_gate_with_other_sizes(batch: int, net_arch: tuple[int, ...]) -> None:
     assert_gate_is_right(*networks(8, net_arch=net_arch), batch=batch)
 
 
+@pytest.mark.usefixtures("always_gate")
 @pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
 def test_gate_when_critics_agree_about_states_or_never_do(offset: float) -> None:
     """At 0 the critics' order changes from component to component; far from it, one critic is the lowest everywhere."""
@@ -66,11 +75,23 @@ def test_gate_when_critics_agree_about_states_or_never_do(offset: float) -> None
     assert_gate_is_right(actor, critic)
 
 
+@pytest.mark.usefixtures("always_gate")
 def test_equal_components() -> None:
     actor, critic = networks(8)
     with th.no_grad():
         actor.latent_embedding.net[0].weight.zero_()
     assert_gate_is_right(actor, critic)
+
+
+@pytest.mark.parametrize(
+    ("n_components", "width", "batch", "pays"),
+    [(8, 256, 256, True), (4, 256, 256, False), (8, 64, 256, False), (8, 256, 64, False)],
+)
+def test_gate_only_where_it_pays(n_components: int, width: int, batch: int, pays: bool) -> None:
+    observations, components, _, (weights, _) = arguments(*networks(n_components, net_arch=(width, width)), batch=batch)
+    assert sweeps._gate_pays(observations, components, weights) == pays
+    _, _, _, (weights, _) = arguments(*networks(n_components, n_critics=1, net_arch=(width, width)))
+    assert not sweeps._gate_pays(observations, components, weights)
 
 
 def test_operators_are_well_formed() -> None:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 import sb3_dmpo.common.sweep_kernels  # noqa: F401  (defines the operators)
 from sb3_dmpo.common.networks import chosen_actions
 
-#: From this number of components on the gate is cheaper than the sweep.
-_GATE_COMPONENTS = 6
+#: Multiplications that the gate must save to be cheaper than the sweep, for all its bookkeeping.
+_GATE_SAVINGS = 60_000_000
 
 
 def _sweep_bfloat16(
@@ -108,6 +108,13 @@ def sweep(
     return _sweep_by_layers(observations, components, layers, dtype, activation)
 
 
+def _gate_pays(observations: th.Tensor, components: th.Tensor, critic_weights: list[th.Tensor]) -> bool:
+    """Whether the gate saves enough: one critic sees all actions, and each of the others two instead of all of them."""
+    products = sum(weight[0].numel() for weight in critic_weights[1:-1])
+    evaluations = (len(critic_weights[0]) - 1) * (len(components) - 2) * len(observations)
+    return evaluations * products >= _GATE_SAVINGS
+
+
 @th.no_grad()
 def best_of_sweep(
     observations: th.Tensor,
@@ -127,7 +134,7 @@ def best_of_sweep(
     :param activation: see :func:`sweep`
     """
     layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
-    if len(components) >= _GATE_COMPONENTS and _suits_operators(observations, layers, activation):
+    if _gate_pays(observations, components, layers[2]) and _suits_operators(observations, layers, activation):
         result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.gate(observations, components, *layers)
         return result
     q_values, actions = sweep(observations, components, actor_layers, critic_layers, observations.dtype, activation)
