@@ -17,6 +17,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_dmpo import DMPO
@@ -109,6 +110,7 @@ PAYLOADS: dict[str, Callable[[str], bytes]] = {
     "os.system": lambda path: pickle.dumps(Reduce(os.system, f"touch {path}")),
     "os.mkdir": lambda path: pickle.dumps(Reduce(os.mkdir, path)),
     "getattr": lambda path: pickle.dumps(Reduce(getattr, path, "upper")),
+    "getattr of an enumeration": lambda path: pickle.dumps(Reduce(getattr, TrainFrequencyUnit, "__members__")),
     "lambda": lambda path: cloudpickle.dumps(lambda progress: open(path, "w")),
     "wrapper called": cloudpickle_wrapper_gadget,
     "wrapper built": raw_cloudpickle_wrapper,
@@ -128,6 +130,13 @@ def test_payload_is_not_executed(content: bytes, tmp_path: Path, name: str, key:
     with pytest.raises(UnsafeFileError, match=f"'{key}' asks for .*trust_pickle"):
         DMPO.load(file)
     assert not target.exists()
+
+
+def test_units_as_some_pythons_write_them(content: bytes) -> None:
+    """Python 3.11.2 writes members of enumerations as ``getattr(cls, name)``."""
+    for unit in TrainFrequencyUnit:
+        frequency = pickled(pickle.dumps(Reduce(TrainFreq, 1, Reduce(getattr, TrainFrequencyUnit, unit.name))))
+        assert DMPO.load(with_attribute(content, "train_freq", frequency)).train_freq == TrainFreq(1, unit)
 
 
 def test_payload_would_run_in_a_plain_loader(content: bytes, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sb3_dmpo.common.checked_values import BUILDERS, MAKERS, UnsafeFileError, is
 
 #: Classes that files may name, by module. Naming one does not allow to call or to change it: see ``MAKERS``, ``BUILDERS``.
 ALLOWED: dict[str, Collection[str]] = {
+    "builtins": ("getattr",),
     "collections": ("deque", "OrderedDict"),
     "gymnasium.spaces.box": ("Box",),
     "gymnasium.spaces.dict": ("Dict",),
@@ -110,7 +111,7 @@ class AllowListUnpickler(pickle._Unpickler):
         if (module, name) in self._classes:
             return self._classes[module, name]
         if name in ALLOWED.get(module, ()):
-            # The functions of NumPy's pickles are known by name only: their counterparts here take their place.
+            # The functions that pickles call are known by name only: their counterparts here take their place.
             return MAKERS[name] if name in MAKERS else super().find_class(module, name)
         raise UnsafeFileError(f"asks for {shorten(module)[1:-1]}.{shorten(name)[1:-1]}")
 

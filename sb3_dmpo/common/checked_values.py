@@ -245,6 +245,12 @@ def _train_frequency_unit(name: Any) -> TrainFrequencyUnit:
     return TrainFrequencyUnit(name)
 
 
+def _enum_member(cls: Any, name: Any) -> TrainFrequencyUnit:
+    """How some versions of Python (3.11.2, which Debian 12 has) write the member of an enumeration: by ``getattr``."""
+    _check(cls is TrainFrequencyUnit and name in ("STEP", "EPISODE"), "the attribute", (cls, name))
+    return TrainFrequencyUnit[name]
+
+
 def _build_buffer(buffer: ReplayBuffer, state: Any) -> None:
     values = _state_of(buffer, state)
     for key, value in values.items():
@@ -276,6 +282,7 @@ MAKERS: dict[Any, Callable[..., Any]] = {
     OrderedDict: _ordered_dict,
     TrainFreq: _train_freq,
     TrainFrequencyUnit: _train_frequency_unit,
+    "getattr": _enum_member,
     "_frombuffer": _from_buffer,
     "_reconstruct": _empty_array,
     "scalar": _scalar,
