@@ -26,6 +26,7 @@ from sb3_dmpo.common.compilation import (
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.stacked_graph import stack_graph
 from sb3_dmpo.common.type_aliases import Metrics
+from sb3_dmpo.common.updates import denormals_flushed
 
 #: Arguments that models may differ in. Learning rates may be functions, and are compared by what they return.
 _OWN_ARGUMENTS = {
@@ -165,14 +166,16 @@ class _Stack:
         batches: list[Any] = [model._last_batch for model in self.models]
         inputs = [th.stack(tensors) for tensors in zip(*map(batch_tensors, batches), strict=True)]
         try:
-            results, names = self._results(batches[0], inputs)
+            with denormals_flushed():
+                results, names = self._results(batches[0], inputs)
         except Exception as error:
             if not (self._is_compiled and may_go_on_without(self._first.compile, error)):
                 raise
             self._is_compiled, self._graphs = False, {}
             for model in self.models:
                 model._is_compiled = False
-            results, names = self._results(batches[0], inputs)
+            with denormals_flushed():
+                results, names = self._results(batches[0], inputs)
         by_model = zip(*(result.unbind() for result in results), strict=True)
         return [dict(zip(names, values, strict=True)) for values in by_model]
 

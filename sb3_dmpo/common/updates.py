@@ -1,7 +1,9 @@
 """What surrounds an update: its noise, its soft updates and its learning rates."""
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch as th
@@ -42,6 +44,23 @@ class Target(NamedTuple):
         :param tau: the soft update coefficient
         """
         th._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), tau)
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """
+    Numbers below the smallest normal one (1e-38 in float32) are zero in here, on the calling thread and those it starts.
+
+    Gradients through a softmax get that small (CQL's, once the values of its actions are far apart), processors handle them
+    in microcode, and an update then takes several times as long; no weight can tell the difference.
+    """
+    # torch has no function that tells.
+    was_on = sys.float_info.min / 2 == 0.0
+    th.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        th.set_flush_denormal(was_on)
 
 
 def cosine_schedule(initial_value: float) -> Schedule:

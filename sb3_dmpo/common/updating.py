@@ -20,7 +20,7 @@ from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import Target
+from sb3_dmpo.common.updates import Target, denormals_flushed
 
 
 class UpdateMixin(OffPolicyAlgorithm):
@@ -116,7 +116,9 @@ class UpdateMixin(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             self._begin_update()
             self._last_batch = self.sample_batch(batch_size)
-            self._metrics.append(self._run_update(self._last_batch, batch_size), self._n_updates)
+            with denormals_flushed():
+                metrics = self._run_update(self._last_batch, batch_size)
+            self._metrics.append(metrics, self._n_updates)
 
     def _begin_update(self) -> None:
         """Set the learning rates of the next update, and count it."""
