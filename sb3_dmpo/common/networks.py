@@ -187,7 +187,8 @@ class EnsembleLinear(nn.Module):
 
         :param inputs: shape ``(n_models, in_features, batch)``
         """
-        return th.baddbmm(self.bias.mT, self.weight, inputs)
+        # baddbmm would copy the bias first; compiled, the addition becomes one with the activation.
+        return th.bmm(self.weight, inputs).add_(self.bias.mT)
 
 
 class EnsembleCritic(nn.Module):
