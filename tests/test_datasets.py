@@ -81,6 +81,8 @@ def test_arrays_are_contiguous_float32_whatever_was_recorded() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32, np.uint8, np.float64])
 def test_other_number_types(dtype: type) -> None:
+    if dtype is np.uint8 and minari.__version__ in ("0.5.0", "0.5.1", "0.5.2", "0.5.3"):
+        pytest.skip("Minari before 0.5.4 stores such observations as JPEG images.")
     space = spaces.Box(0, 100, (3,), dtype)
     dataset = make_dataset(observation_space=space)
 

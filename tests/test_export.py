@@ -76,6 +76,19 @@ def test_onnx(name: str, tmp_path: Path) -> None:
         observation, *_ = env.step(action[0])
 
 
+def test_onnx_multiplies_nothing_that_is_transposed_on_the_way(tmp_path: Path) -> None:
+    """ONNX Runtime up to 1.23 would fuse both into an operator that it does not have for doubles."""
+    onnx = pytest.importorskip("onnx")
+    make("dmpo", dataset=DATA).learn(2).export(tmp_path / "policy.onnx")
+    graph = onnx.load(tmp_path / "policy.onnx").graph
+    constants = {initializer.name for initializer in graph.initializer}
+    transposed = {
+        node.output[0] for node in graph.node if node.op_type == "Transpose" and not constants.issuperset(node.input)
+    }
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert products and not any(transposed.intersection(node.input) for node in products)
+
+
 def test_onnx_has_an_input_per_key(tmp_path: Path) -> None:
     model = make("dmpo", "MultiInputPolicy", dataset=DICT_DATA).learn(8)
     model.export(tmp_path / "policy.onnx")
