@@ -249,13 +249,11 @@ class EnsembleCritic(nn.Module):
         shared = th.baddbmm(biases[0], observations.expand(self.n_critics, *observations.shape), weight[:, :size])
         own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]).view(self.n_critics, batch, n, -1)
         hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
-        if hidden.dtype == th.float64:
-            # Exported, that is: for a transposed factor ONNX Runtime up to 1.23 takes an operator that it lacks for doubles.
-            hidden = hidden.view(self.n_critics, batch * n, -1)
-            for weight, bias in zip(weights[1:], biases[1:], strict=True):
-                hidden = th.matmul(activate(self.activation, hidden), weight.mT) + bias
-            return hidden.view(self.n_critics, batch, n)
-        return self._hidden_to_output(hidden.view(self.n_critics, batch * n, -1).mT).view(self.n_critics, batch, n)
+        hidden = hidden.view(self.n_critics, batch * n, -1)
+        # Not with the batch last: of a transposed factor ONNX Runtime up to 1.23 makes an operator that it lacks for doubles.
+        for weight, bias in zip(weights[1:], biases[1:], strict=True):
+            hidden = th.baddbmm(bias, activate(self.activation, hidden), weight.mT)
+        return hidden.view(self.n_critics, batch, n)
 
     def weights_and_biases(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Matrices ``(n_critics, out, in)`` and biases ``(n_critics, 1, out)`` of the layers."""
