@@ -166,19 +166,18 @@ class _Stack:
         batches: list[Any] = [model._last_batch for model in self.models]
         inputs = [th.stack(tensors) for tensors in zip(*map(batch_tensors, batches), strict=True)]
         try:
-            with denormals_flushed():
-                results, names = self._results(batches[0], inputs)
+            results, names = self._results(batches[0], inputs)
         except Exception as error:
             if not (self._is_compiled and may_go_on_without(self._first.compile, error)):
                 raise
             self._is_compiled, self._graphs = False, {}
             for model in self.models:
                 model._is_compiled = False
-            with denormals_flushed():
-                results, names = self._results(batches[0], inputs)
+            results, names = self._results(batches[0], inputs)
         by_model = zip(*(result.unbind() for result in results), strict=True)
         return [dict(zip(names, values, strict=True)) for values in by_model]
 
+    @denormals_flushed()
     def _results(self, batch: Any, inputs: list[th.Tensor]) -> tuple[list[th.Tensor], list[str]]:
         variant = self._first.update_variant(self._first.batch_size)
         if variant not in self._graphs:

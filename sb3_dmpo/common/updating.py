@@ -116,9 +116,7 @@ class UpdateMixin(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             self._begin_update()
             self._last_batch = self.sample_batch(batch_size)
-            with denormals_flushed():
-                metrics = self._run_update(self._last_batch, batch_size)
-            self._metrics.append(metrics, self._n_updates)
+            self._metrics.append(self._run_update(self._last_batch, batch_size), self._n_updates)
 
     def _begin_update(self) -> None:
         """Set the learning rates of the next update, and count it."""
@@ -129,6 +127,7 @@ class UpdateMixin(OffPolicyAlgorithm):
                 self._rates[name].fill_(rate)
         self._n_updates += 1
 
+    @denormals_flushed()
     def _run_update(self, batch: OfflineBatch, batch_size: int) -> Metrics:
         if self._compiled is None:
             return self._update_all(batch)
