@@ -7,7 +7,7 @@ files into ``benchmarks/results/figures``. What is not there is said and left ou
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,91 +16,23 @@ import numpy as np
 
 matplotlib.use("Agg")
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from sb3_dmpo.cli.figures import PALETTE, draw_components, draw_map, draw_trajectories
-from sb3_dmpo.cli.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results, read_training
+from sb3_dmpo.cli.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
 from sb3_dmpo.common.save_util import atomic_write
 
 try:
-    from tables import METHODS, TABLES, comparable
+    from figure_styles import STYLES, Drawing, style
+    from learning_curves import figure_3
+    from tables import TABLES, comparable
 except ImportError:
-    from benchmarks.tables import METHODS, TABLES, comparable
+    from benchmarks.figure_styles import STYLES, Drawing, style
+    from benchmarks.learning_curves import figure_3
+    from benchmarks.tables import TABLES, comparable
 
 HERE = Path(__file__).parent
-#: Methods of Figures 3 and 4, in the order of their curves.
-COMPARED = ("AWAC", "mixAWAC", "LP-AWAC", "DMPO")
-#: A method has one colour and one kind of line in all figures.
-STYLES = {
-    method: (PALETTE[i % 7], ("-", "--")[i // 7])
-    for i, method in enumerate(
-        ("DMPO", "AWAC", "mixAWAC", "LP-AWAC", "TD3+BC", "IQL", "infoDMPO", "BC", "CQL", "LAPO", "Diffusion QL")
-    )
-}
-STYLES["BC"] = ("#777777", "--")
-#: Blocks of updates over which the critic loss is averaged, as in the paper.
-BLOCK = 5_000
 DPI = 130
-#: What a figure is drawn into, by its file name; None with a reason where there are no data.
-Drawing = tuple[Figure | None, str]
-
-
-def style(method: str) -> dict[str, str]:
-    """
-    Colour and kind of line.
-
-    :param method: name of the method
-    """
-    colour, line = STYLES.get(method, ("#999999", ":"))
-    return {"color": colour, "linestyle": line}
-
-
-def band(axes: Axes, points: Mapping[int, Sequence[float]], method: str) -> None:
-    """
-    A curve of means over seeds with a band of one standard deviation.
-
-    :param axes: where
-    :param points: values of the seeds by number of updates
-    :param method: name of the method
-    """
-    updates = np.array(sorted(points))
-    mean, std = (np.array([function(points[update]) for update in updates]) for function in (np.mean, np.std))
-    axes.plot(updates, mean, label=method, linewidth=1.8, **style(method))
-    axes.fill_between(updates, mean - std, mean + std, color=STYLES[method][0], alpha=0.18, linewidth=0)
-
-
-def by_updates(rows: Iterable[Mapping[str, str]], name: str, block: int = 1) -> dict[int, list[float]]:
-    """
-    A column averaged over the blocks of each seed, by the updates of a block's last row.
-
-    :param rows: rows of one method on one dataset
-    :param name: name of the column
-    :param block: updates of a block
-    """
-    values: dict[int, dict[str, list[float]]] = {}
-    ends: dict[int, int] = {}
-    for row in rows:
-        if row[name]:
-            updates = int(row["updates"])
-            number = -(-updates // block)
-            values.setdefault(number, {}).setdefault(row["seed"], []).append(float(row[name]))
-            ends[number] = max(updates, ends.get(number, 0))
-    return {ends[number]: [float(np.mean(own)) for own in seeds.values()] for number, seeds in values.items()}
-
-
-def longest_runs(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """
-    Evaluations without those of runs that were far shorter than the others: learning rates follow the length of a run.
-
-    :param rows: evaluations of one method on one dataset
-    """
-    runs: dict[tuple[str, str], list[Mapping[str, str]]] = {}
-    for row in rows:
-        runs.setdefault((row["seed"], row["command"]), []).append(row)
-    lengths = {key: max(int(row["updates"]) for row in run) for key, run in runs.items()}
-    return [row for key, run in runs.items() if 2 * lengths[key] > max(lengths.values()) for row in run]
 
 
 def figure_2(folder: Path) -> Drawing:
@@ -136,60 +68,6 @@ def figure_2(folder: Path) -> Drawing:
             unused.set_axis_off()
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles), frameon=False)
     return figure, ""
-
-
-def figure_3(folder: Path) -> Drawing:
-    """
-    Score and critic loss against updates.
-
-    :param folder: folder of the results
-    """
-    results, training = read_results(folder), read_training(folder)
-    evaluated: dict[tuple[str, str], set[str]] = {}
-    for row in results:
-        evaluated.setdefault((row["algorithm"], row["dataset"]), set()).add(row["updates"])
-    # Two points are no curve.
-    along = {key for key, updates in evaluated.items() if len(updates) > 2}
-    datasets = [
-        dataset
-        for dataset in sorted({row["dataset"] for row in results})
-        if sum((METHODS[method], dataset) in along for method in COMPARED) > 1
-    ]
-    if not datasets:
-        return None, f"no dataset in {folder} has evaluations along the runs of two of {', '.join(COMPARED)}"
-    figure = Figure(figsize=(4.4 * len(datasets) + 1.0, 6.6), layout="constrained")
-    axes = figure.subplots(2, len(datasets), squeeze=False)
-    without_loss = []
-    for column, dataset in enumerate(datasets):
-        for method in COMPARED:
-            score, loss = (
-                [row for row in rows if (row["algorithm"], row["dataset"]) == (METHODS[method], dataset)]
-                for rows in (results, training)
-            )
-            if score:
-                band(axes[0, column], by_updates(longest_runs(score), "score"), method)
-            total = max((int(row["updates"]) for row in loss), default=0)
-            points = by_updates(loss, "critic_loss", BLOCK if total >= 4 * BLOCK else max(total // 12, 1))
-            if points:
-                band(axes[1, column], points, method)
-            elif score:
-                without_loss.append(f"{method} on {dataset}")
-        axes[0, column].set_title(dataset, fontsize=11)
-        for row in (0, 1):
-            axes[row, column].set_xlabel("updates")
-            axes[row, column].xaxis.set_major_formatter("{x:,.0f}")
-            axes[row, column].tick_params(axis="x", labelrotation=25)
-            axes[row, column].grid(alpha=0.25)
-        if axes[1, column].lines:
-            axes[1, column].set_yscale("log")
-        else:
-            axes[1, column].text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes[1, column].transAxes)
-            axes[1, column].set(xticks=[], yticks=[])
-    axes[0, 0].set_ylabel("normalised score")
-    axes[1, 0].set_ylabel("critic loss (squared Bellman error)")
-    handles = [Line2D([], [], label=method, linewidth=1.8, **style(method)) for method in COMPARED]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    return figure, f"no critic losses of {', '.join(without_loss)}" if without_loss else ""
 
 
 def figure_4(folder: Path) -> Drawing:

@@ -10,12 +10,14 @@ import pytest
 
 from sb3_dmpo import AWAC, DMPO
 from sb3_dmpo.cli.results import TRAINING_COLUMNS
+from sb3_dmpo.cli.scores import read_results
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from tests.test_tables import row, write
 
 pytest.importorskip("matplotlib")
 figure_data = pytest.importorskip("benchmarks.figure_data")
 figures = pytest.importorskip("benchmarks.figures")
+learning_curves = pytest.importorskip("benchmarks.learning_curves")
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +76,35 @@ def test_missing_data_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no folder of the path names an algorithm" in capsys.readouterr().err
 
 
-def test_losses_are_averaged_over_blocks_and_short_runs_are_left_out() -> None:
+def test_losses_are_averaged_over_blocks() -> None:
     rows = [
         {"seed": seed, "updates": str(u), "loss": value} for seed, u, value in (("0", 1, "1"), ("0", 5, "3"), ("1", 5, ""))
     ]
-    assert figures.by_updates(rows, "loss", block=5) == {5: [2.0]}
-    assert figures.by_updates([*rows, {"seed": "1", "updates": "6", "loss": "7"}], "loss", 5) == {5: [2.0], 6: [7.0]}
+    assert learning_curves.by_updates(rows, "loss", block=5) == {5: [2.0]}
+    assert learning_curves.by_updates([*rows, {"seed": "1", "updates": "6", "loss": "7"}], "loss", 5) == {5: [2.0], 6: [7.0]}
     # A block stands where its last row does, also where rows and blocks do not end together.
     thousands = [{"seed": "0", "updates": str(1000 * i), "loss": str(i)} for i in range(1, 11)]
-    assert figures.by_updates(thousands, "loss", block=833) == {1000 * i: [float(i)] for i in range(1, 11)}
-    long, short = row("dmpo", "a/b-v0", 0, 1.0, command="long"), row("dmpo", "a/b-v0", 0, 1.0, command="short", updates=2)
-    assert figures.longest_runs([long, short]) == [long]
+    assert learning_curves.by_updates(thousands, "loss", block=833) == {1000 * i: [float(i)] for i in range(1, 11)}
+
+
+def test_runs_of_two_lengths_have_a_panel_each(tmp_path: Path) -> None:
+    """Their learning rates differ, and what they reach after as many updates is not to be mixed."""
+    for name, command, length in (("short", "-n 30", 3), ("long", "-n 50", 5)):
+        rows = [
+            row(algorithm, "zoo/hopper/mixed-v0", 0, float(length), updates=10 * i, evaluation="training", command=command)
+            for algorithm in ("dmpo", "awac")
+            for i in range(1, length + 1)
+        ]
+        write(tmp_path / f"{name}.csv", rows)
+    rows = read_results(tmp_path)
+    assert len(rows) == 2 * (3 + 5)
+    assert learning_curves.panels(rows) == [("zoo/hopper/mixed-v0", 30), ("zoo/hopper/mixed-v0", 50)]
+    figure, message = learning_curves.figure_3(tmp_path)
+    assert message.count("DMPO on zoo/hopper/mixed-v0") == 2
+    above = figure.axes[:2]
+    assert [axes.get_title() for axes in above] == [f"zoo/hopper/mixed-v0, {length} updates" for length in (30, 50)]
+    for axes, length in zip(above, (3, 5), strict=True):
+        assert [list(line.get_ydata()) for line in axes.lines] == [[length] * length] * 2
 
 
 def test_the_page_shows_every_committed_figure() -> None:

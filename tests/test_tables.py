@@ -68,6 +68,16 @@ def test_final_rows_count_and_the_last_of_repeated_ones() -> None:
     assert list(collect_cells(rows, at=10)) == [("zoo/pen/noisy-v0", 10, "dmpo")]
 
 
+def test_of_runs_of_two_lengths_the_shorter_one_counts(tmp_path: Path) -> None:
+    """In the middle of a longer run the learning rate is still high."""
+    short = row("dmpo", "zoo/pen/noisy-v0", 0, 30.0, updates=10, command="-n 10")
+    long = [row("dmpo", "zoo/pen/noisy-v0", 0, s, updates=u, command="-n 20") for s, u in ((10.0, 10), (20.0, 20))]
+    write(tmp_path / "a.csv", [short])
+    write(tmp_path / "b.csv", long)
+    cell = collect_cells(read_results(tmp_path), at=10)["zoo/pen/noisy-v0", 10, "dmpo"]
+    assert cell.scores.tolist() == [30.0]
+
+
 def test_tables_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("dmpo", "zoo/hopper/medium-v0", 0, 50.0), row("awac", "zoo/hopper/medium-v0", 0, 40.0)]
     rows += [row(name, "zoo/hopper/medium-v0", 1, score) for name, score in (("dmpo", 60.0), ("awac", 40.0))]

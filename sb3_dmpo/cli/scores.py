@@ -21,6 +21,9 @@ FloatArray = npt.NDArray[np.float64]
 ScoresByDataset = Mapping[str, FloatArray]
 
 _KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
+_RUN_KEYS = ("algorithm", "dataset", "seed", "command")
+#: Column that is added on reading a folder: all updates of the run that a row comes from.
+RUN_UPDATES = "run_updates"
 
 
 def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
@@ -40,13 +43,32 @@ def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str,
     return list(rows.values())
 
 
+def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """
+    Rows of the CSV files of a folder as :func:`read_tables` reads them, with the length of their runs in the column
+    :data:`RUN_UPDATES`: what two runs of different length say after the same number of updates is not the same evaluation.
+
+    :param folder: the folder
+    :param columns: names of all columns
+    """
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        for row in read_tables([path], columns):
+            runs.setdefault(tuple(row.get(key, "") for key in _RUN_KEYS), []).append(row)
+        for run in runs.values():
+            length = str(max(int(row["updates"]) for row in run))
+            rows |= {(length, *(row.get(key, "") for key in _KEYS)): row | {RUN_UPDATES: length} for row in run}
+    return list(rows.values())
+
+
 def read_results(folder: Path) -> list[dict[str, str]]:
     """
     All evaluations in a folder of results files.
 
     :param folder: the folder
     """
-    return read_tables(sorted(folder.glob("*.csv")), COLUMNS)
+    return read_runs(folder, COLUMNS)
 
 
 def read_training(folder: Path) -> list[dict[str, str]]:
@@ -55,7 +77,7 @@ def read_training(folder: Path) -> list[dict[str, str]]:
 
     :param folder: the folder
     """
-    return read_tables(sorted(folder.glob("*.csv")), TRAINING_COLUMNS)
+    return read_runs(folder, TRAINING_COLUMNS)
 
 
 def task_of(dataset: str) -> str:
@@ -98,10 +120,10 @@ def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> d
     Final evaluations by dataset, number of updates and algorithm.
 
     :param rows: evaluations
-    :param at: take those after so many updates instead, of whatever kind
+    :param at: take those after so many updates instead, of whatever kind; of a seed's runs, those of the shortest one
     """
     chosen: dict[tuple[str, int, str], dict[int, Mapping[str, str]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -int(row.get(RUN_UPDATES, 0))):
         if row["evaluation"] == "final" if at is None else int(row["updates"]) == at:
             key = (row["dataset"], int(row["updates"]), row["algorithm"])
             chosen.setdefault(key, {})[int(row["seed"])] = row
