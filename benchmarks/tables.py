@@ -113,13 +113,14 @@ TABLES = (
 
 def format_cell(cell: Cell, uses_returns: bool) -> str:
     """
-    Mean, standard deviation over seeds and number of seeds: ``5.4 ± 3.0 (5)``.
+    Mean, standard deviation over seeds and number of seeds: ``5.4 ± 3.0 (5)``; of one seed ``5.4 (1)``.
 
     :param cell: the cell
     :param uses_returns: whether returns are shown
     """
     values, digits = (cell.returns, 2) if uses_returns else (cell.scores, 1)
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({len(values)})"
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread} ({len(values)})"
 
 
 def ours(table: Table, cells: Cells) -> list[tuple[str, int, str, dict[str, str]]]:
