@@ -1,5 +1,6 @@
 """Making optimizers, and their steps: as one call, and in operations that can be recorded."""
 
+import math
 from typing import Any
 
 import torch as th
@@ -126,13 +127,15 @@ def adam_step(optimizer: th.optim.Optimizer, parameters: list[Any], gradients: l
     th._foreach_lerp_(means, gradients, 1.0 - beta1)
     th._foreach_mul_(squares, beta2)
     th._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
-    # All parameters of an optimizer have made the same number of steps.
-    step_size = rate / (1.0 - beta1 ** steps[0])
-    scale = (1.0 - beta2 ** steps[0]).sqrt()
+    # All parameters of an optimizer have made the same number of steps. What is used again after an `exp` the compiler keeps;
+    # a `pow` it would do once more for every few numbers. In double precision, since 1 - beta2 is small at first.
+    corrections = [1.0 - th.exp(steps[0].double() * math.log(beta)) for beta in (beta1, beta2)]
+    step_size = (rate / corrections[0]).float()
+    scale = corrections[1].rsqrt().float()
     for parameter, mean, square in zip(parameters, means, squares, strict=True):
         if group["weight_decay"]:  # AdamW's, which is not part of the gradient
             parameter.mul_(1.0 - rate * group["weight_decay"])
-        parameter.sub_(step_size * mean / (square.sqrt() / scale + group["eps"]))
+        parameter.sub_(step_size * mean / (square.sqrt() * scale + group["eps"]))
 
 
 def clipped(gradients: list[th.Tensor], max_norm: float) -> list[th.Tensor]:

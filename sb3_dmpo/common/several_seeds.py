@@ -25,6 +25,7 @@ from sb3_dmpo.common.compilation import (
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.stacked_graph import stack_graph
+from sb3_dmpo.common.sweep_kernels import PLAIN_OPERATIONS
 from sb3_dmpo.common.type_aliases import Metrics
 from sb3_dmpo.common.updates import denormals_flushed
 
@@ -192,8 +193,9 @@ class _Stack:
         state = [*self._rows, *self._common[0]]
         is_stacked = [True] * (len(inputs) + len(self._rows)) + [False] * len(self._common[0])
         with undone(state), th.no_grad():
-            together = stack_graph(graph, [*inputs, *state], is_stacked, len(self.models))
-        return compiled_graph(together) if self._is_compiled else together, names
+            instead = PLAIN_OPERATIONS if self._is_compiled else None
+            together = stack_graph(graph, [*inputs, *state], is_stacked, len(self.models), instead)
+        return compiled_graph(together, self._first.device) if self._is_compiled else together, names
 
 
 class _Run:

@@ -6,7 +6,7 @@ tensors, operators of this package) and matrix products with a bias, for which i
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch as th
@@ -101,7 +101,13 @@ def _product_with_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th
     return product.view(*left.shape[:2], *product.shape[1:])
 
 
-def stack_graph(graph: GraphModule, inputs: Sequence[th.Tensor], is_stacked: Sequence[bool], n_models: int) -> GraphModule:
+def stack_graph(
+    graph: GraphModule,
+    inputs: Sequence[th.Tensor],
+    is_stacked: Sequence[bool],
+    n_models: int,
+    instead: Mapping[Any, Callable[..., Any]] | None = None,
+) -> GraphModule:
     """
     The graph for several models: stacked inputs are changed in place where it changes single ones, every result is stacked.
 
@@ -111,6 +117,7 @@ def stack_graph(graph: GraphModule, inputs: Sequence[th.Tensor], is_stacked: Seq
     :param inputs: what it is called with, those of the models stacked, shape ``(n_models, ...)``
     :param is_stacked: which inputs are stacked; the others are the same for all models
     :param n_models: number of models
+    :param instead: what to record instead of some operators
     """
 
     def stacked(*tensors: th.Tensor) -> list[th.Tensor]:
@@ -118,4 +125,4 @@ def stack_graph(graph: GraphModule, inputs: Sequence[th.Tensor], is_stacked: Seq
         results = _StackedInterpreter(graph, n_models).run(*arguments)
         return [value.tensor if isinstance(value, Stacked) else value.expand(n_models) for value in results]
 
-    return make_fx(stacked)(*inputs)
+    return make_fx(stacked, instead)(*inputs)

@@ -20,28 +20,6 @@ from sb3_dmpo.common.networks import chosen_actions
 _GATE_SAVINGS = 60_000_000
 
 
-def _sweep_bfloat16(
-    observations: th.Tensor, components: th.Tensor, layers: Sequence[Sequence[th.Tensor]]
-) -> tuple[th.Tensor, th.Tensor]:
-    """
-    The sweep in bfloat16 but for the actor's first layers and the critics' last ones; what stands between the products is
-    left to the compiler, if there is one.
-    """
-    low = [[tensor.bfloat16() for tensor in tensors] for tensors in layers]
-    (batch, size), n = observations.shape, len(components)
-    weight, bias = layers[0][0], layers[1][0]
-    own = F.linear(components, weight[:, size:])
-    hidden = th.relu(F.linear(observations, weight[:, :size], bias).unsqueeze(1) + own).bfloat16().flatten(0, 1)
-    actions = th.tanh(th.ops.sb3_dmpo.relu_layers(hidden, low[0][1:], low[1][1:], True)).view(batch, n, -1)
-    inputs = th.cat([observations.bfloat16().unsqueeze(1).expand(-1, n, -1), actions], dim=2).flatten(0, 1)
-    q_values = []
-    for j in range(len(layers[2][0])):
-        weights, biases = [weight[j] for weight in low[2][:-1]], [bias[j, 0] for bias in low[3][:-1]]
-        hidden = th.ops.sb3_dmpo.relu_layers(inputs, weights, biases, False).float()
-        q_values.append((th.mv(hidden, layers[2][-1][j, 0]) + layers[3][-1][j, 0]).view(batch, n))
-    return th.stack(q_values), actions.float()
-
-
 def _sweep_by_layers(
     observations: th.Tensor,
     components: th.Tensor,
@@ -100,11 +78,13 @@ def sweep(
     """
     layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
     if _suits_operators(observations, layers, activation):
+        result: tuple[th.Tensor, th.Tensor]
         if dtype == observations.dtype:
-            result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.sweep(observations, components, *layers)
+            result = th.ops.sb3_dmpo.sweep(observations, components, *layers)
             return result
         if dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
-            return _sweep_bfloat16(observations, components, layers)
+            result = th.ops.sb3_dmpo.sweep_bfloat16(observations, components, *layers)
+            return result
     return _sweep_by_layers(observations, components, layers, dtype, activation)
 
 
