@@ -137,8 +137,8 @@ def test_other_optimizers_are_not_compiled() -> None:
         make("td3_bc", dataset=DATA, compile=True, **arguments).learn(1)
 
 
-def without_operators(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every graph that is compiled, whether C++ calls its kernels; the graphs are run as they are."""
+def test_kernels_are_called_by_python_only_where_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate in float32 is an operator of this package, which C++ cannot call."""
     wrapped: list[bool] = []
 
     def run_as_it_is(graph: Any, options: dict[str, Any] | None, **other: Any) -> Any:
@@ -146,12 +146,6 @@ def without_operators(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return graph
 
     monkeypatch.setattr(th, "compile", run_as_it_is)
-    return wrapped
-
-
-def test_kernels_are_called_by_python_only_where_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate in float32 is an operator of this package, which C++ cannot call."""
-    wrapped = without_operators(monkeypatch)
     arch = {"policy_kwargs": {"net_arch": [32, 32]}}
     for name, arguments in (("td3_bc", {}), ("dmpo", {"gating_dtype": "bfloat16", **arch}), ("dmpo", arch)):
         make(name, dataset=DATA, compile=True, **arguments).learn(2)
@@ -162,13 +156,15 @@ def test_kernels_are_called_by_python_only_where_they_have_to(monkeypatch: pytes
 @pytest.mark.slow
 @pytest.mark.parametrize("gating_dtype", ["float32", "bfloat16"])
 def test_compiled_code(gating_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled for real: as the recorded graph up to rounding, and bit for bit the same after a zip."""
+    """Compiled for real: as the recorded graph (and the eager code) up to rounding, bit for bit the same after a zip."""
     arguments: dict[str, Any] = {"gating_dtype": gating_dtype, "policy_kwargs": {"net_arch": [32, 32]}}
     whole = make("dmpo", dataset=DATA, compile=True, **arguments).learn(4)
     make("dmpo", dataset=DATA, compile=True, **arguments).learn(2).save(tmp_path / "half")
     resumed = DMPO.load(tmp_path / "half", dataset=DATA).learn(2, reset_num_timesteps=False)
     assert resumed._compiled is not None
     assert_same(resumed.get_parameters(), whole.get_parameters())
+    if gating_dtype == "float32":  # in bfloat16, eager code rounds at other places
+        close(whole, make("dmpo", dataset=DATA, compile=False, **arguments).learn(4))
     monkeypatch.setattr(th, "compile", lambda graph, **options: graph)
     close(whole, make("dmpo", dataset=DATA, compile=True, **arguments).learn(4))
 

@@ -108,13 +108,13 @@ def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor, **fact
     return th.mm(left, right) - (-bias)
 
 
-#: What is recorded instead of some operators for an update that is compiled on the CPU.
+#: What is recorded instead of some operators for an update that is compiled.
 INSTEAD = {**PLAIN_OPERATIONS, th.ops.aten.addmm.default: _product_and_bias}
 
 
 def _suits_cpp_wrapper(graph: GraphModule, device: th.device) -> bool:
     """
-    Whether what calls the kernels can be C++ too, which takes a third of the time that Python takes for it.
+    Whether what calls the kernels can be C++ too, which takes less time for it than Python.
 
     :param graph: must be without operators of this package, whose lists of tensors it does not know
     :param device: where the graph runs
