@@ -112,7 +112,8 @@ class UpdateMixin(OffPolicyAlgorithm):
         :param gradient_steps: number of updates
         :param batch_size: minibatch size
         """
-        self.policy.set_training_mode(True)
+        if not self.policy.training:  # to visit every module takes longer than it looks
+            self.policy.set_training_mode(True)
         for _ in range(gradient_steps):
             self._begin_update()
             self._last_batch = self.sample_batch(batch_size)
