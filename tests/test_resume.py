@@ -1,5 +1,6 @@
 """Runs that are killed and resumed end as if nothing had happened."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tests.test_cli import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.main import train
-from sb3_dmpo.cli.progress import UPDATES, read_progress
+from sb3_dmpo.cli.progress import UPDATES, WALL_SECONDS, read_progress
 
 N_UPDATES = 40
 RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
@@ -64,6 +65,27 @@ def test_resumed_run_ends_with_the_same_weights(call: Callable[..., Outcome], tm
 
     code, out, _ = call(train, *RUN, "-f", "killed", "--resume")
     assert code == 0 and "was finished before" in out
+
+
+def test_seconds_of_a_resumed_run_include_those_before(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Those up to the checkpoint, not those of the lost updates: else the run would look faster or slower than it was."""
+    assert call(train, *RUN, "-f", "killed")[0] == 0
+    folder = tmp_path / "killed" / FOLDER
+    for name in ("TwoGoals-v0.zip", "rl_model_30_steps.zip", "rl_model_40_steps.zip"):
+        (folder / name).unlink()
+    rows = read_progress(folder / "progress.csv")
+    with (folder / "progress.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {WALL_SECONDS: str(100 * float(row[UPDATES]))} for row in rows)
+    assert call(train, *RUN, "-f", "killed", "--resume", "--results", "r.csv")[0] == 0
+    with (tmp_path / "r.csv").open(newline="") as file:
+        seconds = {row["updates"]: float(row["wall_seconds"]) for row in csv.DictReader(file)}
+    assert list(seconds) == ["24", "32", "40"]
+    assert all(2000 < value < 2300 for value in seconds.values()), seconds
+    progress = [(float(row[UPDATES]), float(row[WALL_SECONDS])) for row in read_progress(folder / "progress.csv")]
+    assert [value for updates, value in progress if updates <= 20] == [800, 1000, 1600, 2000]
+    assert all(2000 < value < 2300 for updates, value in progress if updates > 20)
 
 
 def test_damaged_or_missing_checkpoints_cost_updates_only(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,6 @@ class OfflineExperimentManager(RunSettings):
         self.label = ""
         self._until_saved = contextlib.ExitStack()
         self._has_folder = False
-        self.learning_since = 0.0
         self.resumed: InterruptedRun | None = args.interrupted_run
         self._is_finished = False
         if self.resumed is not None:
@@ -144,7 +142,8 @@ class OfflineExperimentManager(RunSettings):
         self.callbacks.append(self.interrupt)
         if self.optimize_hyperparameters:
             return
-        self.callbacks.append(ProgressFile(Path(self.save_path) / "progress.csv"))
+        self.progress_file = ProgressFile(Path(self.save_path) / "progress.csv")
+        self.callbacks.append(self.progress_file)
         self.eval_callback = self.make_eval_callback(self.save_path, self._on_result)
         if self.eval_callback is not None:
             self.callbacks.append(self.eval_callback)
@@ -220,7 +219,6 @@ class OfflineExperimentManager(RunSettings):
 
         :param model: the model
         """
-        self.learning_since = time.monotonic()
         n_timesteps = self.n_timesteps
         if self.resumed is not None and self.resumed.checkpoint is not None:
             n_timesteps = max(n_timesteps - model.num_timesteps, 0)
@@ -286,7 +284,7 @@ class OfflineExperimentManager(RunSettings):
                 result,
                 updates=updates,
                 evaluation="final" if is_final else "training",
-                wall_seconds=f"{time.monotonic() - self.learning_since:.1f}",
+                wall_seconds=f"{self.progress_file.wall_seconds():.1f}",
             )
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:

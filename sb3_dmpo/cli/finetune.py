@@ -1,7 +1,6 @@
 """``train.py --finetune N``: after the updates on the dataset, N steps in the environment."""
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +85,7 @@ class FineTuning:
         self.n_steps = n_steps
         self.settings = settings
         self.path = folder / f"{manager.env_name}.zip"
-        self.since = 0.0
+        self.progress_file = ProgressFile(folder / "progress.csv")
         self._model: Any = None
 
     def run(self, model: Any) -> None:
@@ -105,7 +104,7 @@ class FineTuning:
         env = manager.create_envs(self.settings["n_envs"])
         callback = manager.make_eval_callback(str(self.folder), self._on_result, self.settings["n_envs"])
         callbacks: list[BaseCallback] = [manager.interrupt, *([callback] if callback is not None else [])]
-        callbacks.append(ProgressFile(self.folder / "progress.csv"))
+        callbacks.append(self.progress_file)
         if manager.show_progress:
             callbacks.append(ProgressBarCallback())
         if manager.save_freq > 0:
@@ -121,7 +120,7 @@ class FineTuning:
             if callback is not None:
                 callback.restore_evaluations(model.num_timesteps)
         print(f"Fine-tuning for {self.n_steps} steps: {self.settings}")
-        self._model, self.since = model, time.monotonic()
+        self._model = model
         result = None
         with manager.interrupt.listening():
             try:
@@ -202,7 +201,7 @@ class FineTuning:
                 updates=updates,
                 env_steps=steps,
                 evaluation="final" if is_final else "training",
-                wall_seconds=f"{time.monotonic() - self.since:.1f}",
+                wall_seconds=f"{self.progress_file.wall_seconds():.1f}",
             )
 
 

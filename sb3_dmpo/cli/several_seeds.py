@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import time
 from typing import Any
 
 from stable_baselines3.common.utils import set_random_seed
@@ -101,8 +100,6 @@ class SeveralSeedsManager:
 
     def _learn_and_evaluate(self, models: list[OfflineAlgorithm]) -> None:
         first = self.managers[0]
-        for manager in self.managers:
-            manager.learning_since = time.monotonic()
         callbacks = [manager.callbacks for manager in self.managers]
         try:
             learn_together(models, first.n_timesteps, callbacks, **first.learn_arguments())
