@@ -27,7 +27,7 @@ sweep() { # name of the results, then options of sweep.py; those of this script 
 # Word splitting of lists is meant.
 # shellcheck disable=SC2086
 {
-    sweep toy --algos $FAST $SLOW --seeds 0-4 "$@" -- --eval-freq 500
+    sweep toy --algos $FAST $SLOW --seeds 0-4 "$@" -- --eval-freq 500 --log-interval 250
     sweep adroit --algos $FAST --datasets "$PEN" "$DOOR" --seeds 0-4 -n 10000 "$@"
     sweep adroit --algos $SLOW --datasets "$PEN" "$DOOR" --seeds 0-2 -n 10000 "$@"
     sweep components --algos infodmpo --datasets "$PEN" --seeds 0-4 -n 10000 --vary n_components 4 8 16 32 "$@"
@@ -36,16 +36,16 @@ sweep() { # name of the results, then options of sweep.py; those of this script 
     sweep hopper_long --algos dmpo infodmpo awac td3_bc --datasets "$MIXED" --seeds 0 -n 200000 "$@"
 }
 
-model() { # name of the results, algorithm, dataset
-    local id=${3//\//-}
+model() { # name of the results, algorithm, dataset, seed (0)
+    local id=${3//\//-} seed=${4:-0}
     [ "$1" = toy ] && id=TwoGoals-v0
-    echo "$RUNS/$1/$2/$id/seed_0/$2/${id}_1/$id.zip"
+    echo "$RUNS/$1/$2/$id/seed_$seed/$2/${id}_1/$id.zip"
 }
 
 $PYTHON benchmarks/figure_data.py toy TD3+BC="$(model toy td3_bc "")" AWAC="$(model toy awac "")" \
     LP-AWAC="$(model toy lp_awac "")" DMPO="$(model toy dmpo "")"
 $PYTHON benchmarks/figure_data.py bellman --dataset "$MIXED" AWAC="$(model hopper awac "$MIXED")" \
     mixAWAC="$(model hopper mix_awac "$MIXED")" LP-AWAC="$(model hopper lp_awac "$MIXED")" DMPO="$(model hopper dmpo "$MIXED")"
-MUJOCO_GL=${MUJOCO_GL:-egl} $PYTHON benchmarks/figure_data.py episode --dataset "$PEN" DMPO="$(model adroit dmpo "$PEN")"
+MUJOCO_GL=${MUJOCO_GL:-egl} $PYTHON benchmarks/figure_data.py episode --dataset "$PEN" infoDMPO="$(model adroit infodmpo "$PEN" 1)"
 $PYTHON benchmarks/tables.py
 $PYTHON benchmarks/figures.py
