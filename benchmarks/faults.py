@@ -26,7 +26,7 @@ from benchmarks.fault_campaigns.kills import kills_during_save, kills_during_tra
 from benchmarks.fault_campaigns.soak import soak
 from benchmarks.fault_campaigns.versions import other_versions
 from sb3_dmpo.cli.results import commit
-from sb3_dmpo.common.save_util import atomic_write
+from sb3_dmpo.files.save_util import atomic_write
 
 
 def campaigns(scale: float) -> dict[str, Callable[[], list[Row]]]:

@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from sb3_dmpo.cli.figures import PALETTE, draw_components, draw_map, draw_trajectories
-from sb3_dmpo.cli.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
-from sb3_dmpo.common.save_util import atomic_write
+from sb3_dmpo.cli.sweep.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
+from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.plots.two_goals import PALETTE, draw_components, draw_map, draw_trajectories
 
 try:
     from figure_styles import STYLES, Drawing, style

@@ -23,10 +23,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_dmpo
 from sb3_dmpo.cli.environments import make_evaluation_env
-from sb3_dmpo.cli.eval_callback import RunEvalCallback
-from sb3_dmpo.cli.exp_manager import EVAL_SEED_OFFSET
-from sb3_dmpo.cli.finetune import DEFAULTS
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, ResultsFile, commit, describe_data
+from sb3_dmpo.cli.train.eval_callback import RunEvalCallback
+from sb3_dmpo.cli.train.exp_manager import EVAL_SEED_OFFSET
+from sb3_dmpo.cli.train.finetune import DEFAULTS
 from sb3_dmpo.common.evaluation import EvaluationResult
 
 #: Name of the baseline in the results.

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sb3_dmpo.cli.scores import RUN_UPDATES, read_results, read_training
+from sb3_dmpo.cli.sweep.scores import RUN_UPDATES, read_results, read_training
 
 try:
     from figure_styles import COMPARED, STYLES, Drawing, style

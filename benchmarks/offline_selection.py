@@ -24,10 +24,10 @@ from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.configs import RUN_KEYS, config_path, find_entry, parse_values
 from sb3_dmpo.cli.environments import make_evaluation_env
 from sb3_dmpo.cli.results import commit, read_rows
-from sb3_dmpo.common.datasets import dataset_spaces, load_transitions
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.common.offline_selection import offline_measures, offline_score
-from sb3_dmpo.common.save_util import atomic_write, preserved_random_state
+from sb3_dmpo.data.loading import dataset_spaces, load_transitions
+from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
 
 CRITERIA = ("fqe", "initial_value", "action_distance")
 COLUMNS = ("algorithm", "dataset", "seed", "updates", "return_mean", "return_std", "n_episodes", "fqe", "fqe_std")

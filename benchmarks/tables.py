@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sb3_dmpo.cli.scores import (
+from sb3_dmpo.cli.sweep.scores import (
     Cell,
     ScoresByDataset,
     bootstrap_interval,
@@ -26,7 +26,7 @@ from sb3_dmpo.cli.scores import (
     read_results,
     task_of,
 )
-from sb3_dmpo.common.save_util import atomic_write
+from sb3_dmpo.files.save_util import atomic_write
 
 HERE = Path(__file__).parent
 #: Our algorithms by the paper's names. MAPLE is a model-based method, quoted by the paper.

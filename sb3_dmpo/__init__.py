@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import sb3_dmpo.envs  # noqa: F401  (registers the environments)
-from sb3_dmpo.awac import AWAC
+from sb3_dmpo.awac import AWAC, MixAWAC
 from sb3_dmpo.bc import BC
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.cql import CQL
@@ -11,9 +11,7 @@ from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.diffusion_ql import DiffusionQL
 from sb3_dmpo.dmpo import DMPO, InfoDMPO
 from sb3_dmpo.iql import IQL
-from sb3_dmpo.lapo import LAPO
-from sb3_dmpo.lp_awac import LPAWAC
-from sb3_dmpo.mix_awac import MixAWAC
+from sb3_dmpo.lapo import LAPO, LPAWAC
 from sb3_dmpo.td3_bc import TD3BC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()

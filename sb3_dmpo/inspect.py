@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_dmpo.cli.inspect_command import main
+from sb3_dmpo.cli.model.inspect import main
 
 if __name__ == "__main__":
     sys.exit(main())

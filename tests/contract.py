@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
-from sb3_dmpo.common.preprocessing import canonical_observation_space
+from sb3_dmpo.data.preprocessing import canonical_observation_space
 from tests.toy_data import DriftEnv, box_space, make_replay_buffer, make_transitions, nested_space
 
 #: What keeps an algorithm small that has more parts than ``net_arch`` describes.

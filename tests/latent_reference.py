@@ -4,7 +4,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_dmpo.common.latent_algorithm import LatentPolicyAlgorithm
+from sb3_dmpo.lapo.latent_algorithm import LatentPolicyAlgorithm
 from tests.reference_util import Replay, Views, ensemble_views, linear_views, mlp_views
 
 NOISE = {"target_latent_noise": "target_latent_noise", "vae_noise": "vae_noise"}

@@ -4,8 +4,9 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_dmpo.common import action_tables, networks
 from sb3_dmpo.common.networks import EnsembleCritic
+from sb3_dmpo.cql import action_tables
+from sb3_dmpo.cql.action_tables import action_values
 
 BATCH, N = 70, 31
 
@@ -25,11 +26,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every table that is computed by blocks."""
     found: list[int] = []
 
+    plain = action_tables.action_table
+
     def counted(*arguments: list[nn.Parameter]) -> th.Tensor:
         found.append(1)
-        return action_tables.action_table(*arguments)
+        return plain(*arguments)
 
-    monkeypatch.setattr(networks, "action_table", counted)
+    monkeypatch.setattr(action_tables, "action_table", counted)
     return found
 
 
@@ -40,11 +43,11 @@ def test_values_and_gradients(net_arch: list[int], monkeypatch: pytest.MonkeyPat
     critic, exact = make(net_arch), make(net_arch).double()
     exact.load_state_dict(critic.state_dict())
     weights = th.randn(2, BATCH, N, generator=th.Generator().manual_seed(2))
-    table = critic.all_actions(*inputs())
+    table = action_values(critic, *inputs())
     (weights * table).sum().backward()
     assert blockwise == [1]
     observations, actions = inputs()
-    expected = exact.all_actions(observations.double(), actions.double())
+    expected = action_values(exact, observations.double(), actions.double())
     (weights * expected).sum().backward()
     assert blockwise == [1]
     th.testing.assert_close(table.double(), expected, rtol=1e-5, atol=1e-6)
@@ -61,11 +64,11 @@ def test_units_without_weight_learn() -> None:
     critic = make([8, 8])
     last = critic.layers[-1]
     nn.init.zeros_(last.weight)
-    critic.all_actions(*inputs()).sum().backward()
+    action_values(critic, *inputs()).sum().backward()
     blockwise = last.weight.grad.clone()
     critic.zero_grad()
     observations, actions = inputs()
-    critic.all_actions(observations, actions.requires_grad_()).sum().backward()
+    action_values(critic, observations, actions.requires_grad_()).sum().backward()
     assert bool(blockwise.any())
     th.testing.assert_close(blockwise, last.weight.grad, rtol=1e-4, atol=1e-3)
 
@@ -74,18 +77,18 @@ def test_plain_layers_do_everything_else(monkeypatch: pytest.MonkeyPatch) -> Non
     blockwise, (observations, actions) = calls(monkeypatch), inputs(batch=3)
     critic = make([8])
     with th.no_grad():
-        expected = critic.all_actions(observations, actions)
-    make([8], nn.Tanh).all_actions(observations, actions)
-    make([]).all_actions(observations, actions)
-    critic.all_actions(observations.clone().requires_grad_(), actions)
-    make([8], dtype=th.float64).all_actions(*inputs(th.float64, batch=3))
-    make([8]).requires_grad_(False).all_actions(observations, actions)
+        expected = action_values(critic, observations, actions)
+    action_values(make([8], nn.Tanh), observations, actions)
+    action_values(make([]), observations, actions)
+    action_values(critic, observations.clone().requires_grad_(), actions)
+    action_values(make([8], dtype=th.float64), *inputs(th.float64, batch=3))
+    action_values(make([8]).requires_grad_(False), observations, actions)
     several = {name: th.stack([p.detach(), p.detach()]) for name, p in critic.named_parameters()}
 
     def table(parameters: dict[str, th.Tensor]) -> th.Tensor:
         wrapper = nn.Module()
         wrapper.critic = critic
-        wrapper.forward = lambda: critic.all_actions(observations, actions)
+        wrapper.forward = lambda: action_values(critic, observations, actions)
         return th.func.functional_call(wrapper, {f"critic.{name}": value for name, value in parameters.items()}, ())
 
     th.testing.assert_close(th.vmap(table)(several), th.stack([expected, expected]))

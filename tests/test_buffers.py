@@ -17,9 +17,9 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_dmpo.common import buffers
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.dataset_statistics import observation_statistics
-from sb3_dmpo.common.datasets import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
-from sb3_dmpo.common.preprocessing import canonical_observation_space, flat_size
+from sb3_dmpo.data.loading import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.data.preprocessing import canonical_observation_space, flat_size
+from sb3_dmpo.data.statistics import observation_statistics
 from tests.dataset_helpers import NESTED_DICT, random_observations
 
 ACTION_SPACE = spaces.Box(-3, 3, (2,))
@@ -117,7 +117,7 @@ def test_input_is_not_changed() -> None:
 
 
 def test_observation_statistics_are_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_dmpo.common.dataset_statistics.BLOCK_ROWS", 7)
+    monkeypatch.setattr("sb3_dmpo.data.statistics.BLOCK_ROWS", 7)
     observations = (1e4 + np.random.default_rng(0).normal(size=(100, 3))).astype(np.float32)
     mean, std = observation_statistics(observations)
     np.testing.assert_allclose(mean, observations.astype(np.float64).mean(axis=0), rtol=1e-14)

@@ -21,8 +21,8 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError, check_archive
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
 
 OBSERVATION = np.array([0.1, -0.2, 0.3], np.float32)
 

@@ -16,13 +16,13 @@ from stable_baselines3 import PPO, SAC
 from torch import nn
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.datasets import load_transitions, recover_environment
 from sb3_dmpo.common.evaluation import reference_scores
+from sb3_dmpo.data.loading import load_transitions, recover_environment
 from tests.test_cli import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.agents import load_agent
+from sb3_dmpo.cli.data.agents import load_agent
 from sb3_dmpo.cli.main import collect
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmpo.common import dataset_cache, memory
-from sb3_dmpo.common.dataset_minari import MinariSource
-from sb3_dmpo.common.datasets import DatasetError, Transitions, load_transitions
+from sb3_dmpo.data import cache as dataset_cache
+from sb3_dmpo.data import memory
+from sb3_dmpo.data.loading import DatasetError, Transitions, load_transitions
+from sb3_dmpo.data.minari import MinariSource
 from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset, random_episodes
 
 NAME = "tests/mixed-v0"

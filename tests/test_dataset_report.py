@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_dmpo.cli.data_command import main
-from sb3_dmpo.common.dataset_multimodality import FALSE_ALARMS, estimate_multimodality, valley
-from sb3_dmpo.common.dataset_report import describe_dataset
-from sb3_dmpo.common.datasets import Transitions, load_transitions
+from sb3_dmpo.cli.data.describe import main
+from sb3_dmpo.data.loading import Transitions, load_transitions
+from sb3_dmpo.data.multimodality import FALSE_ALARMS, estimate_multimodality, valley
+from sb3_dmpo.data.report import describe_dataset
 from sb3_dmpo.envs import make_two_goals_dataset
 from tests.dataset_helpers import make_dataset
 from tests.toy_data import make_transitions
@@ -108,6 +108,6 @@ def test_command_faults(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_program_says_nothing_else() -> None:
     """Not that it is imported twice, above all."""
-    command = [sys.executable, "-m", "sb3_dmpo.common.datasets", "--help"]
+    command = [sys.executable, "-m", "sb3_dmpo.data.loading", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "describe" in result.stdout and result.stderr == ""

@@ -15,16 +15,17 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
-from sb3_dmpo.cli import data_command
-from sb3_dmpo.common import dataset_d4rl, dataset_replay_buffer
-from sb3_dmpo.common.datasets import (
+from sb3_dmpo.cli.data import describe as data_command
+from sb3_dmpo.common.evaluation import reference_scores
+from sb3_dmpo.data import d4rl as dataset_d4rl
+from sb3_dmpo.data import replay_buffer as dataset_replay_buffer
+from sb3_dmpo.data.loading import (
     DatasetError,
     dataset_identifier,
     dataset_spaces,
     load_transitions,
     recover_environment,
 )
-from sb3_dmpo.common.evaluation import reference_scores
 from tests.test_datasets import SpacesEnv
 
 # D4RL ---------------------------------------------------------------------------------------------------------------

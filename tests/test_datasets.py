@@ -13,9 +13,9 @@ from gymnasium import spaces
 from minari.dataset.minari_storage import MinariStorage
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_dmpo.common import dataset_types
-from sb3_dmpo.common.datasets import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
-from sb3_dmpo.common.preprocessing import canonical_observation_space, flatten_observations, scale_actions
+from sb3_dmpo.data import transitions as dataset_types
+from sb3_dmpo.data.loading import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.data.preprocessing import canonical_observation_space, flatten_observations, scale_actions
 from tests.dataset_helpers import (
     ACTIONS,
     BOX,

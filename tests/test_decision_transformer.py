@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dmpo import DecisionTransformer
 from sb3_dmpo.common import updating
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.datasets import DatasetError, Transitions
-from sb3_dmpo.common.sequence_buffer import SequenceReplayBuffer
+from sb3_dmpo.data.loading import DatasetError, Transitions
 from sb3_dmpo.decision_transformer import DecisionTransformerPolicy, DecisionTransformerState, observe_rewards
+from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from tests.toy_data import DriftEnv, box_space, make_transitions
 
 DATA = make_transitions()

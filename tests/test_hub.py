@@ -13,9 +13,9 @@ import torch as th
 import yaml
 
 from sb3_dmpo import BC, DMPO
-from sb3_dmpo.cli.hub_command import main
-from sb3_dmpo.common.checked_load import DamagedFileError
+from sb3_dmpo.cli.model.push import main
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.files.safe_zip import DamagedFileError
 from sb3_dmpo.hub import load_from_hub, push_to_hub
 from tests.contract import DATA, make
 

@@ -14,8 +14,8 @@ from tests.test_resume import FOLDER, RUN, assert_same
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.exp_manager import OfflineExperimentManager
 from sb3_dmpo.cli.main import train
+from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
 
 ZIP = FOLDER / "TwoGoals-v0.zip"
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.main import train
-from sb3_dmpo.common import dataset_cache, dataset_types, datasets
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.datasets import DatasetError, load_transitions
-from sb3_dmpo.common.sequence_buffer import SequenceReplayBuffer
+from sb3_dmpo.data import cache as dataset_cache
+from sb3_dmpo.data import loading as datasets
+from sb3_dmpo.data import transitions as dataset_types
+from sb3_dmpo.data.loading import DatasetError, load_transitions
+from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
 from tests.test_properties import episode_lists, in_pytest
 from tests.toy_data import make_replay_buffer
@@ -89,7 +91,7 @@ def test_observations_and_actions_stay_on_disk(cache: Path) -> None:
 def test_the_copy_on_disk_serves_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = recorded()
     first = load_transitions(dataset, memory_map=True)
-    monkeypatch.setattr("sb3_dmpo.common.dataset_minari.MinariSource.read", None)
+    monkeypatch.setattr("sb3_dmpo.data.minari.MinariSource.read", None)
     for memory_map in (True, False):
         again = load_transitions(dataset, memory_map=memory_map)
         assert again.fingerprint == first.fingerprint

@@ -11,7 +11,6 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dmpo import ALGOS, DMPO, OfflineAlgorithm
-from sb3_dmpo.common.datasets import DatasetError
 from sb3_dmpo.common.offline_evaluation import (
     action_distance,
     component_usage,
@@ -21,6 +20,7 @@ from sb3_dmpo.common.offline_evaluation import (
     policy_actions,
 )
 from sb3_dmpo.common.offline_selection import OfflineSelectionCallback, offline_score
+from sb3_dmpo.data.loading import DatasetError
 from tests.contract import DATA, UPDATES, assert_same, make, random_states
 from tests.toy_data import make_transitions
 

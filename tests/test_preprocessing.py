@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmpo.common.preprocessing import (
+from sb3_dmpo.data.preprocessing import (
     ActionUnscaler,
     action_spaces_match,
     canonical_observation,

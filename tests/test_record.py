@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_dmpo.cli import record
+from sb3_dmpo.cli.enjoy.command import record
+from sb3_dmpo.cli.enjoy.record import VideoWriter, choose_renderer
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.overlay import PALETTE, Overlay
-from sb3_dmpo.cli.record import VideoWriter, choose_renderer
+from sb3_dmpo.plots.overlay import PALETTE, Overlay
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 pytest.importorskip("rl_zoo3")

@@ -22,7 +22,7 @@ from tests.test_cli import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.main import train
-from sb3_dmpo.cli.progress import UPDATES, WALL_SECONDS, read_progress
+from sb3_dmpo.cli.train.progress import UPDATES, WALL_SECONDS, read_progress
 
 N_UPDATES = 40
 RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
@@ -75,7 +75,7 @@ def test_seconds_of_a_resumed_run_include_those_before(
     """Those up to the checkpoint, not those of the lost updates: else the run would look faster or slower than it was."""
     # Ten updates may need less than what is rounded away: a second passes whenever the clock is read.
     clock = itertools.count(1.0)
-    monkeypatch.setattr("sb3_dmpo.cli.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("sb3_dmpo.cli.train.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert call(train, *RUN, "-f", "killed")[0] == 0
     folder = tmp_path / "killed" / FOLDER
     for name in ("TwoGoals-v0.zip", "rl_model_30_steps.zip", "rl_model_40_steps.zip"):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.checked_load import UnsafeFileError
-from sb3_dmpo.common.datasets import DatasetError
+from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.files.safe_zip import UnsafeFileError
 from sb3_dmpo.hub import load_from_hub
 from tests.test_checked_load import PAYLOADS, pickled, with_attribute
 from tests.test_cli import Outcome, assert_one_line
@@ -20,8 +20,8 @@ from tests.toy_data import make_transitions
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.inspect_command import main as inspect
 from sb3_dmpo.cli.main import enjoy, train
+from sb3_dmpo.cli.model.inspect import main as inspect
 
 RUN = ["--algo", "dmpo", "-n", "4", "--seed", "1", "--save-freq", "2", "--eval-freq", "2", "--eval-episodes", "1"]
 SETTINGS = ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:4"]

@@ -17,7 +17,7 @@ from sb3_dmpo import ALGOS, OfflineAlgorithm
 from sb3_dmpo.cli.main import train
 from sb3_dmpo.common import compilation
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.several_seeds import DivergedSeedsError, _Stack, learn_together
+from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, _Stack, learn_together
 from tests.contract import DATA, Counter, LogKeeper, assert_same, make
 from tests.test_compilation import NoSynchronisation
 from tests.toy_data import make_transitions

@@ -26,10 +26,10 @@ pytest.importorskip("submitit")
 
 from sb3_dmpo.cli.main import sweep
 from sb3_dmpo.cli.results import COLUMNS
-from sb3_dmpo.cli.scores import read_tables
-from sb3_dmpo.cli.sweep_cells import Cell, Worker
-from sb3_dmpo.cli.sweep_jobs import LocalJobs
-from sb3_dmpo.cli.sweep_options import minutes
+from sb3_dmpo.cli.sweep.cells import Cell, Worker
+from sb3_dmpo.cli.sweep.jobs import LocalJobs
+from sb3_dmpo.cli.sweep.options import minutes
+from sb3_dmpo.cli.sweep.scores import read_tables
 
 REPOSITORY = Path(__file__).parent.parent
 #: Stands in for train.py: two evaluations; dies before the second one on its first attempt with seed 1.
@@ -97,7 +97,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcessJobs:
     (tmp_path / "train.py").write_text(FAKE_TRAIN.format(columns=COLUMNS))
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "sweep.py")])
     jobs = InProcessJobs()
-    monkeypatch.setattr("sb3_dmpo.cli.sweep.make_jobs", lambda options: jobs)
+    monkeypatch.setattr("sb3_dmpo.cli.sweep.command.make_jobs", lambda options: jobs)
     return jobs
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_dmpo.common import sweep_kernels, sweeps
-from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor
-from sb3_dmpo.common.sweeps import best_of_sweep, sweep
+from sb3_dmpo.common import compilation
+from sb3_dmpo.common.networks import EnsembleCritic
+from sb3_dmpo.dmpo import gate as sweeps
+from sb3_dmpo.dmpo.gate import best_of_sweep, sweep
+from sb3_dmpo.dmpo.networks import MixtureActor
 
 Networks = tuple[MixtureActor, EnsembleCritic]
 
@@ -119,7 +121,7 @@ def test_plain_operations_compute_what_the_operator_does(n_components: int, n_cr
     observations, components, *layers = arguments(actor, critic)
     lists = [list(tensors) for pair in layers for tensors in pair]
     operator = th.ops.sb3_dmpo.sweep_bfloat16.default
-    plain = sweep_kernels.PLAIN_OPERATIONS[operator]
+    plain = compilation.PLAIN_OPERATIONS[operator]
     with th.no_grad():
         results = operator(observations, components, *lists), plain(observations, components, *lists)
         exact = sweep(observations, components, *layers, th.float32, critic.activation)

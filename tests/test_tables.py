@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sb3_dmpo.cli.results import COLUMNS
-from sb3_dmpo.cli.scores import (
+from sb3_dmpo.cli.sweep.scores import (
     bootstrap_interval,
     collect_cells,
     family_of,

@@ -9,10 +9,10 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
 from sb3_dmpo import CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO
-from sb3_dmpo.common.datasets import DatasetError
 from sb3_dmpo.common.metrics import MetricAverager
-from sb3_dmpo.common.several_seeds import learn_together
 from sb3_dmpo.common.updates import denormals_flushed, error_quantiles
+from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.several_seeds.several_seeds import learn_together
 from tests.toy_data import make_transitions
 
 

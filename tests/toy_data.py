@@ -8,8 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_dmpo.common.datasets import Transitions
 from sb3_dmpo.common.type_aliases import OfflineBatch
+from sb3_dmpo.data.loading import Transitions
 
 #: Not [-1, 1], and different for every entry
 ACTION_LOW, ACTION_HIGH = (-2.0, 0.0), (1.0, 5.0)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from benchmarks.fault_campaigns.common import OURS, STOCK, Row, make_model, make_stock, row, saved, weights_hash
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 
 
 def bit_flip(content: bytes, rng: np.random.Generator) -> bytes:

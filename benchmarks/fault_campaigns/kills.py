@@ -30,8 +30,8 @@ from benchmarks.fault_campaigns.common import (
     weights_hash,
 )
 from sb3_dmpo import ALGOS, DMPO
-from sb3_dmpo.cli.resume import newest_state
-from sb3_dmpo.common.datasets import load_transitions
+from sb3_dmpo.cli.train.resume import newest_state
+from sb3_dmpo.data.loading import load_transitions
 
 N_UPDATES, CHECKPOINT_EVERY = 60, 5
 

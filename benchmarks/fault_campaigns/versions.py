@@ -25,8 +25,8 @@ from benchmarks.fault_campaigns.common import (
 )
 from benchmarks.fault_campaigns.damage import unzipped, zipped
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
-from sb3_dmpo.common.datasets import load_transitions
+from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 
 Entries = dict[str, bytes]
 Change = Callable[[Entries], Entries]

@@ -12,7 +12,7 @@ from benchmarks.timing.ours import setting
 from benchmarks.timing.rows import Row, measured
 from benchmarks.timing.tables import SB3
 from benchmarks.timing.turns import OURS, Effort, arena, in_turn
-from sb3_dmpo.common.dataset_download import local_dataset_ids
+from sb3_dmpo.data.minari_download import local_dataset_ids
 
 #: Updates between two evaluations, and episodes of one, where the zoo's files say nothing else
 ZOO_EVAL_FREQUENCY, ZOO_EVAL_EPISODES = 5_000, 10

@@ -14,7 +14,7 @@ import torch as th
 
 import sb3_dmpo
 from sb3_dmpo.cli.results import commit
-from sb3_dmpo.common.save_util import atomic_write
+from sb3_dmpo.files.save_util import atomic_write
 
 COLUMNS = (
     "table",

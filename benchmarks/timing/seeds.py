@@ -8,7 +8,7 @@ from benchmarks.timing.rows import Row, measured
 from benchmarks.timing.tables import devices, rates
 from benchmarks.timing.turns import Effort, arena, in_turn
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.common.several_seeds import learn_together
+from sb3_dmpo.several_seeds.several_seeds import learn_together
 
 HERE = "benchmarks.timing.seeds"
 N_SEEDS = 5

@@ -6,9 +6,9 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_dmpo.awac.policies import GaussianPolicy
+from sb3_dmpo.awac.weighted_actor_critic import WeightedActorCritic
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.type_aliases import NoiseSpec, OfflineBatch
-from sb3_dmpo.common.weighted_actor_critic import WeightedActorCritic
 
 
 class AWAC(WeightedActorCritic):

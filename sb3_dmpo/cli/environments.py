@@ -9,7 +9,7 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.common.datasets import dataset_spaces, recover_environment
+from sb3_dmpo.data.loading import dataset_spaces, recover_environment
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, FlattenNestedDict, SuccessInfo
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 import gymnasium as gym
 
-from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError
-from sb3_dmpo.common.datasets import DatasetError
+from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 
 #: Exit codes of the command line. 130 is the shell's for Ctrl-C.
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -14,7 +14,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     """
 
     def program() -> None:
-        from sb3_dmpo.cli.train import run
+        from sb3_dmpo.cli.train.command import run
 
         run(argv)
 
@@ -30,7 +30,7 @@ def enjoy(argv: Sequence[str] | None = None) -> int:
     """
 
     def program() -> None:
-        from sb3_dmpo.cli.enjoy import run
+        from sb3_dmpo.cli.enjoy.command import run
 
         run(argv)
 
@@ -47,7 +47,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     failed: list[int] = []
 
     def program() -> None:
-        from sb3_dmpo.cli.sweep import run
+        from sb3_dmpo.cli.sweep.command import run
 
         failed.append(run(argv))
 
@@ -63,7 +63,7 @@ def collect(argv: Sequence[str] | None = None) -> int:
     """
 
     def program() -> None:
-        from sb3_dmpo.cli.collect import run
+        from sb3_dmpo.cli.data.collect import run
 
         run(argv)
 

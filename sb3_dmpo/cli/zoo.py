@@ -24,7 +24,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.environments import register_environment
 from sb3_dmpo.cli.errors import UsageError, exit_code, suggest
 from sb3_dmpo.cli.literals import parse_value
-from sb3_dmpo.common.dataset_download import local_dataset_ids
+from sb3_dmpo.data.minari_download import local_dataset_ids
 
 #: rl_zoo3 evaluates hyperparameters as Python in these modules.
 _MODULES_WITH_EVAL = ("rl_zoo3.utils", "rl_zoo3.exp_manager")

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import numpy as np
 import torch as th
 
-from sb3_dmpo.common.checked_values import UnsafeFileError
+from sb3_dmpo.files.safe_values import UnsafeFileError
 
 
 class _Range(NamedTuple):

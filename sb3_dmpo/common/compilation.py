@@ -15,7 +15,6 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_dmpo.common.optimizers import is_plain_adam
-from sb3_dmpo.common.sweep_kernels import PLAIN_OPERATIONS
 from sb3_dmpo.common.type_aliases import Metrics
 
 CompileOption = bool | Literal["auto"]
@@ -108,8 +107,8 @@ def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor, **fact
     return th.mm(left, right) - (-bias)
 
 
-#: What is recorded instead of some operators for an update that is compiled.
-INSTEAD = {**PLAIN_OPERATIONS, th.ops.aten.addmm.default: _product_and_bias}
+#: What is recorded instead of an operator of this package: plain operations. Filled by the modules that define operators.
+PLAIN_OPERATIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def _suits_cpp_wrapper(graph: GraphModule, device: th.device) -> bool:
@@ -194,7 +193,7 @@ class CompiledUpdate:
             return dict(zip(names, graph(*inputs, *self._state), strict=True))
 
     def _record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[Callable[..., list[th.Tensor]], list[str]]:
-        graph, names = self.record(batch, inputs, INSTEAD)
+        graph, names = self.record(batch, inputs, {**PLAIN_OPERATIONS, th.ops.aten.addmm.default: _product_and_bias})
         return compiled_graph(graph, self._state[0].device), names
 
     def record(

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.common.save_util import atomic_write
+from sb3_dmpo.files.save_util import atomic_write
 
 #: Name of the input of a policy with Box observations; Dict observations have one input per key.
 OBSERVATION_INPUT = "observation"

@@ -7,12 +7,12 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_dmpo.common.datasets import DatasetError, Transitions, load_transitions
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.common.save_util import preserved_random_state
 from sb3_dmpo.common.updates import Target
+from sb3_dmpo.data.loading import DatasetError, Transitions, load_transitions
+from sb3_dmpo.files.save_util import preserved_random_state
 
 #: Rows of the dataset that networks see at once.
 _BLOCK = 8192

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_dmpo.common.datasets import Transitions
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.offline_evaluation import (
     action_distance,
@@ -15,7 +14,8 @@ from sb3_dmpo.common.offline_evaluation import (
     fitted_q_evaluation,
     initial_state_value,
 )
-from sb3_dmpo.common.save_util import preserved_random_state
+from sb3_dmpo.data.loading import Transitions
+from sb3_dmpo.files.save_util import preserved_random_state
 
 Criterion = Literal["fqe", "initial_value", "action_distance"]
 

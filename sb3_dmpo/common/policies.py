@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_dmpo.common.networks import Actor, EnsembleCritic, ValueNetwork
-from sb3_dmpo.common.preprocessing import (
+from sb3_dmpo.data.preprocessing import (
     ActionUnscaler,
     canonical_observation,
     canonical_observation_space,

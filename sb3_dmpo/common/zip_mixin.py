@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_map
 
 from sb3_dmpo.common.arguments import check_arguments, check_stored_counts
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.checked_load import DamagedFileError, UnsafeFileError, check_archive, read_attributes
 from sb3_dmpo.common.checked_networks import check_networks
-from sb3_dmpo.common.checked_values import shorten
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
-from sb3_dmpo.common.save_util import (
+from sb3_dmpo.files.safe_values import shorten
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive, read_attributes
+from sb3_dmpo.files.save_util import (
     atomic_write,
     decode_state,
     encode_generator,

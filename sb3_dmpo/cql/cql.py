@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_dmpo.common.losses import min_max_q, twin_critic_loss
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.cql.action_tables import action_values
 from sb3_dmpo.cql.policies import CQLPolicy, SquashedGaussian
 
 
@@ -170,7 +171,7 @@ class CQL(OfflineAlgorithm):
         actions, log_prob = self.contrast_actions(batch, current, following)
         # The dataset's action comes last, so that all actions of an observation share one sweep through the critics.
         actions = th.cat([actions, batch.actions.unsqueeze(1)], dim=1)
-        table = self.policy.critic.all_actions(batch.observations, actions)
+        table = action_values(self.policy.critic, batch.observations, actions)
         q_values = table[:, :, -1:]
         scores = table[:, :, :-1] - log_prob if self.importance_sampling else table
         gap = th.logsumexp(scores, dim=2, keepdim=True) - q_values

@@ -8,7 +8,7 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dmpo.common.gaussian import gaussian_log_prob
+from sb3_dmpo.common.distributions import gaussian_log_prob
 from sb3_dmpo.common.networks import EnsembleLinear
 from sb3_dmpo.common.policies import OfflinePolicy
 

@@ -18,8 +18,8 @@ from sb3_dmpo.common.losses import (
     twin_critic_loss,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.common.sweeps import has_fast_bfloat16
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.dmpo.gate import has_fast_bfloat16
 from sb3_dmpo.dmpo.policies import MixturePolicy
 
 #: Hidden layers from this width on gain from bfloat16.

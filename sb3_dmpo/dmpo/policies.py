@@ -9,9 +9,10 @@ from torch import nn
 
 from sb3_dmpo.common.gating import best_actions, is_near_tie
 from sb3_dmpo.common.losses import min_max_q
-from sb3_dmpo.common.networks import EnsembleCritic, MixtureActor, Posterior, ValueNetwork, chosen_actions
+from sb3_dmpo.common.networks import EnsembleCritic, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.common.sweeps import best_of_sweep, sweep
+from sb3_dmpo.dmpo.gate import best_of_sweep, sweep
+from sb3_dmpo.dmpo.networks import MixtureActor, Posterior
 
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
 

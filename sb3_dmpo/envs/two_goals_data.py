@@ -10,7 +10,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 from numpy.typing import NDArray
 
-from sb3_dmpo.common.dataset_write import write_in_one_piece
+from sb3_dmpo.data.minari_write import write_in_one_piece
 from sb3_dmpo.envs.two_goals import GOALS, START, START_NOISE, move, outcome
 
 TWO_GOALS_DATASET_ID = "sb3_dmpo/two-goals/demonstrations-v0"

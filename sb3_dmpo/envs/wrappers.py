@@ -4,7 +4,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
-from sb3_dmpo.common.preprocessing import canonical_observation, canonical_observation_space
+from sb3_dmpo.data.preprocessing import canonical_observation, canonical_observation_space
 
 
 class FlattenNestedDict(gym.ObservationWrapper[Any, Any, Any]):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch as th
 from torch import nn
 
-from sb3_dmpo.common.gaussian import GaussianActor, bounded_log_std, gaussian_log_prob
+from sb3_dmpo.common.distributions import GaussianActor, bounded_log_std, gaussian_log_prob
 from sb3_dmpo.common.networks import EnsembleLinear
 from sb3_dmpo.common.policies import OfflinePolicy
 

@@ -7,8 +7,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.common.latent_algorithm import LatentPolicyAlgorithm
 from sb3_dmpo.common.type_aliases import OfflineBatch
+from sb3_dmpo.lapo.latent_algorithm import LatentPolicyAlgorithm
 from sb3_dmpo.lapo.policies import LAPOPolicy
 
 

@@ -1,0 +1,1 @@
+"""``describe``, ``convert`` and ``collect``: what is done with a dataset before training."""

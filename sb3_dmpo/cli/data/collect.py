@@ -1,0 +1,244 @@
+"""
+Make a Minari dataset of what an agent of Stable-Baselines3 does, or of a replay buffer:
+``python benchmarks/collect.py --algo sac --model sac.zip --env Hopper-v5 -n 200000 --noise 0.1 --dataset my/hopper/sac-v0``.
+"""
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tqdm import tqdm
+
+from sb3_dmpo.cli.data.agents import load_agent
+from sb3_dmpo.cli.data.convert import register_robotics
+from sb3_dmpo.cli.environments import check_env_id
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.common.evaluation import reference_scores
+from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+
+Env = gym.Env[Any, Any]
+Actor = Callable[[Any], Any]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(prog="collect.py", description=__doc__)
+    parser.add_argument("--dataset", required=True, metavar="ID", help="id of the new dataset, e.g. my/hopper/sac-v0")
+    parser.add_argument("--env", required=True, help="environment, also for evaluation")
+    parser.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY:VALUE", help="arguments of the environment")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages that register environments")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="zip of an agent")
+    source.add_argument("--replay-buffer", metavar="FILE.pkl", help="pickle of a replay buffer of Stable-Baselines3")
+    parser.add_argument("--algo", help="algorithm of the agent, as in rl_zoo3")
+    parser.add_argument("-n", "--n-timesteps", type=int, default=100_000, help="steps, rounded up to whole episodes")
+    parser.add_argument("--noise", type=float, default=0.0, help="std of Gaussian noise on the actions, in half their range")
+    parser.add_argument("--random", type=float, default=0.0, metavar="SHARE", help="share of steps with a random action")
+    parser.add_argument("--stochastic", action="store_true", help="sample the actions of the agent")
+    parser.add_argument("--vecnormalize", metavar="FILE.pkl", help="statistics of VecNormalize (needs --trust-pickle)")
+    parser.add_argument("--trust-pickle", action="store_true", help="unpickle the files, which executes what they say")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", nargs=2, type=float, metavar=("MIN", "MAX"), help="reference scores")
+    parser.add_argument(
+        "--reference-episodes", type=int, default=20, help="episodes to measure them with, where D4RL has none; 0: none"
+    )
+    return parser
+
+
+def noisy_actor(model: BaseAlgorithm, space: spaces.Box, options: argparse.Namespace, normalize: Actor) -> Actor:
+    """
+    The agent with noise, as a function of the observation.
+
+    :param model: agent
+    :param space: its actions
+    :param options: ``noise``, ``random``, ``stochastic``, ``seed``
+    :param normalize: what the agent's observations go through
+    """
+    rng = np.random.default_rng(options.seed)
+    half_range = 0.5 * (space.high - space.low)
+
+    def act(observation: Any) -> Any:
+        if rng.random() < options.random:
+            return rng.uniform(space.low, space.high).astype(space.dtype)
+        action, _ = model.predict(normalize(observation), deterministic=not options.stochastic)
+        if options.noise > 0.0:
+            action = action + rng.normal(0.0, options.noise, space.shape) * half_range
+        return np.clip(action, space.low, space.high).astype(space.dtype)
+
+    return act
+
+
+def stacked(items: Sequence[Any]) -> Any:
+    """
+    Observations of an episode one above the other, in every entry of Dict observations.
+
+    :param items: observations
+    """
+    if isinstance(items[0], dict):
+        return {key: stacked([item[key] for item in items]) for key in items[0]}
+    return np.stack(items)
+
+
+def rollout(env: Env, act: Actor, seed: int | None) -> EpisodeBuffer:
+    """
+    One episode.
+
+    :param env: environment
+    :param act: the action at an observation
+    :param seed: seed of the reset
+    """
+    observation, _ = env.reset(seed=seed)
+    observations, actions, rewards, terminations, truncations = [observation], [], [], [], []
+    done = False
+    while not done:
+        action = act(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(float(reward))
+        terminations.append(bool(terminated))
+        truncations.append(bool(truncated))
+        done = terminated or truncated
+    return EpisodeBuffer(
+        observations=stacked(observations),
+        actions=np.stack(actions),
+        rewards=np.array(rewards, np.float32),
+        terminations=np.array(terminations),
+        truncations=np.array(truncations),
+    )
+
+
+def mean_return(env: Env, act: Actor, n_episodes: int, seed: int) -> float:
+    """
+    Mean undiscounted return.
+
+    :param env: environment
+    :param act: the action at an observation
+    :param n_episodes: number of episodes
+    :param seed: seed of the first one
+    """
+    returns = [float(np.sum(rollout(env, act, seed if i == 0 else None).rewards)) for i in range(n_episodes)]
+    return float(np.mean(returns))
+
+
+def find_reference(options: argparse.Namespace, env: Env, agent: Actor | None) -> tuple[dict[str, float], str]:
+    """
+    Reference scores as metadata, and where they come from: the command line, D4RL, or random actions and the agent itself.
+
+    :param options: parsed options
+    :param env: environment to measure in
+    :param agent: the agent without noise
+    """
+    known = reference_scores(env_id=options.env)
+    if options.reference is not None:
+        low, high = (float(score) for score in options.reference)
+        source = "the command line"
+    elif known is not None:
+        low, high, source = known
+    elif agent is None or options.reference_episodes < 1:
+        return {}, ""
+    else:
+        env.action_space.seed(options.seed)
+        n = options.reference_episodes
+        low = mean_return(env, lambda observation: env.action_space.sample(), n, options.seed + 1)
+        high = mean_return(env, agent, n, options.seed + 1)
+        source = f"{n} episodes each of random actions and of the agent without noise"
+    if not low < high:
+        return {}, f"none: {low:g} to {high:g} by {source} is no range"
+    return {"ref_min_score": float(low), "ref_max_score": float(high)}, f"{low:.2f} to {high:.2f}, from {source}"
+
+
+def collected(env: Env, act: Actor, options: argparse.Namespace) -> Iterator[EpisodeBuffer]:
+    """
+    Episodes until there are enough steps, with a progress bar.
+
+    :param env: environment
+    :param act: the action at an observation
+    :param options: ``n_timesteps``, ``seed``, ``dataset``
+    """
+    steps = 0
+    with tqdm(total=options.n_timesteps, unit="step", desc=options.dataset) as bar:
+        while steps < options.n_timesteps:
+            episode = rollout(env, act, options.seed if steps == 0 else None)
+            steps += len(episode.rewards)
+            bar.update(len(episode.rewards))
+            yield episode
+
+
+def _check(options: argparse.Namespace) -> None:
+    for package in options.gym_packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(f"--gym-packages {package}: {error}.") from error
+    register_robotics()
+    check_env_id(options.env)
+    check_new_id(options.dataset)
+    if options.model is not None and options.algo is None:
+        raise UsageError("--model needs --algo, the algorithm that the agent was trained with.")
+    if options.vecnormalize is not None and not options.trust_pickle:
+        raise UsageError(
+            "--vecnormalize is a pickle, which executes what it says: add --trust-pickle if you made it or trust its maker."
+        )
+    if options.n_timesteps < 1 or options.noise < 0.0 or not 0.0 <= options.random <= 1.0:
+        raise UsageError("-n has to be at least 1, --noise at least 0, and --random between 0 and 1.")
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """
+    Collect as the command line says.
+
+    :param argv: arguments; None: those of the process
+    :raises UsageError: what was asked for cannot be done
+    :raises DatasetError: the id is taken, or the replay buffer is not usable
+    """
+    from sb3_dmpo.cli.literals import parse_value
+
+    options = make_parser().parse_args(argv)
+    _check(options)
+    keywords = {key: parse_value(value) for key, _, value in (item.partition(":") for item in options.env_kwargs)}
+    env: Env = gym.make(options.env, **keywords)
+    if not isinstance(env.action_space, spaces.Box):
+        raise UsageError(f"{options.env} has the action space {env.action_space}; algorithms here need Box.")
+    if options.replay_buffer is not None:
+        if isinstance(env.observation_space, spaces.Dict):
+            raise UsageError("A replay buffer with Dict observations cannot be converted: train on its pickle itself.")
+        transitions = load_transitions(options.replay_buffer, env=env, cache=False)
+        episodes: Iterator[EpisodeBuffer] = iter(
+            tqdm(episodes_of(transitions), total=len(transitions.episode_lengths), unit="episode", desc=options.dataset)
+        )
+        scores, source = find_reference(options, env, None)
+        description = "A replay buffer of Stable-Baselines3."
+    else:
+        model = load_agent(options.algo, options.model, env, options.trust_pickle)
+        normalize: Actor = lambda observation: observation  # noqa: E731
+        if options.vecnormalize is not None:
+            statistics = VecNormalize.load(options.vecnormalize, DummyVecEnv([lambda: gym.make(options.env, **keywords)]))
+            normalize = statistics.normalize_obs
+        plain = argparse.Namespace(noise=0.0, random=0.0, stochastic=False, seed=options.seed)
+        agent = noisy_actor(model, env.action_space, plain, normalize)
+        scores, source = find_reference(options, env, agent)
+        episodes = collected(env, noisy_actor(model, env.action_space, options, normalize), options)
+        kind = "sampled" if options.stochastic else "deterministic"
+        description = f"{options.algo}, {kind} actions, noise {options.noise:g}, random share {options.random:g}."
+    write_new_dataset(
+        options.dataset,
+        episodes,
+        env.observation_space,
+        env.action_space,
+        env.spec,
+        algorithm_name=options.algo or "replay buffer",
+        description=description,
+        **scores,
+    )
+    env.close()
+    print(f"Dataset: {options.dataset}; reference scores {source or 'unknown'}")
+    print(f"Train on it: python benchmarks/train.py --algo dmpo --dataset {options.dataset}")

@@ -1,0 +1,112 @@
+"""``python -m sb3_dmpo.data.loading``: one subcommand for everything that is done with a dataset before training."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_dmpo.cli.data.convert import add_convert
+from sb3_dmpo.cli.environments import environment_name
+from sb3_dmpo.cli.errors import exit_code
+from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data.multimodality import FALSE_ALARMS, Multimodality
+from sb3_dmpo.data.report import DatasetReport, describe_dataset
+
+PROG = "python -m sb3_dmpo.data.loading"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a subcommand; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+    parser = argparse.ArgumentParser(prog=PROG, description="Look at datasets before anything is trained on them.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    # Every function adds one subcommand and sets its ``run``, which takes the parsed options.
+    for add_command in (_add_describe, add_convert):
+        add_command(commands)
+    options = parser.parse_args(argv)
+    return exit_code(lambda: options.run(options), "datasets")
+
+
+# describe -----------------------------------------------------------------------------------------------------------
+
+
+def _add_describe(commands: Any) -> None:
+    parser = commands.add_parser("describe", help="episodes, returns, actions, and whether DMPO is likely to help")
+    parser.add_argument("dataset", help="Minari id, or path of a D4RL file or of a replay buffer")
+    parser.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+    parser.add_argument("--figure", metavar="FILE.png", help="where the histograms go (default: <dataset>.png in this folder)")
+    parser.set_defaults(run=_describe)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    report = describe_dataset(load_transitions(options.dataset, download=options.download))
+    for name, value in report_lines(report):
+        print(f"{name:<14} {value}")
+    path = Path(options.figure or f"{environment_name(options.dataset)}.png")
+    try:
+        from sb3_dmpo.plots.dataset import plot_report
+    except ImportError:
+        print(f"{'figure':<14} not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
+        return
+    plot_report(report, path)
+    print(f"{'figure':<14} {path}")
+
+
+def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
+    """
+    A report as names and texts.
+
+    :param report: the report
+    """
+    n_episodes = len(report.returns)
+    low, median, high = (float(value) for value in (report.lengths.min(), *_quantiles(report.lengths, 0.5, 1.0)))
+    keys = f" in {report.observation_keys} entries" if report.observation_keys else ""
+    worst = int(report.saturation.argmax())
+    return [
+        ("dataset", report.dataset_id or "without a name"),
+        ("transitions", f"{report.n_transitions:,} in {n_episodes:,} episodes"),
+        ("lengths", f"{low:.0f} to {high:.0f} steps, median {median:.0f}; {report.n_terminated:,} end by a termination"),
+        ("returns", f"mean {report.returns.mean():.2f}, std {report.returns.std():.2f}"),
+        (
+            "",
+            "min {:.2f}, quartiles {:.2f} {:.2f} {:.2f}, max {:.2f}".format(
+                *_quantiles(report.returns, 0, 0.25, 0.5, 0.75, 1)
+            ),
+        ),
+        ("observations", f"{report.observation_size} numbers{keys}"),
+        ("actions", f"{len(report.saturation)} numbers, {_bounds(report)}"),
+        (
+            "saturation",
+            f"{100 * report.saturation.mean():.1f}% of the entries lie on a bound (most: entry {worst}, "
+            f"{100 * report.saturation[worst]:.1f}%)",
+        ),
+        ("multimodality", _multimodality(report.multimodality)),
+        ("advice", report.advice),
+    ]
+
+
+def _multimodality(found: Multimodality | None) -> str:
+    if found is None:
+        return "not estimated"
+    by_chance = f"by chance alone: up to {100 * FALSE_ALARMS:.0f}%"
+    text = f"two ways of acting in {100 * found.share:.0f}% of {found.n_states} states ({by_chance})"
+    if found.share <= FALSE_ALARMS:
+        return text
+    return f"{text}, {found.gap:.2f} apart; the observation tells which one in {100 * found.told_apart:.0f}% of the cases"
+
+
+def _quantiles(values: npt.NDArray[Any], *shares: float) -> list[float]:
+    return [float(value) for value in np.quantile(values, shares)]
+
+
+def _bounds(report: DatasetReport) -> str:
+    if len({*report.action_low, *report.action_high}) <= 2:
+        return f"each from {report.action_low[0]:g} to {report.action_high[0]:g}"
+    return f"from {report.action_low.tolist()} to {report.action_high.tolist()}"

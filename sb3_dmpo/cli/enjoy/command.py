@@ -1,0 +1,177 @@
+"""Watch and score a trained model, through rl_zoo3's ``enjoy()``."""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import yaml
+
+import sb3_dmpo
+from sb3_dmpo.cli.configs import REFUSED_KEYS
+from sb3_dmpo.cli.enjoy.episodes import EpisodeCounter
+from sb3_dmpo.cli.enjoy.record import RecordingEnv, choose_renderer, has_display
+from sb3_dmpo.cli.environments import environment_name, register_environment
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.results import score_line
+from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+
+
+class EnjoyParser(ZooParser):
+    """Options of ``enjoy.py``: those of rl_zoo3, the dataset, and the number of episodes."""
+
+    changes: ClassVar[dict[str, dict[str, Any]]] = {
+        **ZooParser.changes,
+        "--folder": {"default": "logs"},
+        "--n-timesteps": {"default": None, "help": "number of steps (instead of --episodes)"},
+    }
+
+    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
+        super().__init__(argv, options, prog="enjoy.py", description=__doc__)
+        self.add_argument("--episodes", type=int, default=None, help="number of episodes (default: 10; of a video: 2)")
+        self.add_argument(
+            "--record",
+            nargs="?",
+            const="",
+            metavar="FILE.mp4",
+            help="write a video, with what the sub-policies are worth beside the picture (default: in the run's folder)",
+        )
+
+    def prepare(self, options: argparse.Namespace) -> None:
+        """
+        Find the run and its environment before anything is loaded.
+
+        :param options: the options, changed in place
+        :raises UsageError: there is no such run
+        :raises DatasetError: the dataset, which knows the environment, is not there
+        """
+        from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+
+        if options.dataset in (None, TWO_GOALS_DATASET_ID):
+            options.dataset = TWO_GOALS_DATASET_ID
+            make_two_goals_dataset()
+        name = EnvironmentName(environment_name(options.dataset))
+        run_folder = Path(_run_folder(options, name))
+        trained_with = _options_of_run(run_folder / name)
+        options.eval_env_id = options.env or trained_with.get("eval_env_id")
+        options.env = EnvironmentName(register_environment(options.dataset, options.eval_env_id))
+        if options.episodes is None:
+            options.episodes = 10 if options.record is None else 2
+        if options.n_timesteps is None:
+            # rl_zoo3 counts steps; this many are never reached, and no progress bar can show them.
+            options.n_timesteps, options.progress = sys.maxsize, False
+        else:
+            options.episodes = None
+        if options.record is not None:
+            self._prepare_recording(options, run_folder / "videos" / f"{options.algo}.mp4")
+        elif not options.no_render and not has_display():
+            print("There is no display: running without rendering (--no-render).")
+            options.no_render = True
+
+    @staticmethod
+    def _prepare_recording(options: argparse.Namespace, default: Path) -> None:
+        options.record = Path(options.record or default)
+        if options.record.suffix != ".mp4":
+            raise UsageError(f"--record {options.record} has to end in .mp4.")
+        if options.n_envs != 1:
+            raise UsageError("--record shows a single environment: leave --n-envs at 1.")
+        if importlib.util.find_spec("imageio_ffmpeg") is None:
+            raise UsageError("--record needs imageio-ffmpeg: pip install 'sb3_dmpo[zoo]'.")
+        choose_renderer()
+        options.no_render = True
+        options.env_kwargs = {**(options.env_kwargs or {}), "render_mode": "rgb_array"}
+
+
+def _run_folder(options: argparse.Namespace, name: Any) -> str:
+    """
+    Folder of the run that is meant, by rl_zoo3's own search.
+
+    :param options: the options
+    :param name: environment of the run
+    :raises UsageError: there is none
+    """
+    from rl_zoo3.utils import get_model_path
+
+    which = (options.load_best, options.load_checkpoint, options.load_last_checkpoint)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, _, folder = get_model_path(options.exp_id, options.folder, options.algo, name, *which)
+    except (AssertionError, ValueError, OSError) as error:
+        runs = sorted(path.name for path in Path(options.folder).glob("*/*_*") if path.is_dir())
+        found = f"Runs in {options.folder}: {', '.join(runs)}" if runs else f"There are no runs in {options.folder}"
+        raise UsageError(
+            f"{error}. {found} (other folders: -f, other runs: --exp-id, unfinished ones: --load-last-checkpoint)."
+        ) from error
+    return folder
+
+
+def _options_of_run(folder: Path) -> dict[str, Any]:
+    """
+    The options that a run was trained with.
+
+    :param folder: where rl_zoo3 keeps the settings of the run
+    :raises UsageError: they are not there, are no plain data, or ask for what rl_zoo3 would unpickle or import
+    """
+    try:
+        settings, options = (
+            # A subclass of yaml.SafeLoader.
+            yaml.load((folder / name).read_text(encoding="utf-8"), Loader=PlainLoader)
+            for name in ("config.yml", "args.yml")
+        )
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"The settings of the run in {folder} cannot be read: {error}") from error
+    if not isinstance(settings, dict) or not isinstance(options, dict):
+        raise UsageError(f"The settings of the run in {folder} are no tables.")
+    for key in REFUSED_KEYS:
+        if settings.get(key):
+            raise UsageError(f"The run in {folder} uses {key!r}: {REFUSED_KEYS[key]}.")
+    return options
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """
+    Run a trained model as the command line says.
+
+    :param argv: arguments; None: those of the process
+    :raises UsageError: what was asked for cannot be done
+    """
+    import rl_zoo3.enjoy
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    options = argparse.Namespace()
+    counters: list[EpisodeCounter] = []
+
+    def make_counter(env_fns: list[Callable[[], gym.Env[Any, Any]]], **kwargs: Any) -> EpisodeCounter:
+        if options.record is None:
+            counters.append(EpisodeCounter(env_fns, options.episodes))
+        else:
+            title = f"{options.algo} on {environment_name(options.dataset)}"
+            counters.append(RecordingEnv(env_fns, options.episodes, options.record, title))
+        return counters[-1]
+
+    class Loader:
+        """Stands in for the algorithm, so that the recording knows which model acts."""
+
+        @staticmethod
+        def load(*args: Any, **kwargs: Any) -> Any:
+            model = sb3_dmpo.ALGOS[options.algo].load(*args, **kwargs)
+            if isinstance(counters[-1], RecordingEnv):
+                counters[-1].model = model
+            return model
+
+    with (
+        prepared_zoo(),
+        swapped(rl_zoo3.enjoy, argparse=EnjoyParser.module(argv, options), ALGOS=dict.fromkeys(sb3_dmpo.ALGOS, Loader)),
+        swapped(ExperimentManager, default_vec_env_cls=make_counter),
+    ):
+        rl_zoo3.enjoy.enjoy()
+    if options.record is not None:
+        print(f"Video: {options.record}")
+    result = counters[0].result(options.dataset, options.eval_env_id)
+    print(f"Score: {score_line(result)}" if result is not None else "Score: no episode has ended (raise --n-timesteps)")

@@ -1,0 +1,134 @@
+"""Episodes as MP4 files, on machines without a display too."""
+
+import ctypes.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_dmpo.cli.enjoy.episodes import EpisodeCounter
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.plots.overlay import Overlay
+
+_DEFAULT_FPS = 30
+
+
+def has_display() -> bool:
+    """Whether windows can be opened."""
+    return not sys.platform.startswith("linux") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def choose_renderer() -> None:
+    """
+    Have MuJoCo render without a display where there is none and nothing else was asked for.
+
+    :raises UsageError: no library is there for it
+    """
+    if has_display() or "MUJOCO_GL" in os.environ:
+        return
+    for renderer, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = renderer
+            return
+    raise UsageError(
+        "There is no display, and neither EGL nor OSMesa to render without one: apt-get install libegl1 libosmesa6."
+    )
+
+
+class VideoWriter:
+    """
+    An MP4 file that appears when it is complete.
+
+    :param path: the file
+    :param fps: frames per second
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self.fps = fps
+        self.n_frames = 0
+        self._partial = path.with_name(f".{path.stem}.partial.mp4")
+        self._stream: Any = None
+
+    def append(self, frame: NDArray[np.uint8]) -> None:
+        """
+        Add a frame.
+
+        :param frame: shape ``(height, width, 3)``, even sizes, the same for all frames
+        """
+        if self._stream is None:
+            import imageio_ffmpeg
+
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = (frame.shape[1], frame.shape[0])
+            # macro_block_size: every player shows even sizes; multiples of 16 would rescale the text.
+            self._stream = imageio_ffmpeg.write_frames(
+                str(self._partial), size, fps=self.fps, quality=7, macro_block_size=2, ffmpeg_log_level="error"
+            )
+            self._stream.send(None)
+        self._stream.send(np.ascontiguousarray(frame))
+        self.n_frames += 1
+
+    def close(self) -> None:
+        """Complete the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+            os.replace(self._partial, self.path)
+
+
+class RecordingEnv(EpisodeCounter):
+    """
+    A single environment whose episodes are written to a video, with what the policy thinks beside the picture.
+
+    :param env_fns: maker of the environment
+    :param limit: number of episodes; None: no limit
+    :param path: the video
+    :param title: first line on the frames
+    """
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None, path: Path, title: str) -> None:
+        super().__init__(env_fns, limit)
+        self.model: Any = None
+        self.overlay = Overlay(title)
+        self.video = VideoWriter(path, float(self.envs[0].metadata.get("render_fps") or _DEFAULT_FPS))
+        self._steps, self._return = 0, 0.0
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """
+        Draw what the action follows from, and take it.
+
+        :param actions: shape ``(1, action_size)``
+        """
+        super().step_async(actions)
+        frame = self.envs[0].render()
+        if not isinstance(frame, np.ndarray):
+            raise UsageError(f"{self.envs[0]} renders no pictures (render_mode 'rgb_array'): it cannot be recorded.")
+        lines = [f"episode {len(self.episodes) + 1}, step {self._steps}, return {self._return:.1f}"]
+        policy: Any = getattr(self.model, "policy", None)
+        if not hasattr(policy, "component_q_values"):
+            self.video.append(self.overlay.draw(frame, lines))
+            return
+        observation = self._obs_from_buf()
+        active = int(policy.select_component(observation)[0])
+        lines.append(f"sub-policy {active} acts")
+        self.video.append(self.overlay.draw(frame, lines, policy.component_q_values(observation)[0], active))
+
+    def step_wait(self) -> Any:
+        """Do the step."""
+        observations, rewards, dones, infos = super().step_wait()
+        self._steps, self._return = self._steps + 1, self._return + float(rewards[0])
+        if dones[0]:
+            self.overlay.start_episode()
+            self._steps, self._return = 0, 0.0
+        return observations, rewards, dones, infos
+
+    def close(self) -> None:
+        """Complete the video and close the environment."""
+        self.video.close()
+        super().close()

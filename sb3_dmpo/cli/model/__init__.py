@@ -1,0 +1,1 @@
+"""``inspect`` and ``push``: what is done with a zip after training."""

@@ -1,0 +1,38 @@
+"""``python -m sb3_dmpo.inspect model.zip``."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+
+from sb3_dmpo.cli.errors import UsageError, exit_code
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.hub.summary import read_summary, summary_lines
+
+_NAME_WIDTH, _TEXT_WIDTH = 14, 100
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_dmpo.inspect",
+        description="Say what is inside a model's zip: algorithm, dataset, updates, scores, spaces. Nothing is unpickled.",
+    )
+    parser.add_argument("files", nargs="+", metavar="MODEL.zip")
+    for i, file in enumerate(parser.parse_args(argv).files):
+        try:
+            lines = summary_lines(read_summary(file))
+        except (DamagedFileError, UnsafeFileError) as error:
+            raise UsageError(f"{file}: {error}") from error
+        if i > 0:
+            print()
+        for name, text in lines:
+            print(textwrap.fill(f"{name:<{_NAME_WIDTH}}{text}", _TEXT_WIDTH, subsequent_indent=" " * _NAME_WIDTH))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Describe zips; faults become one line on stderr.
+
+    :param argv: arguments; None: those of the process
+    :return: exit code
+    """
+    return exit_code(lambda: _run(argv), "inspect")

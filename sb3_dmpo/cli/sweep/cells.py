@@ -1,0 +1,252 @@
+"""One run of a sweep: its folder, its command, how far it is, and the worker that does it."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sb3_dmpo.cli.configs import config_path, find_entry
+from sb3_dmpo.cli.environments import environment_name
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, locked
+from sb3_dmpo.cli.sweep.scores import read_tables
+from sb3_dmpo.cli.train.progress import UPDATES, read_progress
+from sb3_dmpo.files.save_util import atomic_write
+
+#: Set by a worker once its run is whole, and how the last attempt ended.
+_FINISHED, _EXIT = "finished.json", "exit.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    A JSON object from a file, empty if the file is not there.
+
+    :param path: the file
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """
+    Write a JSON object in one piece.
+
+    :param path: the file
+    :param content: the object
+    """
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1).encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One run of a sweep.
+
+    :param algo: name of the algorithm
+    :param dataset: id of the dataset
+    :param seed: seed
+    :param n_timesteps: option ``-n``; not positive: as in the config
+    :param params: option ``-params``, as typed
+    :param label: name of the setting where it is not the config's; stands behind the algorithm in the results
+    :param arguments: further options of ``train.py``
+    """
+
+    algo: str
+    dataset: str
+    seed: int
+    n_timesteps: int = -1
+    params: tuple[str, ...] = ()
+    label: str = ""
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the algorithm and of its setting, as it stands in the results: ``infodmpo[n_components=4]``."""
+        return f"{self.algo}[{self.label}]" if self.label else self.algo
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What the cells have in common that differ in their seeds only."""
+        return self.name, self.dataset
+
+    def folder(self, root: Path) -> Path:
+        """
+        The cell's own folder, relative to where the sweep was started if ``root`` is.
+
+        :param root: folder of the sweep
+        """
+        return root / re.sub(r"[^\w.=-]+", "-", self.name).strip("-") / environment_name(self.dataset) / f"seed_{self.seed}"
+
+    def total_updates(self) -> int:
+        """
+        Number of updates of the whole run.
+
+        :raises UsageError: neither the command line nor the config says
+        """
+        if self.n_timesteps > 0:
+            return self.n_timesteps
+        typed = dict(item.split(":", 1) for item in self.params if ":" in item)
+        entry = find_entry(str(config_path(self.algo)), self.dataset)[1] | typed
+        if "n_timesteps" not in entry:
+            raise UsageError(f"The config of {self.algo} does not say how many updates to do on {self.dataset}: use -n.")
+        return int(entry["n_timesteps"])
+
+    def command(self, script: str, root: Path, save_freq: int, threads: int) -> list[str]:
+        """
+        Arguments of Python for the run; they begin it and go on with it.
+
+        :param script: path of ``train.py``
+        :param root: folder of the sweep
+        :param save_freq: updates between checkpoints
+        :param threads: threads of PyTorch
+        """
+        folder = self.folder(root)
+        command = [script, "--algo", self.algo, "--dataset", self.dataset, "--seed", str(self.seed)]
+        if self.n_timesteps > 0:
+            command += ["-n", str(self.n_timesteps)]
+        command += ["--num-threads", str(threads), "--save-freq", str(save_freq), "--resume"]
+        command += ["-f", str(folder), "--results", str(folder / "results.csv")]
+        command += self.arguments
+        return [*command, "-params", *self.params] if self.params else command
+
+    def prepare(self, root: Path) -> None:
+        """
+        Make the folder, or find that it is this cell's.
+
+        :param root: folder of the sweep
+        :raises UsageError: it holds a run with other settings
+        """
+        folder = self.folder(root)
+        folder.mkdir(parents=True, exist_ok=True)
+        # As JSON has it: tuples come back as lists.
+        now: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        before = read_json(folder / "cell.json")
+        if not before:
+            write_json(folder / "cell.json", now)
+        changes = [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before and before.get(key) != now[key]]
+        if changes:
+            raise UsageError(f"{folder} was begun with other settings ({'; '.join(changes)}): name another --folder.")
+
+    def is_finished(self, root: Path) -> bool:
+        """
+        Whether the run is whole.
+
+        :param root: folder of the sweep
+        """
+        return (self.folder(root) / _FINISHED).is_file()
+
+    def rows(self, root: Path) -> list[dict[str, str]]:
+        """
+        Evaluations so far; a run that was killed has repeated some, of which the last counts.
+
+        :param root: folder of the sweep
+        """
+        path = self.folder(root) / "results.csv"
+        return read_tables([path], COLUMNS) if path.is_file() else []
+
+    def training_rows(self, root: Path) -> list[dict[str, str]]:
+        """
+        What the log said about the losses, in the columns :data:`~sb3_dmpo.cli.results.TRAINING_COLUMNS`.
+
+        :param root: folder of the sweep
+        """
+        constant = {"algorithm": self.name, "dataset": self.dataset, "seed": str(self.seed)}
+        rows = []
+        for path in sorted(self.folder(root).glob("*/*/progress.csv")):
+            for row in read_progress(path):
+                values = {name: row.get(f"train/{name}") or "" for name in TRAINING_METRICS}
+                if row.get("train/n_updates"):
+                    short = {name: f"{float(value):.6g}" if value else "" for name, value in values.items()}
+                    rows.append(constant | {"updates": str(int(float(row[UPDATES])))} | short)
+        return rows
+
+    def last_words(self, root: Path) -> str:
+        """
+        The last line that the run has said.
+
+        :param root: folder of the sweep
+        """
+        try:
+            lines = (self.folder(root) / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+
+@contextlib.contextmanager
+def _only_worker(folder: Path) -> Iterator[IO[bytes]]:
+    """Only one process at a time works on a cell; the run inherits the lock and holds it even if its worker is killed."""
+    with open(folder / "lock", "ab") as file, locked(file.fileno()):
+        yield file
+
+
+@dataclass(frozen=True)
+class Worker:
+    """
+    Does one cell; this is what goes to the cluster. Called again, it goes on where the run is.
+
+    :param folder: the cell's folder
+    :param command: arguments of the Python interpreter
+    :param environment: environment variables to set, or to remove (None)
+    :param attempt: says which attempt ``exit.json`` belongs to
+    """
+
+    folder: str
+    command: tuple[str, ...]
+    environment: dict[str, str | None]
+    attempt: str
+
+    def __call__(self) -> int:
+        """Exit code of the run; negative: the signal that ended it."""
+        folder = Path(self.folder)
+        with _only_worker(folder) as lock:
+            code = 0 if (folder / _FINISHED).is_file() else self._run(folder, lock)
+        write_json(folder / _EXIT, {"attempt": self.attempt, "code": code})
+        return code
+
+    def _run(self, folder: Path, lock: IO[bytes]) -> int:
+        environment = {name: value for name, value in (os.environ | self.environment).items() if value is not None}
+        with open(folder / "train.log", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(lock.fileno(),),
+            )
+            write_json(folder / "running.json", {"host": os.uname().nodename, "pid": process.pid})
+            code = process.wait()
+        (folder / "running.json").unlink(missing_ok=True)
+        if code == 0:
+            for checkpoint in folder.rglob("rl_model_*_steps.zip"):
+                checkpoint.unlink()
+            write_json(folder / _FINISHED, {"command": list(self.command)})
+        return code
+
+    def checkpoint(self) -> Any:
+        """What SLURM is to do with the job when its time is over: queue it again (submitit calls this)."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def exit_code_of(folder: Path, attempt: str) -> int | None:
+    """
+    Exit code with which an attempt ended; None: it has not, or its worker was killed before it could say.
+
+    :param folder: the cell's folder
+    :param attempt: the attempt
+    """
+    content = read_json(folder / _EXIT)
+    return int(content["code"]) if content.get("attempt") == attempt else None

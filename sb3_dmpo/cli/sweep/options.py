@@ -1,0 +1,146 @@
+"""
+A grid of runs, on this machine or on a SLURM cluster: every algorithm on every dataset with every seed. Started again, the
+same command skips what is finished and goes on with what is not. Options behind ``--`` are those of ``train.py``.
+"""
+
+import argparse
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import parse_seeds
+from sb3_dmpo.cli.sweep.cells import Cell
+from sb3_dmpo.cli.sweep.jobs import Jobs, LocalJobs, SlurmJobs
+from sb3_dmpo.cli.zoo import algorithm_name
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
+
+#: Options of train.py that the sweep sets.
+_OWN_OPTIONS = {"--algo", "--dataset", "--seed", "-n", "--n-timesteps", "--save-freq", "--resume", "-f", "--log-folder"}
+_OWN_OPTIONS |= {"--results", "-params", "--hyperparams", "--num-threads"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """
+        :param message: what is wrong
+        :raises UsageError: always
+        """
+        raise UsageError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = _Parser(prog="sweep.py", description=__doc__, allow_abbrev=False)
+    grid = parser.add_argument_group("the grid")
+    grid.add_argument("--algos", nargs="+", required=True, type=algorithm_name, metavar="ALGO")
+    grid.add_argument("--datasets", nargs="+", default=[TWO_GOALS_DATASET_ID], metavar="ID", help="default: the toy")
+    grid.add_argument("--seeds", nargs="+", default=["0"], metavar="SEED", help="numbers and ranges (0-4); default: 0")
+    grid.add_argument("-n", "--n-timesteps", type=int, default=-1, help="updates of every run (default: as in the config)")
+    grid.add_argument("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="hyperparameters to change")
+    grid.add_argument("--label", default="", help="name of the changed setting in the results (default: the changes)")
+    grid.add_argument(
+        "--vary",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="KEY VALUE",
+        help="also vary a hyperparameter: n_components 4 8 16 32; given more than once: all combinations",
+    )
+    runs = parser.add_argument_group("the runs")
+    runs.add_argument("--folder", type=Path, default=Path("sweeps"), help="where runs and their state are kept")
+    runs.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE.csv",
+        help="where all rows go, and those of the logs beside it (default: FOLDER/results.csv, FOLDER/results_training.csv)",
+    )
+    runs.add_argument("--save-freq", type=int, default=5000, help="updates between checkpoints")
+    runs.add_argument("--retries", type=int, default=3, help="how often a run that dies is begun again")
+    runs.add_argument("--threads", type=int, default=1, help="threads of every run")
+    runs.add_argument("--dry-run", action="store_true", help="print the commands only")
+    cluster = parser.add_argument_group("the machine")
+    cluster.add_argument("--cluster", choices=("local", "slurm"), default="local")
+    cluster.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    cluster.add_argument("--gpus", nargs="+", default=[], metavar="DEVICE", help="local: CUDA devices to divide")
+    cluster.add_argument("--partition", help="SLURM: partition")
+    cluster.add_argument("--time", type=minutes, help="SLURM: time of a job, minutes or HH:MM:SS; it goes on in another one")
+    cluster.add_argument("--gres", help="SLURM: generic resources, e.g. gpu:1")
+    cluster.add_argument("--mem", help="SLURM: memory, e.g. 4GB")
+    cluster.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="SLURM: further options of sbatch")
+    cluster.add_argument("--setup", nargs="+", default=[], metavar="COMMAND", help="SLURM: commands before the run")
+    return parser
+
+
+def minutes(text: str) -> int:
+    """
+    Minutes in a time as SLURM writes it.
+
+    :param text: minutes, ``HH:MM:SS`` or ``D-HH:MM:SS``
+    :raises argparse.ArgumentTypeError: it is neither
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if match:
+        days, hours, mins, seconds = (int(part or 0) for part in match.groups())
+        return (days * 24 + hours) * 60 + mins + (seconds > 0)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither minutes nor HH:MM:SS")
+    return int(text)
+
+
+def make_cells(options: argparse.Namespace, arguments: Sequence[str]) -> list[Cell]:
+    """
+    The grid: all seeds of a setting beside each other, so that means come early.
+
+    :param options: parsed options
+    :param arguments: options of ``train.py``
+    :raises UsageError: an option that makes no sense
+    """
+    for argument in arguments:
+        if argument.partition("=")[0] in _OWN_OPTIONS:
+            raise UsageError(f"{argument} behind -- is set by the sweep: write it before the --, where it has an option.")
+    if any(len(varied) < 2 for varied in options.vary):
+        raise UsageError("--vary needs a hyperparameter and its values, e.g. --vary n_components 4 8 16 32.")
+    changes = list(itertools.product(*([f"{key}:{value}" for value in values] for key, *values in options.vary)))
+    cells = []
+    for dataset in options.datasets:
+        for algo in options.algos:
+            for change in changes:
+                params = (*options.hyperparams, *change)
+                varied = ",".join(item.replace(":", "=", 1) for item in (change if options.label else params))
+                label = ",".join(part for part in (options.label, varied) if part)
+                cells += [
+                    Cell(algo, dataset, seed, options.n_timesteps, params, label, tuple(arguments))
+                    for seed in parse_seeds(options.seeds)
+                ]
+    return cells
+
+
+def make_jobs(options: argparse.Namespace) -> Jobs:
+    """
+    Where the runs are done.
+
+    :param options: parsed options
+    :raises UsageError: it is not there
+    """
+    folder = options.folder / "submitit"
+    if options.cluster == "local":
+        return LocalJobs(folder, options.jobs, options.gpus)
+    further: dict[str, Any] = {}
+    for item in options.slurm:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise UsageError(f"--slurm {item}: write KEY=VALUE, e.g. --slurm account=lab constraint=a100.")
+        further[key] = value
+    parameters = {
+        "timeout_min": options.time or 24 * 60,
+        "cpus_per_task": options.threads,
+        "slurm_partition": options.partition,
+        "slurm_gres": options.gres,
+        "slurm_mem": options.mem,
+        "slurm_setup": options.setup or None,
+        "slurm_additional_parameters": further or None,
+    }
+    return SlurmJobs(folder, options.jobs, parameters)

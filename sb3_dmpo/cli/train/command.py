@@ -1,0 +1,153 @@
+"""Train an offline algorithm on a dataset, through rl_zoo3's ``train()``."""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from sb3_dmpo.cli.configs import config_path, load_config
+from sb3_dmpo.cli.environments import register_environment
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import parse_seeds
+from sb3_dmpo.cli.train.finetune import finetune_settings
+from sb3_dmpo.cli.train.resume import find_run
+from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
+from sb3_dmpo.data.loading import dataset_spaces
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.hub.summary import read_summary
+
+#: Options that belong to a single run, and what to do instead.
+_SINGLE_RUN = {
+    "resume": ("--resume", "finish the runs one by one, with --seed N --resume"),
+    "finetune": ("--finetune", "fine-tune the models one by one, with -i ZIP --finetune N"),
+    "trained_agent": ("-i", "a model that is continued has a seed of its own"),
+    "optimize_hyperparameters": ("-optimize", "search with a single seed"),
+    "track": ("--track", "track the runs one by one, with --seed N"),
+}
+
+
+class TrainParser(ZooParser):
+    """Options of ``train.py``: those of rl_zoo3, the dataset, and where to write results."""
+
+    changes: ClassVar[dict[str, dict[str, Any]]] = {
+        **ZooParser.changes,
+        "--n-timesteps": {"help": "number of updates (default: as in the config)"},
+        "--eval-freq": {"default": None, "help": "evaluate every n updates (default: config, else 5000; -1: no evaluation)"},
+        "--eval-episodes": {"default": None, "help": "episodes of an evaluation (default: config, else 10)"},
+        "--n-eval-envs": {"default": None, "help": "environments run at once (default: as many as episodes, up to 10)"},
+        "--conf-file": {"help": "hyperparameters by dataset (default: zoo_configs/<algo>.yml)"},
+        "--trained-agent": {"help": "zip to continue: its counters, networks and hyperparameters go on"},
+    }
+
+    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
+        super().__init__(argv, options, prog="train.py", description=__doc__)
+        self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+        self.add_argument("--memory-map", action="store_true", help="leave the data on disk: for more than fits into memory")
+        self.add_argument(
+            "--resume", action="store_true", help="finish the newest run of this algorithm, dataset and seed, in its folder"
+        )
+        self.add_argument("--finetune", type=int, default=0, metavar="N", help="then learn for N steps in the environment")
+        self.add_argument(
+            "--finetune-params",
+            nargs="+",
+            default=[],
+            metavar="NAME:VALUE",
+            help="e.g. online_ratio:0.5 noise_std:0.1 n_envs:1",
+        )
+        self.add_argument(
+            "--seeds",
+            nargs="+",
+            metavar="SEED",
+            help="instead of --seed: train these at once, e.g. 0-4 or 0,2,5; each ends as its own run would",
+        )
+        self.add_argument("--results", default="", metavar="FILE.csv", help="append a row for every evaluation")
+
+    def prepare(self, options: argparse.Namespace) -> None:
+        """
+        Find the dataset, its environment and its config before anything is made.
+
+        :param options: the options, changed in place
+        :raises UsageError: something that was asked for is not there
+        :raises DatasetError: the dataset is not there
+        """
+        if options.seeds is not None:
+            self._check_seeds(options)
+        if options.dataset in (None, TWO_GOALS_DATASET_ID):
+            options.dataset = TWO_GOALS_DATASET_ID
+            make_two_goals_dataset()
+        dataset_spaces(options.dataset, download=options.download)
+        is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
+        options.finetune_params = finetune_settings(options)
+        if options.memory_map and options.finetune > 0:
+            raise UsageError("--finetune adds transitions to the data, and --memory-map leaves those on disk: choose one.")
+        options.argv = None if self.argv is None else list(self.argv)
+        options.eval_env_id = options.env
+        options.env = register_environment(
+            options.dataset, options.eval_env_id, is_stepped=is_evaluated or options.finetune > 0
+        )
+        options.conf_file = options.conf_file or str(config_path(options.algo))
+        load_config(options.conf_file)
+        if options.trained_agent:
+            self._check_trained_agent(options)
+        options.interrupted_run = None
+        if options.resume:
+            self._find_interrupted_run(options)
+        if options.save_replay_buffer:
+            raise UsageError("--save-replay-buffer is of no use: the replay buffer is the dataset.")
+        if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
+            raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
+
+    @staticmethod
+    def _check_seeds(options: argparse.Namespace) -> None:
+        if options.seed >= 0:
+            raise UsageError("--seed and --seeds exclude each other: choose one.")
+        for name, (option, remedy) in _SINGLE_RUN.items():
+            if getattr(options, name):
+                raise UsageError(f"{option} does not go with --seeds: {remedy}.")
+        options.seeds = parse_seeds(options.seeds)
+        options.seed = options.seeds[0]
+
+    @staticmethod
+    def _find_interrupted_run(options: argparse.Namespace) -> None:
+        if options.trained_agent or options.optimize_hyperparameters:
+            raise UsageError("--resume finishes a run: it goes neither with -i nor with -optimize.")
+        run = find_run(options.log_folder, options.algo, options.env, options.dataset, options.seed)
+        if run is None:
+            print(f"--resume: no run of {options.algo} on {options.dataset} under {options.log_folder}, beginning one.")
+            return
+        options.interrupted_run, options.seed = run, run.seed
+
+    @staticmethod
+    def _check_trained_agent(options: argparse.Namespace) -> None:
+        path = options.trained_agent
+        if not path.endswith(".zip") or not os.path.isfile(path):
+            raise UsageError(f"-i {path} is no zip file of a model.")
+        try:
+            seed = read_summary(path).attributes.get("seed")
+        except (OSError, DamagedFileError, UnsafeFileError) as error:
+            raise UsageError(f"-i {path} is no zip file of a model: {error}") from error
+        if options.seed < 0 and isinstance(seed, int):
+            options.seed = seed
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """
+    Train as the command line says.
+
+    :param argv: arguments; None: those of the process
+    :raises UsageError: what was asked for cannot be done
+    """
+    import rl_zoo3.train
+
+    from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
+    from sb3_dmpo.cli.train.several_seeds import SeveralSeedsManager
+
+    def manager(args: argparse.Namespace, *positional: Any, **keywords: Any) -> OfflineExperimentManager | SeveralSeedsManager:
+        kind = OfflineExperimentManager if args.seeds is None else SeveralSeedsManager
+        return kind(args, *positional, **keywords)
+
+    parser = TrainParser.module(argv, argparse.Namespace())
+    with prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser):
+        rl_zoo3.train.train()

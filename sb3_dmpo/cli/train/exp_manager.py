@@ -1,0 +1,348 @@
+"""rl_zoo3's experiment manager for runs that learn from a dataset."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from rl_zoo3.utils import ALGOS, get_latest_run_id
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+import sb3_dmpo
+from sb3_dmpo.cli.environments import TOY_ENV_ID
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import plain
+from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, ResultsFile, commit, describe_data, score_line, typed_command
+from sb3_dmpo.cli.train.eval_callback import ResultHandler, RunEvalCallback
+from sb3_dmpo.cli.train.finetune import FineTuning
+from sb3_dmpo.cli.train.interrupt import StopOnInterrupt
+from sb3_dmpo.cli.train.progress import ProgressFile
+from sb3_dmpo.cli.train.resume import InterruptedRun
+from sb3_dmpo.cli.train.run_settings import RunSettings
+from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
+from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.files.save_util import atomic_write
+
+#: The evaluation environments' seed is the training's plus this.
+EVAL_SEED_OFFSET = 100
+
+
+class OfflineExperimentManager(RunSettings):
+    """
+    A run that learns from a dataset: settings are looked up by dataset, the environment is only for evaluation, and
+    scores are normalised. Reads ``dataset``, ``eval_env_id``, ``results`` and ``argv`` from the parsed options.
+
+    :param args: parsed options
+    :param positional: as rl_zoo3's ``train`` passes them
+    :param keywords: the same by name
+    """
+
+    def __init__(self, args: Any, *positional: Any, **keywords: Any) -> None:
+        super().__init__(args, *positional, **keywords)
+        self.dataset: str = args.dataset
+        self.final_eval_episodes = 0
+        self.eval_callback: RunEvalCallback | None = None
+        self.final_result: EvaluationResult | None = None
+        self.interrupt = StopOnInterrupt()
+        #: What lines begin with that come between those of other runs.
+        self.label = ""
+        self._until_saved = contextlib.ExitStack()
+        self._has_folder = False
+        self.resumed: InterruptedRun | None = args.interrupted_run
+        self._is_finished = False
+        if self.resumed is not None:
+            self.save_path = str(self.resumed.folder)
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            if self.resumed.checkpoint is not None:
+                self.trained_agent, self.continue_training = str(self.resumed.checkpoint), True
+        self.results: ResultsFile | None = None
+        if args.results:
+            self.results = ResultsFile(
+                Path(args.results),
+                {
+                    "algorithm": self.algo,
+                    "dataset": self.dataset,
+                    "label": describe_data(self.dataset),
+                    "seed": self.seed,
+                    "command": typed_command(args.argv),
+                    "commit": commit(),
+                    "version": sb3_dmpo.__version__,
+                    **({"env_steps": 0} if args.finetune else {}),
+                },
+                FINETUNE_COLUMNS if args.finetune else COLUMNS,
+            )
+            self.results.check()
+
+    # The run's folder, environments and model -------------------------------------------------------------------
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        Make folder, environments, callbacks and model.
+
+        :raises UsageError: a value that the algorithm does not take
+        """
+        try:
+            return super().setup_experiment()
+        except BaseException as error:
+            self.discard()
+            if isinstance(error, TypeError | ValueError) and not isinstance(error, DatasetError) and self.verbose < 2:
+                raise UsageError(f"{self.algo} on {self.dataset}: {error}") from error
+            raise
+
+    def discard(self) -> None:
+        """Remove the run's folder if this run has made it: it did not begin."""
+        if self._has_folder:
+            shutil.rmtree(self.save_path, ignore_errors=True)
+
+    def create_log_folder(self) -> None:
+        """Make the run's folder. A run that starts at the same moment gets another number, not the same folder."""
+        if self.resumed is not None:
+            return
+        os.makedirs(self.log_path, exist_ok=True)
+        while True:
+            try:
+                os.mkdir(self.save_path)
+                self._has_folder = True
+                break
+            except FileExistsError:
+                run_id = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run_id}")
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        os.mkdir(self.params_path)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Environments, which nobody steps but to evaluate.
+
+        :param n_envs: how many
+        :param eval_env: whether they are for evaluation
+        :param no_log: ignored, there are no training episodes to log
+        """
+        seed = self.seed
+        try:
+            if eval_env:
+                self.seed = seed + EVAL_SEED_OFFSET
+            return super().create_envs(n_envs, eval_env, no_log=True)
+        finally:
+            self.seed = seed
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        # rl_zoo3 would unpickle a vecnormalize.pkl that lies beside the agent to be continued.
+        return env
+
+    def create_callbacks(self) -> None:
+        """Progress bar and checkpoints as in rl_zoo3, evaluation with normalised scores, and Ctrl-C."""
+        eval_freq, self.eval_freq = self.eval_freq, -1
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        self.eval_freq = eval_freq
+        self.callbacks.append(self.interrupt)
+        if self.optimize_hyperparameters:
+            return
+        self.progress_file = ProgressFile(Path(self.save_path) / "progress.csv")
+        self.callbacks.append(self.progress_file)
+        self.eval_callback = self.make_eval_callback(self.save_path, self._on_result)
+        if self.eval_callback is not None:
+            self.callbacks.append(self.eval_callback)
+
+    def make_eval_callback(self, folder: str, on_result: ResultHandler, n_envs: int = 1) -> RunEvalCallback | None:
+        """
+        The evaluation that the run's options ask for, in environments of its own; None if they ask for none.
+
+        :param folder: where the best model and the evaluations go
+        :param on_result: is called after every evaluation
+        :param n_envs: timesteps between two calls of the callback
+        """
+        if self.eval_freq <= 0:
+            return None
+        knows_scores = reference_scores(self.dataset) is not None
+        return RunEvalCallback(
+            self.create_envs(self.n_eval_envs, eval_env=True),
+            self.dataset if knows_scores else self.args.eval_env_id or self.dataset,
+            self.final_eval_episodes,
+            on_result,
+            best_model_save_path=folder,
+            n_eval_episodes=self.n_eval_episodes,
+            log_path=folder,
+            eval_freq=max(self.eval_freq // n_envs, 1),
+            deterministic=True,
+            verbose=self.verbose,
+        )
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        changed: dict[str, Any] = {}
+        if self.resumed is not None:
+            print(f"Resuming {self.trained_agent}")
+        else:
+            print(f"Continuing {self.trained_agent}, with its own hyperparameters but for those of -params")
+            changed = {key: hyperparams[key] for key in self.custom_hyperparams or {} if key in hyperparams}
+        for key in ("policy", "policy_kwargs"):
+            if key in changed:
+                raise UsageError(f"{key!r} cannot be changed with -i: the networks are those of {self.trained_agent}.")
+        try:
+            model: BaseAlgorithm = ALGOS[self.algo].load(
+                self.trained_agent,
+                env=env,
+                dataset=self.dataset,
+                tensorboard_log=self.tensorboard_log,
+                verbose=self.verbose,
+                device=self.device,
+                memory_map=self.args.memory_map,
+                **changed,
+            )
+        except Exception as error:  # what goes wrong depends on what is in the file
+            if isinstance(error, DatasetError):
+                raise
+            raise UsageError(f"{self.trained_agent} cannot be continued as {self.algo} on {self.dataset}: {error}") from error
+        return model
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.resumed is not None:
+            print(f"Log path: {self.save_path}")
+            return
+        folder = Path(self.params_path)
+        options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "interrupted_run")}
+        for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
+            with atomic_write(folder / name) as file:
+                file.write(yaml.safe_dump(plain(dict(content))).encode("utf-8"))
+        (folder / "command.txt").write_text(typed_command(self.args.argv), encoding="utf-8")
+        print(f"Log path: {self.save_path}")
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train, and evaluate at the end.
+
+        :param model: the model
+        """
+        n_timesteps = self.n_timesteps
+        if self.resumed is not None and self.resumed.checkpoint is not None:
+            n_timesteps = max(n_timesteps - model.num_timesteps, 0)
+            self._is_finished = n_timesteps == 0 and self.resumed.checkpoint.name == f"{self.env_name}.zip"
+            self._catch_up(model.num_timesteps)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.interrupt.listening())
+            try:
+                if not self._is_finished:
+                    self._learn_and_evaluate(model, n_timesteps)
+            finally:
+                # Until the model is saved, Ctrl-C must not come between.
+                self.interrupt.note_only()
+                self.close_environments(model)
+            self._until_saved = stack.pop_all()
+
+    def learn_arguments(self) -> dict[str, Any]:
+        """Arguments of ``learn`` that options give."""
+        return {} if self.log_interval == -1 else {"log_interval": self.log_interval if self.log_interval > -1 else None}
+
+    def close_environments(self, model: BaseAlgorithm) -> None:
+        """
+        Close those of the model and of the evaluation.
+
+        :param model: the model
+        """
+        for env in (model.env, self.eval_callback.eval_env if self.eval_callback is not None else None):
+            if env is not None:
+                env.close()
+
+    def close_progress_bars(self) -> None:
+        """Let go of the screen after an interrupt."""
+        for callback in self.callbacks:
+            if hasattr(callback, "pbar"):
+                callback.pbar.close()
+
+    def _learn_and_evaluate(self, model: BaseAlgorithm, n_timesteps: int) -> None:
+        is_new = not self.continue_training
+        try:
+            model.learn(n_timesteps, callback=self.callbacks, reset_num_timesteps=is_new, **self.learn_arguments())
+            if self.eval_callback is not None and not self.interrupt.requested:
+                self.final_result = self.eval_callback.evaluate_at_end()
+        except KeyboardInterrupt:
+            self.interrupt.requested = True
+            self.close_progress_bars()
+
+    def _catch_up(self, updates: int) -> None:
+        """
+        Bring the callbacks to where they were: evaluations and checkpoints come at the same updates as before.
+
+        :param updates: updates done
+        """
+        for callback in self.callbacks:
+            callback.n_calls = updates
+        if self.eval_callback is not None:
+            self.eval_callback.restore_evaluations(updates)
+
+    def _on_result(self, result: EvaluationResult, updates: int, is_final: bool) -> None:
+        if self.verbose > 0:
+            print(f"{self.label}Evaluation after {updates} updates: {score_line(result, with_source=False)}")
+        if self.results is not None:
+            self.results.append(
+                result,
+                updates=updates,
+                evaluation="final" if is_final else "training",
+                wall_seconds=f"{self.progress_file.wall_seconds():.1f}",
+            )
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Save the model and say where it is and how good it is.
+
+        :param model: the model
+        :raises KeyboardInterrupt: training was interrupted (after saving)
+        """
+        with self._until_saved:
+            if model.num_timesteps == 0:
+                print("Interrupted before the first update: nothing to save.")
+                raise KeyboardInterrupt
+            if self._is_finished:
+                path = f"{self.save_path}/{self.env_name}.zip"
+                print(f"Model: {path} ({model.num_timesteps} updates) was finished before")
+            else:
+                super().save_trained_model(model)
+                print(f"Model: {self.save_path}/{self.env_name}.zip ({model.num_timesteps} updates)")
+            if self.interrupt.requested:
+                raise KeyboardInterrupt
+        if not self._is_finished:
+            self._show(model)
+        if self.args.finetune > 0:
+            FineTuning(self, Path(self.save_path) / "finetune", self.args.finetune, self.args.finetune_params).run(model)
+
+    def _show(self, model: BaseAlgorithm) -> None:
+        if self.final_result is not None:
+            print(f"Score: {score_line(self.final_result)}{self._toy_failures(self.final_result)}")
+        if self.env_name.gym_id == TOY_ENV_ID:
+            self._draw_toy(model)
+
+    def _toy_failures(self, result: EvaluationResult) -> str:
+        if self.env_name.gym_id != TOY_ENV_ID:
+            return ""
+        collisions, time_outs = (100 * float((result.returns == value).mean()) for value in (-1.0, 0.0))
+        return f", collisions {collisions:.0f}%, time-outs {time_outs:.0f}%"
+
+    def _draw_toy(self, model: BaseAlgorithm) -> None:
+        try:
+            from sb3_dmpo.plots.two_goals import plot_two_goals
+        except ImportError:
+            print("Figure: not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
+            return
+        path = Path(self.save_path) / "two_goals.png"
+        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET)
+        print(f"Figure: {path}")
+
+    # Search -----------------------------------------------------------------------------------------------------
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Score of one trial; a diverged one is pruned.
+
+        :param trial: the trial
+        """
+        try:
+            return super().objective(trial)
+        except FloatingPointError as error:
+            print(error)
+            raise optuna.exceptions.TrialPruned() from error

@@ -1,0 +1,214 @@
+"""``train.py --finetune N``: after the updates on the dataset, N steps in the environment."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.noise import NormalActionNoise
+
+import sb3_dmpo
+from sb3_dmpo.cli.errors import UsageError, suggest
+from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.cli.results import score_line
+from sb3_dmpo.cli.train.progress import ProgressFile
+from sb3_dmpo.cli.train.resume import newest_state
+from sb3_dmpo.common.arguments import check_argument
+from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
+from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.files.save_util import atomic_write
+
+if TYPE_CHECKING:
+    from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
+
+#: What ``--finetune-params`` may set: arguments of ``learn_online``, the standard deviation of normal exploration noise on
+#: actions in [-1, 1], and the number of environments to collect in.
+DEFAULTS: dict[str, Any] = {
+    "online_ratio": 0.5,
+    "learning_starts": 1000,
+    "train_freq": 1,
+    "gradient_steps": 1,
+    "buffer_size": 1_000_000,
+    "noise_std": 0.1,
+    "n_envs": 1,
+}
+
+
+def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """
+    The settings of the online stage, empty without ``--finetune``.
+
+    :param options: parsed options
+    :raises UsageError: an unknown name, or an algorithm or option that it cannot be combined with
+    """
+    if options.finetune <= 0:
+        if options.finetune_params or options.finetune < 0:
+            raise UsageError("--finetune N needs a positive number of steps, and --finetune-params needs --finetune.")
+        return {}
+    if options.optimize_hyperparameters:
+        raise UsageError("--finetune continues a run: it does not go with -optimize.")
+    if not sb3_dmpo.ALGOS[options.algo].learns_online:
+        known = ", ".join(name for name, algorithm in sb3_dmpo.ALGOS.items() if algorithm.learns_online)
+        raise UsageError(f"{options.algo} has no critic and cannot be fine-tuned in an environment; these can: {known}.")
+    settings = dict(DEFAULTS)
+    for text in options.finetune_params:
+        name, _, value = text.partition(":")
+        if name not in DEFAULTS:
+            raise UsageError(f"--finetune-params knows no {name!r}. {suggest(name, DEFAULTS)}")
+        settings[name] = parse_value(value)
+    try:
+        for name, value in settings.items():
+            check_argument("--finetune-params", name, value)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return settings
+
+
+class FineTuning:
+    """
+    The online stage of a run. It has a folder of its own inside the run's, with the same kinds of files, and can be
+    resumed like the run itself.
+
+    :param manager: the run, whose options and environments are used
+    :param folder: where zip, checkpoints and evaluations go
+    :param n_steps: number of environment steps
+    :param settings: as :func:`finetune_settings` returns them
+    """
+
+    def __init__(self, manager: "OfflineExperimentManager", folder: Path, n_steps: int, settings: dict[str, Any]) -> None:
+        self.manager = manager
+        self.folder = folder
+        self.n_steps = n_steps
+        self.settings = settings
+        self.path = folder / f"{manager.env_name}.zip"
+        self.progress_file = ProgressFile(folder / "progress.csv")
+        self._model: Any = None
+
+    def run(self, model: Any) -> None:
+        """
+        Learn online, save the model and say how good it is.
+
+        :param model: the model after its last update on the dataset
+        :raises KeyboardInterrupt: it was interrupted (after saving)
+        :raises UsageError: it was begun with other settings, or a setting makes no sense
+        """
+        manager = self.manager
+        checkpoint = self._find_checkpoint()
+        if checkpoint == self.path:
+            print(f"Model: {self.path} was finished before")
+            return
+        env = manager.create_envs(self.settings["n_envs"])
+        callback = manager.make_eval_callback(str(self.folder), self._on_result, self.settings["n_envs"])
+        callbacks: list[BaseCallback] = [manager.interrupt, *([callback] if callback is not None else [])]
+        callbacks.append(self.progress_file)
+        if manager.show_progress:
+            callbacks.append(ProgressBarCallback())
+        if manager.save_freq > 0:
+            save_freq = max(manager.save_freq // self.settings["n_envs"], 1)
+            callbacks.append(OnlineCheckpointCallback(save_freq, str(self.folder)))
+        if checkpoint is None:
+            model.set_env(env)
+        else:
+            print(f"Resuming {checkpoint}")
+            model = self._load(model, checkpoint, env)
+            for one in callbacks:
+                one.n_calls = model.num_timesteps // self.settings["n_envs"]
+            if callback is not None:
+                callback.restore_evaluations(model.num_timesteps)
+        print(f"Fine-tuning for {self.n_steps} steps: {self.settings}")
+        self._model = model
+        result = None
+        with manager.interrupt.listening():
+            try:
+                self._learn(model, callbacks, is_new=checkpoint is None)
+                if callback is not None and not manager.interrupt.requested:
+                    result = callback.evaluate_at_end()
+            finally:
+                is_whole = not manager.interrupt.requested
+                manager.interrupt.note_only()
+                env.close()
+                if callback is not None:
+                    callback.eval_env.close()
+            # An interrupted stage has its checkpoints to go on from; the name of the finished zip would say otherwise.
+            path = self.path if is_whole else self.folder / "interrupted.zip"
+            model.save(path)
+            print(f"Model: {path} ({model.num_timesteps} steps, {model._n_updates} updates)")
+        if manager.interrupt.requested:
+            raise KeyboardInterrupt
+        if result is not None:
+            if manager.final_result is not None:
+                print(f"Score before fine-tuning: {score_line(manager.final_result, with_source=False)}")
+            print(f"Score after fine-tuning: {score_line(result)}")
+
+    def _learn(self, model: Any, callbacks: list[BaseCallback], is_new: bool) -> None:
+        arguments = {name: value for name, value in self.settings.items() if name not in ("noise_std", "n_envs")}
+        size = model.action_space.shape[0]
+        noise = NormalActionNoise(np.zeros(size), np.full(size, float(self.settings["noise_std"])))
+        try:
+            model.learn_online(
+                self.n_steps if is_new else max(self.n_steps - model.num_timesteps, 0),
+                callback=callbacks,
+                reset_num_timesteps=is_new,
+                action_noise=noise,
+                **arguments,
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            if self.manager.verbose >= 2:
+                raise
+            raise UsageError(f"fine-tuning {self.manager.algo} on {self.manager.dataset}: {error}") from error
+
+    def _find_checkpoint(self) -> Path | None:
+        """The newest state of this stage with its transitions; None if there is none. Writes the settings down."""
+        file = self.folder / "settings.yml"
+        if file.exists():
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if before != self.settings:
+                changed = [name for name in self.settings if before.get(name) != self.settings[name]]
+                changes = "; ".join(f"{name}: {before.get(name)} before, {self.settings[name]} now" for name in changed)
+                raise UsageError(f"--resume: {self.folder} was begun with other settings ({changes}).")
+            return newest_state(self.folder, self.manager.env_name, lambda path: transitions_of(path).exists())
+        with atomic_write(file) as stream:
+            stream.write(yaml.safe_dump(self.settings).encode("utf-8"))
+        return None
+
+    def _load(self, model: BaseAlgorithm, checkpoint: Path, env: Any) -> BaseAlgorithm:
+        try:
+            loaded: Any = type(model).load(
+                checkpoint,
+                env=env,
+                dataset=self.manager.dataset,
+                tensorboard_log=self.manager.tensorboard_log,
+                verbose=self.manager.verbose,
+                device=self.manager.device,
+            )
+        except (DamagedFileError, UnsafeFileError) as error:
+            raise UsageError(f"{checkpoint} cannot be continued: {error}") from error
+        loaded.load_replay_buffer(transitions_of(checkpoint))
+        result: BaseAlgorithm = loaded
+        return result
+
+    def _on_result(self, result: EvaluationResult, steps: int, is_final: bool) -> None:
+        updates = self._model._n_updates
+        if self.manager.verbose > 0:
+            print(f"Evaluation after {steps} steps ({updates} updates): {score_line(result, with_source=False)}")
+        if self.manager.results is not None:
+            self.manager.results.append(
+                result,
+                updates=updates,
+                env_steps=steps,
+                evaluation="final" if is_final else "training",
+                wall_seconds=f"{self.progress_file.wall_seconds():.1f}",
+            )
+
+
+def transitions_of(checkpoint: Path) -> Path:
+    """
+    Where a checkpoint's collected transitions lie.
+
+    :param checkpoint: e.g. ``rl_model_1000_steps.zip``
+    """
+    return checkpoint.with_name(checkpoint.name.replace("rl_model_", "rl_model_replay_buffer_")).with_suffix(".npz")

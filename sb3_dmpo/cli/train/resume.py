@@ -1,0 +1,94 @@
+"""Finding the run that ``--resume`` goes on with."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
+
+
+@dataclass(frozen=True)
+class InterruptedRun:
+    """
+    A run that was begun earlier.
+
+    :param folder: where it writes
+    :param seed: its seed
+    :param n_timesteps: its option ``-n`` (not positive: as in the config)
+    :param config: its settings as they were written
+    :param checkpoint: its newest whole state; None: it ended before the first one
+    """
+
+    folder: Path
+    seed: int
+    n_timesteps: int
+    config: dict[str, Any]
+    checkpoint: Path | None
+
+    def check_config(self, config: dict[str, Any], n_timesteps: int) -> None:
+        """
+        Refuse to go on with other settings than those the run began with.
+
+        :param config: settings of this command, as they were written
+        :param n_timesteps: option ``-n`` of this command
+        :raises UsageError: they differ; every difference is shown
+        """
+        before, now = ({**values, "-n": n} for values, n in ((self.config, self.n_timesteps), (config, n_timesteps)))
+        changes = [
+            f"{key}: {before.get(key, 'not set')} before, {now.get(key, 'not set')} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changes:
+            raise UsageError(f"--resume: {self.folder} was begun with other settings ({'; '.join(changes)}).")
+
+
+def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -> InterruptedRun | None:
+    """
+    The newest run of an algorithm on a dataset, or None.
+
+    :param log_folder: option ``-f``
+    :param algo: name of the algorithm
+    :param env_id: id of the evaluation environment, which names the run's folder
+    :param dataset: id of the dataset
+    :param seed: seed of the run; negative: any
+    """
+    folders = [
+        path for path in Path(log_folder, algo).glob(f"{env_id}_*") if re.fullmatch(r"\d+", path.name[len(env_id) + 1 :])
+    ]
+    for folder in sorted(folders, key=lambda path: -int(path.name[len(env_id) + 1 :])):
+        try:
+            options = yaml.safe_load((folder / env_id / "args.yml").read_text(encoding="utf-8"))
+            config = yaml.safe_load((folder / env_id / "config.yml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            continue
+        # Killed before its settings were written, a run has nothing to go on with.
+        if not isinstance(config, dict) or not {"dataset", "seed", "n_timesteps"} <= set(options or {}):
+            continue
+        if options["dataset"] == dataset and seed in (options["seed"], min(seed, -1)):
+            return InterruptedRun(folder, options["seed"], options["n_timesteps"], config, newest_state(folder, env_id))
+    return None
+
+
+def newest_state(folder: Path, env_id: str, is_usable: Callable[[Path], bool] = lambda path: True) -> Path | None:
+    """
+    The run's final zip, or else its newest checkpoint that is whole.
+
+    :param folder: the run's folder
+    :param env_id: id of the evaluation environment, which names the final zip
+    :param is_usable: what else a checkpoint has to fulfil
+    """
+    usable = filter(is_usable, folder.glob("rl_model_*_steps.zip"))
+    checkpoints = sorted(usable, key=lambda path: -int(path.stem.split("_")[2]))
+    for path in (folder / f"{env_id}.zip", *checkpoints):
+        try:
+            check_archive(path.read_bytes())
+        except (OSError, DamagedFileError, UnsafeFileError):
+            continue
+        return path
+    return None

@@ -1,0 +1,132 @@
+"""Downloading Minari datasets so that either the whole dataset arrives or nothing is left behind."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from sb3_dmpo.data.transitions import DatasetError
+
+ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+REMOTE_VARIABLE = "MINARI_REMOTE"
+#: Hidden, so that Minari does not take a folder under way for a namespace
+_STAGING_PREFIX = ".download-"
+#: Minari reads its root from the environment, which belongs to the whole process
+_environment_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _minari_root(folder: Path) -> Iterator[None]:
+    """Let Minari store its datasets in another folder for a while."""
+    with _environment_lock:
+        previous = os.environ.get(ROOT_VARIABLE)
+        os.environ[ROOT_VARIABLE] = str(folder)
+        try:
+            yield
+        finally:
+            if previous is None:
+                del os.environ[ROOT_VARIABLE]
+            else:
+                os.environ[ROOT_VARIABLE] = previous
+
+
+def _dataset_folders(root: Path) -> list[Path]:
+    """Folders of the datasets below a root, relative to it."""
+    found = []
+    for folder, subfolders, _ in os.walk(root):
+        if "data" in subfolders and os.path.isfile(os.path.join(folder, "data", "metadata.json")):
+            found.append(Path(folder).relative_to(root))
+            subfolders.clear()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    return found
+
+
+def local_dataset_ids(root: Path) -> list[str]:
+    """
+    Ids of the datasets below a Minari root, sorted.
+
+    :param root: Folder, e.g. ``~/.minari/datasets``
+    """
+    return sorted(folder.as_posix() for folder in _dataset_folders(root))
+
+
+def _check_whole(staging: Path) -> None:
+    """Open every HDF5 file that was announced: one that is cut short does not open."""
+    import h5py
+
+    for folder in _dataset_folders(staging):
+        metadata = json.loads((staging / folder / "data" / "metadata.json").read_text(encoding="utf-8"))
+        if metadata.get("data_format", "hdf5") == "hdf5":
+            h5py.File(staging / folder / "data" / "main_data.hdf5", "r").close()
+
+
+def _move_into_place(staging: Path, root: Path, dataset_id: str) -> None:
+    """
+    Move what was downloaded and is not there yet; the requested dataset last, each in one rename.
+
+    Parts of a combined dataset come along as datasets of their own.
+    """
+    for metadata in staging.rglob("namespace_metadata.json"):
+        target = root / metadata.relative_to(staging)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(metadata, target)
+    folders = sorted(_dataset_folders(staging), key=lambda folder: folder.as_posix() == dataset_id)
+    for folder in folders:
+        target = root / folder
+        if not (target / "data").exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / folder, target)
+
+
+def _reason(err: BaseException) -> str:
+    """First line of an error, with its kind unless it is a plain sentence of Minari."""
+    text = str(err).strip().splitlines()
+    line = text[0][:300].rstrip(".") if text else ""
+    if isinstance(err, ValueError):
+        return line
+    return f"{type(err).__name__}: {line}" if line else type(err).__name__
+
+
+def download_minari(dataset_id: str, root: Path) -> None:
+    """
+    Fetch a dataset from Minari's remote (``MINARI_REMOTE``) into a local root.
+
+    Everything is downloaded into a hidden folder beside the other datasets first and then moved into place, so that a
+    failure or a kill leaves no half dataset.
+
+    :param dataset_id: Minari id
+    :param root: Minari root
+    :raises DatasetError: if the dataset cannot be had, in one sentence
+    """
+    import minari
+    from minari.storage import remotes
+
+    remote = os.environ.get(REMOTE_VARIABLE) or getattr(remotes, "DEFAULT_REMOTE", "Minari's remote")
+    staging: Path | None = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=root))
+        # Minari reports on stdout, which belongs to the program that uses this package
+        with _minari_root(staging), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            minari.download_dataset(dataset_id)
+        if dataset_id not in local_dataset_ids(staging):
+            raise ValueError("the remote did not deliver it")
+        _check_whole(staging)
+        _move_into_place(staging, root, dataset_id)
+    # Remotes raise errors of many libraries (requests, httpx, huggingface_hub, google.cloud), which none of us imports
+    except Exception as err:
+        raise DatasetError(
+            f"Dataset {dataset_id!r} could not be downloaded from {remote} to {root} ({_reason(err)}): check the id, the "
+            f"network connection and {REMOTE_VARIABLE}, or copy the dataset to {root / dataset_id}."
+        ) from None
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

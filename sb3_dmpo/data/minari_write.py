@@ -1,0 +1,144 @@
+"""Writing Minari datasets into the local root: complete under their name, or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import minari
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage import get_dataset_path
+
+from sb3_dmpo.data.transitions import DatasetError, Transitions, dataset_label
+
+
+def write_in_one_piece(dataset_id: str, write: Callable[[Path], None]) -> bool:
+    """
+    Let a function write a dataset's storage; it gets its name when it is complete. Of several processes that write the same
+    dataset at once, the first wins.
+
+    :param dataset_id: id
+    :param write: writes the storage into a folder that does not exist yet
+    :return: whether the dataset is the one that was written
+    :raises OSError: the Minari root cannot be written
+    """
+    target = get_dataset_path(dataset_id)
+    namespace = dataset_id.rpartition("/")[0]
+    if namespace and namespace not in list_local_namespaces():
+        # ValueError: another process has made it since the line above.
+        with contextlib.suppress(ValueError):
+            create_namespace(namespace)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A leading dot hides the folder from Minari's listings; the same folder, so that the rename is atomic.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        write(temporary / "data")
+        # mkdtemp makes private folders; the dataset is as readable as what lies around it.
+        os.chmod(temporary, target.parent.stat().st_mode & 0o777)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            # The name is taken: another process was faster.
+            if not (target / "data").exists():
+                raise
+            return False
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def check_new_id(dataset_id: str) -> None:
+    """
+    Refuse an id that is taken or malformed, before any work.
+
+    :param dataset_id: id of a dataset to be written
+    :raises DatasetError: it cannot be used
+    """
+    try:
+        parse_dataset_id(dataset_id)
+    except ValueError as error:
+        raise DatasetError(f"{dataset_id!r} is no id for a dataset ({error}). Write e.g. my/hopper/medium-v0.") from None
+    if get_dataset_path(dataset_id).exists():
+        raise DatasetError.at(dataset_label(dataset_id), "it is there already", "Choose another id, or delete it first")
+
+
+def write_new_dataset(
+    dataset_id: str,
+    episodes: Iterable[EpisodeBuffer],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    env_spec: EnvSpec | None = None,
+    **metadata: Any,
+) -> None:
+    """
+    Write a new dataset into the local Minari root.
+
+    :param dataset_id: id
+    :param episodes: its episodes, read once
+    :param observation_space: space of their observations
+    :param action_space: space of their actions
+    :param env_spec: environment that they are of, also for evaluation
+    :param metadata: further entries, e.g. ``ref_min_score``
+    :raises DatasetError: the id is taken
+    """
+    check_new_id(dataset_id)
+    entries = {"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata}
+    if env_spec is not None:
+        entries["eval_env_spec"] = env_spec.to_json()
+
+    def write(path: Path) -> None:
+        storage = MinariStorage.new(path, observation_space=observation_space, action_space=action_space, env_spec=env_spec)
+        storage.update_episodes(episodes)
+        storage.update_metadata(entries)
+
+    if not write_in_one_piece(dataset_id, write):
+        raise DatasetError.at(dataset_label(dataset_id), "another process has written it meanwhile", "Choose another id")
+
+
+def episodes_of(transitions: Transitions) -> Iterator[EpisodeBuffer]:
+    """
+    Transitions as episodes with T + 1 observations and actions in the environment's units.
+
+    :param transitions: the transitions
+    :raises DatasetError: a step does not begin where the one before it has ended
+    """
+    actions = _unscaled_actions(transitions)
+    start = 0
+    for episode, length in enumerate(transitions.episode_lengths):
+        rows = slice(start, start + int(length))
+        observations, following = transitions.observations[rows], transitions.next_observations[rows]
+        broken = np.flatnonzero((following[:-1] != observations[1:]).any(axis=1))
+        if len(broken):
+            raise DatasetError.at(
+                dataset_label(transitions.dataset_id),
+                "the next observation is not the observation of the next step",
+                "Only whole episodes can be written; train on the file itself",
+                episode=episode,
+                step=int(broken[0]),
+            )
+        yield EpisodeBuffer(
+            observations=np.concatenate([observations, following[-1:]]),
+            actions=actions[rows],
+            rewards=transitions.rewards[rows],
+            terminations=transitions.terminations[rows],
+            truncations=transitions.truncations[rows],
+        )
+        start = rows.stop
+
+
+def _unscaled_actions(transitions: Transitions) -> Any:
+    """Actions in the environment's units, shape ``(N, A)``; those of a space from -1 to 1 stay what they are, to the bit."""
+    space = transitions.action_space
+    if (space.low == -1.0).all() and (space.high == 1.0).all():
+        return transitions.actions
+    actions = space.low + 0.5 * (transitions.actions + 1.0) * (space.high - space.low)
+    return actions.clip(space.low, space.high).astype(space.dtype)

@@ -1,0 +1,76 @@
+"""Environments rebuilt from what a dataset recorded about them, without importing anything that the dataset names."""
+
+import importlib
+import json
+import warnings
+from typing import Any
+
+import gymnasium as gym
+
+from sb3_dmpo.data.transitions import DatasetError
+
+#: Packages that register environments of common datasets when imported, tried if an id is not registered
+_ENVIRONMENT_PACKAGES = ("gymnasium_robotics",)
+
+
+def _registered_spec(env_id: str) -> Any:
+    """The registry's own entry for exactly this id (``module:id`` would import the module), or None."""
+    for package in (None, *_ENVIRONMENT_PACKAGES):
+        if package is not None:
+            try:
+                importlib.import_module(package)
+            except ImportError:
+                continue
+        if env_id in gym.registry:
+            return gym.registry[env_id]
+    return None
+
+
+def make_recorded_environment(spec_json: Any, label: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """
+    An environment that a dataset recorded, made by the entry point that gymnasium has registered for its id.
+
+    The entry point and the wrappers that the file names are never imported: a dataset is data. Wrappers recorded
+    with the environment are left out with a warning.
+
+    :param spec_json: ``EnvSpec`` as JSON, as Minari stores it
+    :param label: The dataset, for messages
+    :param kwargs: Further arguments of ``gymnasium.make``, e.g. ``render_mode``
+    :raises DatasetError: if the record cannot be read, its id is not registered, or making the environment fails
+    """
+    try:
+        recorded = json.loads(spec_json)
+        env_id, arguments = recorded["id"], dict(recorded.get("kwargs") or {})
+        wrappers = [wrapper["name"] for wrapper in recorded.get("additional_wrappers") or []]
+        max_episode_steps = recorded.get("max_episode_steps")
+    except (TypeError, ValueError, KeyError, AttributeError) as err:
+        raise DatasetError.at(
+            label, f"the recorded environment cannot be read ({err!r})", "Make the environment yourself and pass it as env="
+        ) from None
+    registered = _registered_spec(env_id) if isinstance(env_id, str) else None
+    if registered is None:
+        raise DatasetError.at(
+            label,
+            f"its environment {env_id!r} is not registered in gymnasium, and an entry point named in a dataset is never "
+            "imported",
+            "Import the package that registers it first (gymnasium-robotics for Adroit, AntMaze, PointMaze and Kitchen), "
+            "or make the environment yourself and pass it as env=",
+        )
+    if wrappers:
+        warnings.warn(
+            f"{label}: the wrappers {wrappers} recorded with {env_id} are left out, because a wrapper named in a dataset is "
+            "never imported. Wrap the environment yourself if you need them.",
+            stacklevel=3,
+        )
+    if max_episode_steps is None and registered.max_episode_steps is not None:
+        max_episode_steps = -1  # recorded without a time limit; None would bring back the registered one
+    try:
+        env: gym.Env[Any, Any] = gym.make(env_id, **{"max_episode_steps": max_episode_steps, **arguments, **kwargs})
+    # Whatever the environment's constructor raises, the reader needs to know which dataset asked for it
+    except Exception as err:
+        raise DatasetError.at(
+            label,
+            f"its environment {env_id!r} could not be made with {arguments} ({type(err).__name__}: {err})",
+            "Mend the cause, or make the environment yourself and pass it as env=",
+        ) from err
+    return env

@@ -1,0 +1,163 @@
+"""SB3's replay buffers as datasets, in memory or pickled by ``save_replay_buffer``."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_dmpo.data.preprocessing import flat_size, flatten_observations
+from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
+from sb3_dmpo.data.validation import checked_spaces
+from sb3_dmpo.files.safe_zip import AllowListUnpickler, UnsafeFileError
+
+
+def _observations_at(array: Any, steps: npt.NDArray[np.int64], env: int) -> Any:
+    """Rows of one environment, from an array or a dict of arrays of shape ``(buffer_size, n_envs, ...)``."""
+    if isinstance(array, dict):
+        return {key: values[steps, env] for key, values in array.items()}
+    return array[steps, env]
+
+
+def _contradiction(buffer: ReplayBuffer) -> str | None:
+    """What about the arrays of a buffer does not fit its sizes; None if all do. (Tensors are refused when they are read.)"""
+    found = vars(buffer)
+    sizes: dict[str, Any] = {name: found.get(name) for name in ("buffer_size", "n_envs", "pos")}
+    if not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes.values()):
+        return f"its sizes are {sizes}"
+    if sizes["pos"] > sizes["buffer_size"]:
+        return f"it is at row {sizes['pos']} of {sizes['buffer_size']}"
+    names = ["observations", "actions", "rewards", "dones"]
+    names += [] if found.get("optimize_memory_usage") else ["next_observations"]
+    names += ["timeouts"] if "timeouts" in found else []
+    for name in names:
+        array = found.get(name)
+        for part in array.values() if isinstance(array, dict) else [array]:
+            shape = getattr(part, "shape", None)
+            rows = (sizes["buffer_size"], sizes["n_envs"])
+            if shape is None or tuple(shape[:2]) != rows:
+                return f"its {name} have the shape {shape}, expected {rows} to begin with (rows and environments)"
+    return None
+
+
+@dataclass
+class ReplayBufferSource(DatasetSource):
+    """
+    SB3's ``ReplayBuffer`` or ``DictReplayBuffer``, full or not, of one or several environments.
+
+    The transitions are put in order: one environment after the other, oldest first. Ends that the buffer knows to be
+    time limits (``handle_timeout_termination``) are truncations, all other ends are terminations. With
+    ``optimize_memory_usage`` the successor is the next row; SB3 has overwritten that of the end of an episode with the
+    first observation of the next one, which no target uses as all ends count as terminations there.
+
+    SB3's algorithms store actions scaled to [-1, 1], so they are taken as they are.
+
+    :param buffer: The buffer
+    """
+
+    buffer: ReplayBuffer
+
+    @classmethod
+    def from_object(cls, buffer: ReplayBuffer, label: str = "The replay buffer") -> "ReplayBufferSource":
+        """
+        A buffer in memory.
+
+        :param buffer: The buffer
+        :param label: How messages name it
+        :raises DatasetError: for spaces the package cannot learn in
+        """
+        observation_space, action_space = checked_spaces(buffer.observation_space, buffer.action_space, label)
+        return cls(label, getattr(buffer, "dataset_id", None), observation_space, action_space, buffer)
+
+    @classmethod
+    def from_pickle(cls, path: Path) -> "ReplayBufferSource":
+        """
+        A buffer in a file. Nothing in it is executed: only the classes that SB3's buffers hold are admitted.
+
+        :param path: What ``model.save_replay_buffer`` has written
+        :raises DatasetError: if there is no such file, or if it holds something else
+        """
+        label = f"The replay buffer {str(path)!r}"
+        if not path.is_file():
+            raise DatasetError(f"{label} does not exist: check the path.")
+        how = "Write the file again with model.save_replay_buffer"
+        try:
+            with open(path, "rb") as file:
+                buffer = AllowListUnpickler(file).load()
+        except UnsafeFileError as err:
+            what = f"it {err}, which no replay buffer of Stable-Baselines3 needs"
+            how = "If you trust the file, load it with stable_baselines3.common.save_util.load_from_pkl and pass the object"
+            raise DatasetError.at(label, what, how) from None
+        except Exception as err:  # depends on what is in the file
+            what = f"it cannot be unpickled ({type(err).__name__}: {err})"
+            raise DatasetError.at(label, what, how) from None
+        if not isinstance(buffer, ReplayBuffer):
+            raise DatasetError.at(label, f"it holds a {type(buffer).__name__}, no ReplayBuffer", how)
+        contradiction = _contradiction(buffer)
+        if contradiction is not None:
+            raise DatasetError.at(label, contradiction, how)
+        source = cls.from_object(buffer, label)
+        source.dataset_id = path.name
+        return source
+
+    def _steps(self) -> npt.NDArray[np.int64]:
+        """Rows of the buffer that hold whole transitions, oldest first."""
+        buffer = self.buffer
+        if not buffer.full:
+            return np.arange(buffer.pos, dtype=np.int64)
+        steps = (buffer.pos + np.arange(buffer.buffer_size, dtype=np.int64)) % buffer.buffer_size
+        # The newest successor lies where the oldest observation was
+        return steps[1:] if buffer.optimize_memory_usage else steps
+
+    def read(self, progress_bar: bool | None) -> RawTransitions:
+        if not isinstance(self.buffer.rewards, np.ndarray):
+            what = "it holds tensors with transformed rewards, no recorded transitions"
+            raise DatasetError.at(self.label, what, "Pass the OfflineReplayBuffer itself as the dataset of an algorithm")
+        steps, n_envs = self._steps(), self.buffer.n_envs
+        dones = self.buffer.dones[steps].T != 0
+        ends = dones.copy()
+        ends[:, -1:] = True
+        # Episodes end where an environment's rows do
+        lengths = np.diff(np.flatnonzero(ends.reshape(-1)), prepend=-1).astype(np.int64)
+        raw = RawTransitions.allocate(
+            self.label,
+            len(steps) * n_envs,
+            flat_size(self.observation_space),
+            self.action_space.shape[0],
+            lengths,
+            np.arange(len(lengths), dtype=np.int64),
+            actions_are_scaled=True,
+        )
+        timeouts = getattr(self.buffer, "timeouts", np.zeros_like(self.buffer.dones))[steps].T != 0
+        raw.terminations[:] = (dones & ~timeouts).reshape(-1)
+        raw.truncations[:] = timeouts.reshape(-1)
+        with self.progress(len(raw.rewards), progress_bar) as bar:
+            for env, block, rows in self._blocks(steps, n_envs):
+                self._fill(raw, env, block, rows)
+                bar.update(len(block))
+        return raw
+
+    @staticmethod
+    def _blocks(steps: npt.NDArray[np.int64], n_envs: int) -> Iterator[tuple[int, npt.NDArray[np.int64], slice]]:
+        for env in range(n_envs):
+            for start in range(0, len(steps), BLOCK_ROWS):
+                block = steps[start : start + BLOCK_ROWS]
+                first = env * len(steps) + start
+                yield env, block, slice(first, first + len(block))
+
+    def _fill(self, raw: RawTransitions, env: int, block: npt.NDArray[np.int64], rows: slice) -> None:
+        buffer, space = self.buffer, self.observation_space
+        if buffer.optimize_memory_usage:
+            following = _observations_at(buffer.observations, (block + 1) % buffer.buffer_size, env)
+        else:
+            following = _observations_at(buffer.next_observations, block, env)
+        try:
+            raw.observations[rows] = flatten_observations(_observations_at(buffer.observations, block, env), space)
+            raw.next_observations[rows] = flatten_observations(following, space)
+            raw.actions[rows] = buffer.actions[block, env]
+            raw.rewards[rows] = buffer.rewards[block, env]
+        except ValueError as err:
+            raise DatasetError.at(self.label, f"its arrays do not fit its spaces ({err})", "Record it again") from None

@@ -1,0 +1,280 @@
+"""What the readers of all dataset formats share: the transitions they give, their faults, and the interface."""
+
+import hashlib
+import json
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from tqdm import tqdm
+
+from sb3_dmpo.data.memory import available_memory, format_bytes
+from sb3_dmpo.data.preprocessing import flat_slices
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+#: Rows per block where a temporary array is needed, so that it stays small beside the data
+BLOCK_ROWS = 16_384
+#: Loading has to take this long before a progress bar appears by itself
+PROGRESS_DELAY_SECONDS = 1.0
+
+
+class DatasetError(ValueError):
+    """A fault of a dataset, found before training. The message says what, where and how to mend it."""
+
+    @classmethod
+    def at(
+        cls,
+        dataset: str,
+        what: str,
+        how: str,
+        *,
+        episode: int | None = None,
+        step: int | None = None,
+        field: str | None = None,
+    ) -> "DatasetError":
+        """
+        A fault with its place, e.g. ``"Dataset 'a/b-v0', episode 3, step 7, field 'rewards': it is nan. <how>."``
+
+        :param dataset: The dataset as ``DatasetSource.label`` names it
+        :param what: What is wrong
+        :param how: How to mend it
+        :param episode: Number of the episode in the dataset
+        :param step: Number of the step in the episode (in the file, for formats without episodes)
+        :param field: Name of the array in the dataset
+        """
+        place = [dataset]
+        if episode is not None:
+            place.append(f"episode {episode}")
+        if step is not None:
+            place.append(f"step {step}")
+        if field is not None:
+            place.append(f"field {field!r}")
+        return cls(f"{', '.join(place)}: {what}. {how}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """
+    All transitions of a dataset, episode after episode, ready to become tensors. ``N`` transitions, ``E`` episodes.
+
+    :param observations: Flat observations, shape ``(N, S)``, float32
+    :param next_observations: Flat observations after the step, shape ``(N, S)``, float32
+    :param actions: Actions scaled to [-1, 1], shape ``(N, A)``, float32
+    :param rewards: Rewards as recorded, shape ``(N,)``, float32
+    :param terminations: Whether the step ended the task, shape ``(N,)``, bool. Only these end the bootstrap
+    :param truncations: Whether the episode was cut after the step, shape ``(N,)``, bool
+    :param episode_lengths: Number of transitions of every episode, in order, shape ``(E,)``, int64
+    :param observation_space: Canonical observation space (one-level Dict or Box)
+    :param action_space: Action space of the environment (its own units)
+    :param dataset_id: Name of the dataset, None for a buffer without one
+    :param fingerprint: Hash of the content, the same wherever and whenever the data are loaded
+    """
+
+    observations: FloatArray
+    next_observations: FloatArray
+    actions: FloatArray
+    rewards: FloatArray
+    terminations: BoolArray
+    truncations: BoolArray
+    episode_lengths: IntArray
+    observation_space: spaces.Box | spaces.Dict
+    action_space: spaces.Box
+    dataset_id: str | None
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def episode_returns(self) -> npt.NDArray[np.float64]:
+        """Undiscounted sum of the rewards of every episode, shape ``(E,)``."""
+        starts = np.cumsum(self.episode_lengths) - self.episode_lengths
+        returns: npt.NDArray[np.float64] = np.add.reduceat(self.rewards, starts, dtype=np.float64)
+        return returns
+
+
+def dataset_label(dataset_id: str | None) -> str:
+    """
+    How messages name a dataset.
+
+    :param dataset_id: Its id, None if it has none
+    """
+    return f"Dataset {dataset_id!r}" if dataset_id else "The dataset"
+
+
+def transition_bytes(n_steps: int, observation_size: int, action_size: int) -> int:
+    """
+    Memory that a dataset needs, in bytes: float32 arrays and a float32 flag.
+
+    :param n_steps: Number of transitions
+    :param observation_size: Width of the flat observations
+    :param action_size: Width of the actions
+    """
+    return 4 * n_steps * (2 * observation_size + action_size + 2)
+
+
+def check_memory(label: str, needed: int, available: int | None, place: str = "of memory") -> None:
+    """
+    Refuse a dataset that does not fit before anything is allocated.
+
+    :param label: The dataset, for the message
+    :param needed: Bytes the dataset needs
+    :param available: Bytes that are left, None if that is not known
+    :param place: Where they are left
+    :raises DatasetError: naming both sizes
+    """
+    if available is not None and needed > available:
+        raise DatasetError.at(
+            label,
+            f"it needs {format_bytes(needed)} {place}, only {format_bytes(available)} are left",
+            "Free memory, or use a part of the dataset (MinariDataset.filter_episodes)",
+        )
+
+
+@dataclass
+class RawTransitions:
+    """
+    Transitions while they are read: preallocated arrays, actions still in the units of the file.
+
+    ``episode_ids`` are the numbers that the dataset itself gives to its episodes, for messages. ``next_field`` names
+    what ``next_observations`` was read from, with the offset of its step.
+    """
+
+    observations: FloatArray
+    next_observations: FloatArray
+    actions: FloatArray
+    rewards: FloatArray
+    terminations: BoolArray
+    truncations: BoolArray
+    episode_lengths: IntArray
+    episode_ids: IntArray
+    actions_are_scaled: bool = False
+    next_field: tuple[str, int] = ("next_observations", 0)
+
+    @classmethod
+    def allocate(
+        cls,
+        label: str,
+        n_steps: int,
+        observation_size: int,
+        action_size: int,
+        lengths: IntArray,
+        ids: IntArray,
+        folder: Path | None = None,
+        **options: Any,
+    ) -> "RawTransitions":
+        """
+        Arrays for ``n_steps`` transitions, not yet filled.
+
+        :param label: The dataset, for the message
+        :param n_steps: Number of transitions
+        :param observation_size: Width of the flat observations
+        :param action_size: Width of the actions
+        :param lengths: Episode lengths
+        :param ids: Numbers of the episodes in the dataset
+        :param folder: Where the arrays are files mapped into memory, ``<name>.npy``; None: in memory
+        :param options: Further fields
+        :raises DatasetError: for an empty dataset, or one that does not fit into memory
+        """
+        if n_steps == 0:
+            raise DatasetError.at(label, "it holds no transitions", "Choose another dataset, or record it again")
+        needed = transition_bytes(n_steps, observation_size, action_size)
+        if folder is None:
+            check_memory(label, needed, available_memory())
+        else:
+            check_memory(label, needed, shutil.disk_usage(folder).free, f"in {folder.parent}")
+
+        def empty(name: str, *shape: int, dtype: Any = np.float32) -> npt.NDArray[Any]:
+            if folder is None:
+                return np.empty(shape, dtype)
+            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+
+        return cls(
+            observations=empty("observations", n_steps, observation_size),
+            next_observations=empty("next_observations", n_steps, observation_size),
+            actions=empty("actions", n_steps, action_size),
+            rewards=empty("rewards", n_steps),
+            terminations=empty("terminations", n_steps, dtype=np.bool_),
+            truncations=empty("truncations", n_steps, dtype=np.bool_),
+            episode_lengths=lengths,
+            episode_ids=ids,
+            **options,
+        )
+
+
+@dataclass
+class DatasetSource(ABC):
+    """
+    A dataset that has been found and whose spaces are known, but whose data have not been read.
+
+    :param label: How messages name the dataset, e.g. ``"Dataset 'D4RL/pen/human-v2'"``
+    :param dataset_id: Name of the dataset, None if it has none
+    :param observation_space: Canonical observation space
+    :param action_space: Checked action space
+    :param files: Files whose identity decides whether a cached copy is valid; empty if nothing is to be cached
+    :param map_folder: Where ``read`` puts the arrays as files mapped into memory, None: in memory
+    """
+
+    label: str
+    dataset_id: str | None
+    observation_space: spaces.Box | spaces.Dict
+    action_space: spaces.Box
+    files: list[Path] = field(default_factory=list, kw_only=True)
+    map_folder: Path | None = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def read(self, progress_bar: bool | None) -> RawTransitions:
+        """
+        All transitions, not validated.
+
+        :param progress_bar: Whether to show a progress bar, None: only if it takes more than a moment
+        :raises DatasetError: for files that cannot be read and for arrays of wrong shape
+        """
+
+    def progress(self, total: int, progress_bar: bool | None) -> Any:
+        """
+        Progress bar over ``total`` steps.
+
+        :param total: Number of steps to read
+        :param progress_bar: As in ``read``
+        """
+        return tqdm(
+            total=total,
+            desc=f"Loading {self.dataset_id or 'dataset'}",
+            unit="step",
+            unit_scale=True,
+            disable=progress_bar is False,
+            delay=0.0 if progress_bar else PROGRESS_DELAY_SECONDS,
+            # A log file gets a line now and then
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        )
+
+
+def array_fingerprint(
+    arrays: list[npt.NDArray[Any]], observation_space: spaces.Box | spaces.Dict, action_space: spaces.Box
+) -> str:
+    """
+    SHA-256 of the content of the arrays and of what their columns mean.
+
+    :param arrays: C-contiguous arrays, in a fixed order
+    :param observation_space: Canonical observation space
+    :param action_space: Action space
+    """
+    columns = {key: [part.start, part.stop] for key, part in flat_slices(observation_space).items()}
+    header = {
+        "observation": columns,
+        "action": [action_space.low.tolist(), action_space.high.tolist()],
+        "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
+    }
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,137 @@
+"""The dataset as tensors on the training device, sampled in pieces of episodes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.data.transitions import Transitions
+
+#: Built from rewards and episode lengths, therefore not pickled
+_DERIVED = ("returns_to_go", "_episode_starts", "_episode_stops")
+
+
+class SequenceBatch(NamedTuple):
+    """
+    A minibatch of consecutive steps, aligned at their last one; what is padded stands at the front.
+
+    :param observations: shape ``(batch, length, observation_size)``
+    :param actions: actions in [-1, 1], shape ``(batch, length, action_size)``
+    :param next_observations: shape ``(batch, length, observation_size)``
+    :param rewards: shape ``(batch, length, 1)``
+    :param returns_to_go: undiscounted sum of the rewards from the step to the end of its episode, shape ``(batch, length, 1)``
+    :param timesteps: number of the step in its episode, int64, shape ``(batch, length)``
+    :param mask: False where padded, shape ``(batch, length)``
+    :param noise: the random numbers of this update, by name
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    next_observations: th.Tensor
+    rewards: th.Tensor
+    returns_to_go: th.Tensor
+    timesteps: th.Tensor
+    mask: th.Tensor
+    noise: dict[str, th.Tensor]
+
+    def mean(self, values: th.Tensor) -> th.Tensor:
+        """
+        Mean over all steps that are not padded, 0-d.
+
+        :param values: shape ``(batch, length, n)``
+        """
+        return (values.mean(dim=2) * self.mask).sum() / self.mask.sum()
+
+
+class SequenceReplayBuffer(OfflineReplayBuffer):
+    """
+    An :class:`OfflineReplayBuffer` that knows where its episodes begin and end.
+
+    Built by ``from_transitions``. Its transitions lie episode after episode; further ones cannot be added.
+    """
+
+    episode_lengths: npt.NDArray[np.int64]
+    returns_to_go: th.Tensor
+    _episode_starts: th.Tensor
+    _episode_stops: th.Tensor
+
+    @classmethod
+    def from_transitions(cls, transitions: Transitions, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
+        """
+        A buffer that holds a dataset.
+
+        :param transitions: The dataset
+        :param args: As in :meth:`OfflineReplayBuffer.from_transitions`
+        :param kwargs: As in :meth:`OfflineReplayBuffer.from_transitions`
+        :raises DatasetError: if the data do not fit on the device, or their rewards do not allow the scaling
+        """
+        buffer = super().from_transitions(transitions, *args, **kwargs)
+        assert isinstance(buffer, SequenceReplayBuffer)
+        buffer.episode_lengths = transitions.episode_lengths
+        buffer._index_episodes()
+        return buffer
+
+    def _index_episodes(self) -> None:
+        stops = np.cumsum(self.episode_lengths)
+        starts = stops - self.episode_lengths
+        rewards = self.rewards[: self.n_offline].cpu().numpy().astype(np.float64)
+        # Rewards from each step to the end of the dataset, less those that belong to later episodes
+        to_the_end = np.append(np.cumsum(rewards[::-1])[::-1], 0.0)
+        returns = to_the_end[:-1] - np.repeat(to_the_end[stops], self.episode_lengths)
+        storage = self.observations.device
+        self.returns_to_go = th.from_numpy(returns.astype(np.float32).reshape(-1, 1)).to(storage)
+        self._episode_starts = th.from_numpy(starts).to(storage)
+        self._episode_stops = th.from_numpy(stops).to(storage)
+
+    def episode_returns(self) -> th.Tensor:
+        """Undiscounted return of every episode, shape ``(n_episodes,)``."""
+        return self.returns_to_go[self._episode_starts].squeeze(1)
+
+    def sample_sequences(self, batch_size: int, length: int) -> SequenceBatch:
+        """
+        Pieces of episodes, on the device, without noise. An episode is drawn with a probability in proportion to its
+        length and a first step uniformly among its steps; the piece ends with the episode if that comes before ``length``
+        steps.
+
+        :param batch_size: Number of pieces
+        :param length: Number of steps in each, padding included
+        """
+        # To draw an episode by its length and then one of its steps is to draw a step of the dataset.
+        firsts = self._draw(self.n_offline, batch_size).unsqueeze(1)
+        episodes = th.searchsorted(self._episode_stops, firsts, right=True)
+        ends = th.minimum(firsts + length, self._episode_stops[episodes])
+        steps = ends - length + th.arange(length, device=ends.device)
+        mask = steps >= firsts
+        steps = th.maximum(steps, firsts)
+        batch = SequenceBatch(
+            observations=self.observations[steps],
+            actions=self.actions[steps],
+            next_observations=self.next_observations[steps],
+            rewards=self.rewards[steps],
+            returns_to_go=self.returns_to_go[steps],
+            timesteps=steps - self._episode_starts[episodes],
+            mask=mask,
+            noise={},
+        )
+        if not self.memory_map:
+            return batch
+        batch.actions.clamp_(-self.action_clip, self.action_clip)
+        moved: dict[str, Any] = {name: getattr(batch, name).to(self.device) for name in SequenceBatch._fields[:-1]}
+        return batch._replace(**moved)
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Not possible.
+
+        :raises ValueError: always
+        """
+        raise ValueError("A SequenceReplayBuffer holds whole episodes: single transitions cannot be added to it")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._index_episodes()

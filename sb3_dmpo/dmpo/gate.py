@@ -1,0 +1,136 @@
+"""
+All sub-policies of a mixture on every observation, and the critics on what they do, without gradient: most of the
+arithmetic of the updates.
+
+In full precision on the CPU it is an operator of its own, and where only the best component counts, another one does with
+less of it. The layers can also run in bfloat16, which recent CPUs multiply several times faster.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+import sb3_dmpo.dmpo.gate_kernels  # noqa: F401  (defines the operators)
+from sb3_dmpo.common.networks import chosen_actions
+
+#: Multiplications that the gate must save to be cheaper than the sweep, for all its bookkeeping.
+_GATE_SAVINGS = 60_000_000
+
+
+def _sweep_by_layers(
+    observations: th.Tensor,
+    components: th.Tensor,
+    layers: Sequence[Sequence[th.Tensor]],
+    dtype: th.dtype,
+    activation: nn.Module,
+) -> tuple[th.Tensor, th.Tensor]:
+    """The sweep in plain operations, all critics in one batched product."""
+    actor_weights, actor_biases, critic_weights, critic_biases = layers
+
+    def outputs(hidden: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor]) -> th.Tensor:
+        hidden = activation(hidden).flatten(-3, -2)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            hidden = activation(th.matmul(hidden, weight.to(dtype).mT) + bias.to(dtype))
+        return th.matmul(hidden.to(observations.dtype), weights[-1].mT) + biases[-1]
+
+    (batch, size), n = observations.shape, len(components)
+    reduced = observations.to(dtype)
+    weight, bias = actor_weights[0].to(dtype), actor_biases[0].to(dtype)
+    own = F.linear(components.to(dtype), weight[:, size:])
+    hidden = F.linear(reduced, weight[:, :size], bias).unsqueeze(1) + own
+    actions = th.tanh(outputs(hidden, actor_weights[1:], actor_biases[1:]))
+    weight, bias = critic_weights[0].to(dtype), critic_biases[0].to(dtype)
+    shared = th.matmul(reduced, weight[:, :, :size].mT) + bias
+    own = th.matmul(actions.to(dtype), weight[:, :, size:].mT).view(-1, batch, n, weight.shape[1])
+    q_values = outputs(shared.unsqueeze(2) + own, critic_weights[1:], critic_biases[1:])
+    return q_values.view(-1, batch, n), actions.view(batch, n, -1)
+
+
+def _suits_operators(observations: th.Tensor, layers: list[list[th.Tensor]], activation: nn.Module) -> bool:
+    """They know neither other activations, nor transforms of torch.func around us, nor a single layer."""
+    is_plain = not th._C._functorch.is_functorch_wrapped_tensor(layers[0][0]) and min(map(len, layers)) > 1
+    return observations.device.type == "cpu" and isinstance(activation, nn.ReLU) and is_plain
+
+
+@th.no_grad()
+def sweep(
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    critic_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    dtype: th.dtype,
+    activation: nn.Module,
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Q-values of all components' actions, shape ``(n_critics, batch, n)``, and these actions, shape
+    ``(batch, n, action_size)``, without gradient.
+
+    :param observations: scaled observations, shape ``(batch, observation_size)``
+    :param components: what the actor sees of each component, shape ``(n, embedding_size)``
+    :param actor_layers: matrices ``(out, in)`` and biases ``(out,)`` of the actor on ``[observation, component]``
+    :param critic_layers: matrices ``(n_critics, out, in)`` and biases ``(n_critics, 1, out)`` of the critics on
+        ``[observation, action]``
+    :param dtype: precision of the layers, but for those that reading or adding up large numbers would spoil
+    :param activation: activation of the hidden layers
+    """
+    layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
+    if _suits_operators(observations, layers, activation):
+        result: tuple[th.Tensor, th.Tensor]
+        if dtype == observations.dtype:
+            result = th.ops.sb3_dmpo.sweep(observations, components, *layers)
+            return result
+        if dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
+            result = th.ops.sb3_dmpo.sweep_bfloat16(observations, components, *layers)
+            return result
+    return _sweep_by_layers(observations, components, layers, dtype, activation)
+
+
+def _gate_pays(observations: th.Tensor, components: th.Tensor, critic_weights: list[th.Tensor]) -> bool:
+    """Whether the gate saves enough: one critic sees all actions, and each of the others two instead of all of them."""
+    products = sum(weight[0].numel() for weight in critic_weights[1:-1])
+    evaluations = (len(critic_weights[0]) - 1) * (len(components) - 2) * len(observations)
+    return evaluations * products >= _GATE_SAVINGS
+
+
+@th.no_grad()
+def best_of_sweep(
+    observations: th.Tensor,
+    components: th.Tensor,
+    actor_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    critic_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
+    activation: nn.Module,
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Value ``max_z min_j Q_j(s, mu(s, z))``, shape ``(batch, 1)``, and action, shape ``(batch, action_size)``, of the best
+    component, in full precision and without gradient.
+
+    :param observations: scaled observations, shape ``(batch, observation_size)``
+    :param components: see :func:`sweep`
+    :param actor_layers: see :func:`sweep`
+    :param critic_layers: see :func:`sweep`
+    :param activation: see :func:`sweep`
+    """
+    layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
+    if _gate_pays(observations, components, layers[2]) and _suits_operators(observations, layers, activation):
+        result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.gate(observations, components, *layers)
+        return result
+    q_values, actions = sweep(observations, components, actor_layers, critic_layers, observations.dtype, activation)
+    values, index = q_values.amin(dim=0).max(dim=1, keepdim=True)
+    return values, chosen_actions(actions, index)
+
+
+def has_fast_bfloat16(device: th.device) -> bool:
+    """
+    Whether the device has instructions for products in bfloat16.
+
+    :param device: where the networks are
+    """
+    if device.type == "cuda":
+        return th.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not th.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    checks: list[Any] = [getattr(th.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    return any(bool(check()) for check in checks if check is not None)

@@ -1,0 +1,221 @@
+"""
+The sweep and the gate on the CPU, as operators.
+
+In float32, compiled and eager updates compute the same numbers by them: rows are worked off in blocks that stay in the core's
+cache, and what an observation contributes to a first layer is computed once and not once per component. In bfloat16, the
+operator is for eager updates; compiled ones have plain operations instead, which the compiler joins with those around them.
+"""
+
+from typing import Any
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_dmpo.common.compilation import PLAIN_OPERATIONS
+
+#: Rows of a block: two hidden layers of 256 units in float32 and a matrix between them fill half of a 2 MB cache.
+_BLOCK_ROWS = 512
+
+_NETWORKS = "Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, Tensor[] critic_biases"
+_library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
+_library.define(f"sweep(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
+_library.define(f"gate(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
+_library.define(f"sweep_bfloat16(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
+
+
+class _Network:
+    """
+    One network on pairs of an observation and something of its own, a component or an action.
+
+    :param observations: shape ``(batch, observation_size)``
+    :param weights: matrices of the layers, shape ``(out, in)``
+    :param biases: shape ``(out,)``
+    """
+
+    def __init__(self, observations: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor]) -> None:
+        size = observations.shape[1]
+        self.own_weight = weights[0][:, size:].t()
+        self.shared = th.addmm(biases[0], observations, weights[0][:, :size].t())
+        self.layers = [(bias, weight.t()) for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True)]
+        self.last_weight, self.last_bias = weights[-1], biases[-1].unsqueeze(1)
+
+    def reorder(self, order: th.Tensor) -> None:
+        """
+        Put the observations into another order.
+
+        :param order: their indices
+        """
+        self.shared = self.shared.index_select(0, order)
+
+    def _finish(self, hidden: th.Tensor, out: th.Tensor) -> None:
+        for bias, weight in self.layers:
+            hidden = th.addmm(bias, hidden, weight).relu_()
+        # With few outputs the transposed product is the faster one.
+        th.addmm(self.last_bias, self.last_weight, hidden.t(), out=out)
+
+    def of_components(self, components: th.Tensor) -> th.Tensor:
+        """
+        Outputs for the same own inputs with every observation, shape ``(outputs, batch, n)``.
+
+        :param components: shape ``(n, own_size)``
+        """
+        own, n = th.mm(components, self.own_weight), len(components)
+        step = max(_BLOCK_ROWS // n, 1)
+        room = own.new_empty(min(step, len(self.shared)), *own.shape)
+        outputs = own.new_empty(len(self.last_weight), len(self.shared) * n)
+        blocks = th.split(self.shared.unsqueeze(1), step), th.split(outputs, step * n, dim=1)
+        for shared, out in zip(*blocks, strict=True):
+            hidden = room[: len(shared)]
+            th.add(shared, own, out=hidden).relu_()
+            self._finish(hidden.flatten(0, 1), out)
+        return outputs.view(len(outputs), -1, n)
+
+    def of_actions(self, actions: th.Tensor, rows: slice = slice(None)) -> th.Tensor:
+        """
+        Outputs for actions of some observations, shape ``(rows, n)``; for networks with one output.
+
+        :param actions: shape ``(action_size, rows, n)``
+        :param rows: which observations
+        """
+        n, shared_rows = actions.shape[2], self.shared[rows].unsqueeze(1)
+        step = max(_BLOCK_ROWS // n, 1)
+        room = self.shared.new_empty(min(step, len(shared_rows)) * n, self.shared.shape[1])
+        outputs = self.shared.new_empty(1, len(shared_rows) * n)
+        blocks = th.split(shared_rows, step), th.split(actions.flatten(1), step * n, dim=1), th.split(outputs, step * n, dim=1)
+        for shared, own, out in zip(*blocks, strict=True):
+            hidden = room[: own.shape[1]]
+            th.mm(own.t(), self.own_weight, out=hidden)
+            hidden.view(len(shared), n, -1).add_(shared).relu_()
+            self._finish(hidden, out)
+        return outputs.view(-1, n)
+
+
+def _networks(observations: th.Tensor, layers: tuple[list[th.Tensor], ...]) -> tuple[_Network, list[_Network]]:
+    """The actor and the critics."""
+    actor_weights, actor_biases, critic_weights, critic_biases = layers
+    critics = [
+        _Network(observations, [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases])
+        for j in range(len(critic_weights[0]))
+    ]
+    return _Network(observations, actor_weights, actor_biases), critics
+
+
+def _sweep_cpu(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    actor, critics = _networks(observations, layers)
+    actions = actor.of_components(components).tanh_()
+    return th.stack([critic.of_actions(actions) for critic in critics]), actions.permute(1, 2, 0).contiguous()
+
+
+def _sweep_meta(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    (batch, n), n_critics = (len(observations), len(components)), len(layers[2][0])
+    return observations.new_empty(n_critics, batch, n), observations.new_empty(batch, n, len(layers[0][-1]))
+
+
+def _sweep_bfloat16_cpu(
+    observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
+) -> tuple[th.Tensor, th.Tensor]:
+    """In bfloat16 but for the actor's first layer and the critics' last ones: product, bias and activation in one pass."""
+
+    def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor, activation: str) -> th.Tensor:
+        outputs: th.Tensor = th.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "")
+        return outputs
+
+    low = [[tensor.bfloat16() for tensor in tensors] for tensors in layers]
+    (batch, size), n = observations.shape, len(components)
+    weight, bias = layers[0][0], layers[1][0]
+    own = F.linear(components, weight[:, size:])
+    hidden = (F.linear(observations, weight[:, :size], bias).unsqueeze(1) + own).relu_().bfloat16().flatten(0, 1)
+    for weight, bias in zip(low[0][1:-1], low[1][1:-1], strict=True):
+        hidden = linear(hidden, weight, bias, "relu")
+    actions = linear(hidden, low[0][-1], low[1][-1], "tanh").view(batch, n, -1)
+    inputs = th.cat([observations.bfloat16().unsqueeze(1).expand(-1, n, -1), actions], dim=2).flatten(0, 1)
+    q_values = []
+    for j in range(len(layers[2][0])):
+        hidden = inputs
+        for weight, bias in zip(low[2][:-1], low[3][:-1], strict=True):
+            hidden = linear(hidden, weight[j], bias[j, 0], "relu")
+        q_values.append((th.mv(hidden.float(), layers[2][-1][j, 0]) + layers[3][-1][j, 0]).view(batch, n))
+    return th.stack(q_values), actions.float()
+
+
+def _sweep_bfloat16_plain(
+    observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
+) -> tuple[th.Tensor, th.Tensor]:
+    """The same, with nothing but the products in bfloat16; compiled, everything between two of them is one pass."""
+    actor_weights, actor_biases, critic_weights, critic_biases = layers
+
+    def product(inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
+        return th.mm(inputs.bfloat16(), weight.bfloat16().mT).to(observations.dtype)
+
+    (batch, size), n = observations.shape, len(components)
+    shared = F.linear(observations, actor_weights[0][:, :size], actor_biases[0])
+    hidden = (shared.unsqueeze(1) + F.linear(components, actor_weights[0][:, size:])).flatten(0, 1)
+    for weight, bias in zip(actor_weights[1:], actor_biases[1:], strict=True):
+        hidden = product(th.relu(hidden), weight) + bias
+    actions = th.tanh(hidden)
+    q_values = []
+    for j in range(len(critic_weights[0])):
+        weights, biases = [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases]
+        shared = F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1)
+        hidden = (product(actions, weights[0][:, size:]).view(batch, n, -1) + shared).flatten(0, 1)
+        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+            hidden = product(th.relu(hidden), weight) + bias
+        q_values.append((th.mv(th.relu(hidden), weights[-1][0]) + biases[-1]).view(batch, n))
+    return th.stack(q_values), actions.view(batch, n, -1)
+
+
+def _gate_cpu(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Of the values of all components only ``max_z min_j Q_j`` is wanted, and no Q is below the minimum. So one critic is
+    evaluated on every component, the one that is lowest on the first of them, and the others on its favourite: if they say
+    more, that is the maximum. Critics differ in what they think of a state by more than by what they think of the components
+    there, so it nearly always is; the few observations left are computed in full.
+    """
+    actor, critics = _networks(observations, layers)
+    actions = actor.of_components(components).tanh_()
+    first = th.cat([critic.of_actions(actions[:, :, :1]) for critic in critics], dim=1)
+    lowest, order = first.argmin(dim=1).sort()
+    ends = th.searchsorted(lowest, th.arange(len(critics)), right=True).tolist()
+    for critic in critics:
+        critic.reorder(order)
+    actions = actions.index_select(1, order)
+    values = first.amin(dim=1, keepdim=True).index_select(0, order).repeat(1, len(components))
+    groups = [
+        (slice(start, end), critic) for critic, start, end in zip(critics, [0, *ends], ends, strict=False) if start < end
+    ]
+    for rows, critic in groups:
+        values[rows, 1:] = critic.of_actions(actions[:, rows, 1:], rows)
+    best, index = values.max(dim=1, keepdim=True)
+    chosen = actions.gather(2, index.expand(len(actions), -1, -1))
+    for rows, lowest_critic in groups:
+        for critic in critics:
+            if critic is not lowest_critic:
+                best[rows] = th.minimum(best[rows], critic.of_actions(chosen[:, rows], rows))
+    is_open = (values >= best).sum(dim=1) > 1
+    if is_open.any():
+        few = is_open.nonzero().squeeze(1)
+        their_actions = actions.index_select(1, few)
+        for critic in critics:
+            critic.reorder(few)
+        table = th.stack([critic.of_actions(their_actions) for critic in critics]).amin(dim=0)
+        best[few], index = table.max(dim=1, keepdim=True)
+        chosen[:, few] = their_actions.gather(2, index.expand(len(actions), -1, -1))
+    back = order.argsort()
+    return best.index_select(0, back), chosen.squeeze(2).t().index_select(0, back)
+
+
+def _gate_meta(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    batch = len(observations)
+    return observations.new_empty(batch, 1), observations.new_empty(batch, len(layers[0][-1]))
+
+
+for _name, _kernels in {
+    "sweep": (_sweep_cpu, _sweep_meta),
+    "gate": (_gate_cpu, _gate_meta),
+    "sweep_bfloat16": (_sweep_bfloat16_cpu, _sweep_meta),
+}.items():
+    for _key, _kernel in zip(("CPU", "Meta"), _kernels, strict=True):
+        _library.impl(_name, _kernel, _key)
+
+# What compiled updates have instead.
+PLAIN_OPERATIONS[th.ops.sb3_dmpo.sweep_bfloat16.default] = _sweep_bfloat16_plain

@@ -1,0 +1,1 @@
+"""Files: what is written to and read from disk."""

@@ -1,0 +1,182 @@
+"""What a model's zip says about itself, read as plain data: nothing in it is unpickled, no network is built."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sb3_dmpo
+from sb3_dmpo.common.arguments import constructor_arguments
+from sb3_dmpo.files.safe_zip import DamagedFileError, check_archive
+
+#: Arguments that are no hyperparameters.
+_NOT_HYPERPARAMETERS = frozenset(
+    {"policy", "env", "dataset", "device", "seed", "verbose", "tensorboard_log", "download", "stats_window_size"}
+)
+#: A file may hold megabytes of text; nobody wants them on the screen.
+_MAX_TEXT = 300
+
+
+def plain_text(value: Any) -> str:
+    """
+    A value of the file in one line that a terminal shows as it is: no control characters, not too long.
+
+    :param value: anything
+    """
+    text = " ".join(str(value).split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """
+    What :func:`read_summary` found.
+
+    :param path: the file
+    :param algorithm: name in ``sb3_dmpo.ALGOS``; None: of no algorithm of this package
+    :param attributes: the attributes as they are stored, JSON only
+    :param system: on what the file was made, line by line
+    :param weight_bytes: size of the policy's tensors
+    """
+
+    path: Path
+    algorithm: str | None
+    attributes: Mapping[str, Any]
+    system: tuple[str, ...]
+    weight_bytes: int
+
+    @property
+    def class_name(self) -> str | None:
+        """Name of the algorithm's class, None if it is not of this package."""
+        return None if self.algorithm is None else sb3_dmpo.ALGOS[self.algorithm].__name__
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The last evaluation in training, as :meth:`EvaluationResult.summary` has it."""
+        found = self.attributes.get("last_evaluation")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Constructor arguments that are plain data."""
+        if self.algorithm is None:
+            return {}
+        names = _hyperparameters_of(self.algorithm)
+        return {name: value for name, value in self.attributes.items() if name in names and not _is_pickle(value)}
+
+
+def _is_pickle(value: Any) -> bool:
+    return isinstance(value, dict) and ":serialized:" in value
+
+
+def _hyperparameters_of(algorithm: str | None) -> set[str]:
+    """Names of the hyperparameters of an algorithm; None: those that all have."""
+    cls = sb3_dmpo.OfflineAlgorithm if algorithm is None else sb3_dmpo.ALGOS[algorithm]
+    return set(constructor_arguments(cls)) - _NOT_HYPERPARAMETERS
+
+
+def _find_algorithm(attributes: Mapping[str, Any]) -> str | None:
+    """The algorithm whose policy it is and that explains most of the attributes."""
+    policy = attributes.get("policy_class")
+    module = policy.get("__module__") if isinstance(policy, dict) else None
+    common = _hyperparameters_of(None)
+    scores = {}
+    for name, algorithm in sb3_dmpo.ALGOS.items():
+        if module in {cls.__module__ for cls in algorithm.policy_aliases.values()}:
+            own = _hyperparameters_of(name) - common
+            # What is missing may be younger than the file, but weighs more than what is there.
+            scores[name] = len(own & set(attributes)) - 2 * len(own - set(attributes))
+    return max(scores, key=lambda name: scores[name], default=None)
+
+
+def read_summary(path: str | os.PathLike[str]) -> ModelSummary:
+    """
+    Read what a zip says about itself.
+
+    :param path: a zip of SB3's format
+    :raises FileNotFoundError: there is no such file
+    :raises DamagedFileError: it is no zip, not complete or its attributes are no JSON
+    :raises UnsafeFileError: it would grow far beyond its size
+    """
+    path = Path(path)
+    if not path.exists() and not path.suffix:
+        path = path.with_suffix(".zip")
+    content = path.read_bytes()
+    check_archive(content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        try:
+            attributes = json.loads(archive.read("data"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise DamagedFileError(f"The attributes of the model cannot be read ({error}).") from None
+        if not isinstance(attributes, dict):
+            raise DamagedFileError("The attributes of the model are not a JSON object.")
+        system = archive.read("system_info.txt").decode("utf-8", "replace") if "system_info.txt" in archive.namelist() else ""
+        weight_bytes = archive.getinfo("policy.pth").file_size
+    lines = tuple(plain_text(line.lstrip("- ")) for line in system.splitlines() if line.strip())
+    return ModelSummary(path, _find_algorithm(attributes), attributes, lines, weight_bytes)
+
+
+def _space(space: Any) -> str:
+    if not isinstance(space, dict):
+        return "unknown"
+    if space.get("_shape") is not None:
+        shape = "x".join(map(str, space["_shape"])) if isinstance(space["_shape"], list) else "unknown"
+        return plain_text(f"{shape} numbers ({space.get('dtype')}) from {space.get('low')} to {space.get('high')}")
+    return plain_text(space.get("spaces", space.get(":type:", "unknown")))
+
+
+def evaluation_text(evaluation: Mapping[str, Any]) -> str:
+    """
+    An evaluation in words.
+
+    :param evaluation: as :meth:`EvaluationResult.summary` has it
+    """
+    parts = []
+    if evaluation.get("normalized_score") is not None:
+        parts.append(f"normalised {float(evaluation['normalized_score']):.1f} (reference: {evaluation.get('reference')})")
+    parts.append(f"return {float(evaluation['mean_return']):.2f} +/- {float(evaluation['std_return']):.2f}")
+    if evaluation.get("success_rate") is not None:
+        parts.append(f"success rate {100 * float(evaluation['success_rate']):.0f}%")
+    parts.append(f"over {evaluation['n_episodes']} episodes after {evaluation['updates']} updates")
+    return plain_text(", ".join(parts))
+
+
+def _score(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "none: it was not evaluated in training"
+    try:
+        return evaluation_text(evaluation)
+    except (KeyError, TypeError, ValueError):
+        return "cannot be read"
+
+
+def summary_lines(summary: ModelSummary) -> list[tuple[str, str]]:
+    """
+    A summary as names and texts.
+
+    :param summary: the summary
+    """
+    attributes = summary.attributes
+    class_name = summary.class_name
+    algorithm = f"{class_name} (--algo {summary.algorithm})" if class_name else "none of this package"
+    settings = [f"{name}={plain_text(value)}" for name, value in sorted(summary.hyperparameters.items())]
+    fingerprint = attributes.get("dataset_fingerprint")
+    dataset = plain_text(attributes.get("dataset_id") or "data without a name")
+    return [
+        ("file", plain_text(f"{summary.path}, complete, all checksums right")),
+        ("algorithm", algorithm),
+        ("dataset", f"{dataset}, hash {plain_text(fingerprint)}" if fingerprint else dataset),
+        ("updates", plain_text(attributes.get("_n_updates", "unknown"))),
+        ("score", _score(summary.evaluation)),
+        ("observations", _space(attributes.get("observation_space"))),
+        ("actions", _space(attributes.get("action_space"))),
+        ("seed", plain_text(attributes.get("seed"))),
+        ("weights", f"{summary.weight_bytes / 1e6:.2f} MB"),
+        ("settings", ", ".join(settings) or "unknown"),
+        ("made with", ", ".join(summary.system) or "unknown"),
+    ]

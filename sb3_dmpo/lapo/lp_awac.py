@@ -1,0 +1,42 @@
+"""LP-AWAC."""
+
+from typing import Any
+
+import torch as th
+
+from sb3_dmpo.common.losses import advantage_weights
+from sb3_dmpo.lapo.latent_algorithm import LatentPolicyAlgorithm
+
+
+class LPAWAC(LatentPolicyAlgorithm):
+    """
+    LP-AWAC: a latent policy with a continuous latent, the counterpart of the mixture's discrete one. A conditional VAE
+    is fitted to the data under normalized advantage weights, a deterministic actor acts in its latent space.
+
+    Paper: Osa, Hayashi, Deo, Morihira, Yoshiike: *Offline Reinforcement Learning with Mixture of Deterministic
+    Policies*, TMLR 09/2023, appendix E, a simplification of LAPO. Where the paper and the authors' published code
+    differ, the code is followed: V regresses on the target critics at the noisy action of the target policy and not on
+    the dataset's action (eq. 55), the advantage is a one-step estimate with the target critics, the actor's gradient
+    goes through the target decoder (eq. 57), V shares the optimizer of the critics, and nothing is delayed.
+
+    Differences from that code: ``advantage_scale`` is 10 as for the paper's other weighted methods, while the published
+    script never passed it on and ran with 5; the decoder's linear output is clipped to the action box by ``predict``
+    and not by the environment; the target copy of V, which nothing reads, is left out; equal advantages in a minibatch
+    give uniform weights instead of NaN.
+
+    :param args: arguments of :class:`LatentPolicyAlgorithm`
+    :param advantage_scale: the paper's alpha
+    :param kwargs: keyword arguments of :class:`LatentPolicyAlgorithm`
+    """
+
+    def __init__(self, *args: Any, advantage_scale: float = 10.0, **kwargs: Any) -> None:
+        self.advantage_scale = advantage_scale
+        super().__init__(*args, **kwargs)
+
+    def weights(self, advantages: th.Tensor) -> th.Tensor:
+        """
+        Weights of eq. 19 divided by their mean, shape ``(batch, 1)``, without gradient.
+
+        :param advantages: shape ``(batch, 1)``
+        """
+        return advantage_weights(advantages, self.advantage_scale)

@@ -1,0 +1,1 @@
+"""Pictures: all that needs matplotlib or pillow."""

@@ -1,0 +1,34 @@
+"""The picture that a description of a dataset ends with."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sb3_dmpo.data.report import DatasetReport
+
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
+
+
+def plot_report(report: DatasetReport, path: Path) -> None:
+    """
+    Draw how returns and lengths of the episodes are spread, and how often every action entry lies on a bound.
+
+    :param report: the report
+    :param path: PNG file to write
+    """
+    figure = Figure(figsize=(12.0, 3.8), layout="constrained")
+    returns, lengths, actions = figure.subplots(1, 3)
+    for axes, values, name in ((returns, report.returns, "return"), (lengths, report.lengths, "steps")):
+        axes.hist(values, bins=40, color=_BLUE)
+        axes.axvline(float(np.mean(values)), color=_ORANGE, linestyle="--", label=f"mean {np.mean(values):.4g}")
+        axes.set(xlabel=f"{name} of an episode", ylabel="episodes")
+        axes.legend(frameon=False)
+    entries = np.arange(len(report.saturation))
+    actions.bar(entries, 100.0 * report.saturation, color=_BLUE)
+    actions.set(xlabel="action entry", ylabel="on a bound [% of transitions]", ylim=(0.0, 100.0))
+    actions.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(
+        f"{report.dataset_id or 'dataset'}: {len(report.returns):,} episodes, {report.n_transitions:,} transitions"
+    )
+    figure.savefig(path, dpi=110)

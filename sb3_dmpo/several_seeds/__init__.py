@@ -1,0 +1,1 @@
+"""Several models that differ by their seeds learn at once."""
