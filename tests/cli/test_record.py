@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_dmpo.cli.enjoy.command import record
+from sb3_dmpo.cli.enjoy import record
 from sb3_dmpo.cli.enjoy.record import VideoWriter, choose_renderer
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.plots.overlay import PALETTE, Overlay

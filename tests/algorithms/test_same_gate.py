@@ -14,8 +14,8 @@ from sb3_dmpo import DMPO
 from sb3_dmpo.data.loading import DatasetError
 from sb3_dmpo.files.safe_zip import UnsafeFileError
 from sb3_dmpo.hub import load_from_hub
-from tests.test_checked_load import PAYLOADS, pickled, with_attribute
-from tests.test_cli import Outcome, assert_one_line
+from tests.cli.test_train import Outcome, assert_one_line
+from tests.files.test_safe_zip import PAYLOADS, pickled, with_attribute
 from tests.toy_data import make_transitions
 
 pytest.importorskip("rl_zoo3")

@@ -110,7 +110,7 @@ class InterruptAtThree(BaseCallback):
 
 def test_ctrl_c_saves_once_and_exits_130(call: Callable[..., Outcome], tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    code, out, err = call(train, *TINY, "callback:tests.test_cli.InterruptAtThree", "--results", "r.csv")
+    code, out, err = call(train, *TINY, "callback:tests.cli.test_train.InterruptAtThree", "--results", "r.csv")
     assert code == 130
     assert out.count("Saving to") == 1 and "Score:" not in out
     assert err.splitlines()[-1] == "train.py: interrupted"
@@ -147,7 +147,7 @@ class DictTwoGoals(TwoGoals):
 @pytest.fixture(scope="module")
 def dict_dataset() -> str:
     """A dataset with nested Dict observations whose environment is registered."""
-    gym.register("DictTwoGoals-v0", entry_point="tests.test_cli:DictTwoGoals", max_episode_steps=40)
+    gym.register("DictTwoGoals-v0", entry_point="tests.cli.test_train:DictTwoGoals", max_episode_steps=40)
     env = gym.make("DictTwoGoals-v0")
     rng = np.random.default_rng(0)
     episodes = [

@@ -17,7 +17,7 @@ import torch as th
 
 from sb3_dmpo import DMPO
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
-from tests.test_cli import Outcome, assert_one_line
+from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 
@@ -175,7 +175,7 @@ def test_sigkill_while_training(
 ) -> None:
     script = "import sys, torch; torch.set_num_threads(1); from sb3_dmpo.cli.main import train; sys.exit(train())"
     command = [sys.executable, "-c", script, *RUN, "-f", "killed"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").rglob("rl_model_10_steps.zip")) and time.monotonic() < deadline:

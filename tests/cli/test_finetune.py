@@ -9,7 +9,7 @@ import pytest
 import torch as th
 
 from sb3_dmpo import DMPO
-from tests.test_cli import Outcome, assert_one_line
+from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 

@@ -18,8 +18,8 @@ from sb3_dmpo.cli.main import train
 from sb3_dmpo.common import compilation
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, _Stack, learn_together
+from tests.common.test_compilation import NoSynchronisation
 from tests.contract import DATA, Counter, LogKeeper, assert_same, make
-from tests.test_compilation import NoSynchronisation
 from tests.toy_data import make_transitions
 
 #: Together they have delayed updates, several optimizers, operations of the package's own and a schedule.
@@ -342,7 +342,7 @@ class InterruptOfSeedOne(BaseCallback):
 
 def test_ctrl_c_ends_all_seeds_after_the_same_update(call: Callable[..., Outcome], tmp_path: Path) -> None:
     pytest.importorskip("rl_zoo3")
-    callback = "callback:tests.test_several_seeds.InterruptOfSeedOne"
+    callback = "callback:tests.algorithms.test_several_seeds.InterruptOfSeedOne"
     code, out, err = call(train, "--algo", "bc", "-n", "9", "--seeds", "0-2", *TINY, callback)
     assert code == 130 and err.splitlines()[-1] == "train.py: interrupted"
     zips = sorted((tmp_path / "logs" / "bc").glob("*/TwoGoals-v0.zip"))
@@ -359,7 +359,7 @@ class PoisonOfSeedOne(Poison):
 
 def test_a_seed_that_diverges_costs_its_own_zip_only(call: Callable[..., Outcome], tmp_path: Path) -> None:
     pytest.importorskip("rl_zoo3")
-    callback = "callback:tests.test_several_seeds.PoisonOfSeedOne"
+    callback = "callback:tests.algorithms.test_several_seeds.PoisonOfSeedOne"
     arguments = ["--algo", "bc", "-n", "6", "--eval-freq", "-1", "--save-freq", "2", "--seeds", "0", "1", *TINY, callback]
     code, _, err = call(train, *arguments)
     assert code == 1

@@ -19,7 +19,7 @@ import pytest
 
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.two_goals_data import demonstrations
-from tests.test_cli import Outcome, assert_one_line
+from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("submitit")
@@ -31,7 +31,7 @@ from sb3_dmpo.cli.sweep.jobs import LocalJobs
 from sb3_dmpo.cli.sweep.options import minutes
 from sb3_dmpo.cli.sweep.scores import read_tables
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 #: Stands in for train.py: two evaluations; dies before the second one on its first attempt with seed 1.
 FAKE_TRAIN = """
 import csv, os, signal, sys

@@ -18,8 +18,8 @@ from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.files.safe_zip import MAX_DATA_BYTES, DamagedFileError, UnsafeFileError, check_archive
-from tests.test_checked_load import pickled, rewritten, with_attribute
-from tests.test_hostile_pickles import named
+from tests.files.test_hostile_pickles import named
+from tests.files.test_safe_zip import pickled, rewritten, with_attribute
 from tests.toy_data import make_transitions
 
 #: Integers of the constructors that nothing is allocated for.

@@ -12,7 +12,7 @@ from sb3_dmpo import AWAC, DMPO
 from sb3_dmpo.cli.results import TRAINING_COLUMNS
 from sb3_dmpo.cli.sweep.scores import read_results
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
-from tests.test_tables import row, write
+from tests.benchmarks.test_tables import row, write
 
 pytest.importorskip("matplotlib")
 figure_data = pytest.importorskip("benchmarks.figure_data")

@@ -18,7 +18,7 @@ from torch import nn
 from sb3_dmpo import DMPO
 from sb3_dmpo.common.evaluation import reference_scores
 from sb3_dmpo.data.loading import load_transitions, recover_environment
-from tests.test_cli import Outcome, assert_one_line
+from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 

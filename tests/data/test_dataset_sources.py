@@ -26,7 +26,7 @@ from sb3_dmpo.data.loading import (
     load_transitions,
     recover_environment,
 )
-from tests.test_datasets import SpacesEnv
+from tests.data.test_minari import SpacesEnv
 
 # D4RL ---------------------------------------------------------------------------------------------------------------
 

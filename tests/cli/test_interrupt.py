@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sb3_dmpo import DMPO
-from tests.test_cli import Outcome
-from tests.test_resume import FOLDER, RUN, assert_same
+from tests.cli.test_resume import FOLDER, RUN, assert_same
+from tests.cli.test_train import Outcome
 
 pytest.importorskip("rl_zoo3")
 
