@@ -4,9 +4,11 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.awac.policies import GaussianPolicy
 from sb3_dmpo.awac.weighted_actor_critic import WeightedActorCritic
+from sb3_dmpo.common.arguments import COUNT, Range
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.type_aliases import NoiseSpec, OfflineBatch
 
@@ -28,16 +30,35 @@ class AWAC(WeightedActorCritic):
     value of a few actions of the target actor under the online critics. Differences from that code: equal advantages in
     a minibatch, and ``advantage_scale=0``, give uniform weights. The paper's batch size is 1024, the code's 256.
 
-    :param args: arguments of :class:`WeightedActorCritic`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of actor and critics
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param n_value_samples: number of actions whose mean value is the baseline of the advantage
-    :param kwargs: keyword arguments of :class:`WeightedActorCritic`
+    :param kwargs: further arguments of :class:`WeightedActorCritic`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": GaussianPolicy, "MultiInputPolicy": GaussianPolicy}
+    argument_ranges: ClassVar[dict[str, Range]] = {"n_value_samples": COUNT}
 
-    def __init__(self, *args: Any, n_value_samples: int = 5, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
+        n_value_samples: int = 5,
+        **kwargs: Any,
+    ) -> None:
         self.n_value_samples = n_value_samples
-        super().__init__(*args, **kwargs)
+        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, **kwargs)
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name; those of the baseline sample by sample."""

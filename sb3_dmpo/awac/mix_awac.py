@@ -5,10 +5,12 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.awac.policies import GaussianMixturePolicy
 from sb3_dmpo.awac.weighted_actor_critic import WeightedActorCritic
-from sb3_dmpo.common.losses import LOG_EPS, min_max_q
+from sb3_dmpo.common.arguments import Range, whole_number
+from sb3_dmpo.common.losses import LOG_EPS, min_max_q, usage_entropy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 
 
@@ -27,11 +29,17 @@ class MixAWAC(WeightedActorCritic):
     (at the start, that is most of them) have no gradient; here the log-density is that of the mixture, unless
     ``published_code=True``. Equal advantages in a minibatch, and ``advantage_scale=0``, give uniform weights.
 
-    :param args: arguments of :class:`WeightedActorCritic`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of actor and critics
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param n_components: K, number of Gaussians
     :param sample_component: draw the component of sampled actions, in training and in ``predict(deterministic=False)``
     :param published_code: add 1e-12 to the density, as the published code does
-    :param kwargs: keyword arguments of :class:`WeightedActorCritic`
+    :param kwargs: further arguments of :class:`WeightedActorCritic`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -39,11 +47,19 @@ class MixAWAC(WeightedActorCritic):
         "MultiInputPolicy": GaussianMixturePolicy,
     }
     policy: GaussianMixturePolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {"n_components": whole_number(2)}
     unit_mean_weights: ClassVar[bool] = False
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         n_components: int = 8,
         sample_component: bool = False,
         published_code: bool = False,
@@ -52,7 +68,7 @@ class MixAWAC(WeightedActorCritic):
         self.n_components = n_components
         self.sample_component = sample_component
         self.published_code = published_code
-        super().__init__(*args, **kwargs)
+        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, **kwargs)
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {"n_components": self.n_components, "sample_component": self.sample_component}
@@ -97,4 +113,4 @@ class MixAWAC(WeightedActorCritic):
     def diagnostics(self, batch: OfflineBatch) -> Metrics:
         """Entropy of the component usage in nats (log K when all are used alike), 0-d."""
         usage = self.policy.actor.gate(batch.observations).softmax(dim=1).mean(dim=0)
-        return {"component_entropy": -(usage * usage.clamp(min=1e-12).log()).sum()}
+        return {"component_entropy": usage_entropy(usage)}

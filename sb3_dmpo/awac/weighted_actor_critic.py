@@ -3,9 +3,12 @@
 from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.awac.policies import StochasticActorCriticPolicy
-from sb3_dmpo.common.losses import AdvantageWeight, advantage_weights, effective_sample_size, min_max_q, twin_critic_loss
+from sb3_dmpo.common.arguments import NOT_NEGATIVE, Range
+from sb3_dmpo.common.losses import AdvantageWeight, advantage_weights, effective_sample_size, min_max_q
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 
@@ -16,21 +19,35 @@ class WeightedActorCritic(OfflineAlgorithm):
     advantage-weighted maximum likelihood. A subclass says in :meth:`next_actions` where the critics bootstrap, and in
     :meth:`advantages` what an action is worth.
 
-    :param args: arguments of :class:`OfflineAlgorithm`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of actor and critics
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param policy_delay: actor and targets are updated once every ``policy_delay`` updates
     :param advantage_scale: the DMPO paper's alpha; 0 gives uniform weights
     :param advantage_weight: ``"normalized"`` (eq. 19), ``"max_shifted"`` or ``"clipped"`` weights, see
         :func:`~sb3_dmpo.common.losses.advantage_weights`
-    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
     policy: StochasticActorCriticPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {"advantage_scale": NOT_NEGATIVE}
     #: Whether the weights are divided by their mean over the minibatch.
     unit_mean_weights: ClassVar[bool] = True
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         policy_delay: int = 2,
         advantage_scale: float = 10.0,
         advantage_weight: AdvantageWeight = "normalized",
@@ -38,7 +55,7 @@ class WeightedActorCritic(OfflineAlgorithm):
     ) -> None:
         self.advantage_scale = advantage_scale
         self.advantage_weight: AdvantageWeight = advantage_weight
-        super().__init__(*args, **kwargs | {"policy_delay": policy_delay})
+        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, policy_delay, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -64,16 +81,9 @@ class WeightedActorCritic(OfflineAlgorithm):
         """
         raise NotImplementedError()
 
-    @th.no_grad()
-    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
-        """Target of the critics, shape ``(batch, 1)``: the smaller target Q-value of a sampled next action."""
-        next_q_values = min_max_q(self.policy.critic_target(batch.next_observations, self.next_actions(batch)))
-        return batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
-
-    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
-        """Squared Bellman error of both critics, 0-d."""
-        q_values = self.policy.critic(batch.observations, batch.actions)
-        return twin_critic_loss(q_values, self.target_q_values(batch))
+    def next_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Smaller target Q-value of a sampled next action, shape ``(batch, 1)``."""
+        return min_max_q(self.policy.critic_target(batch.next_observations, self.next_actions(batch)))
 
     def log_likelihood(self, batch: OfflineBatch) -> th.Tensor:
         """
@@ -83,24 +93,19 @@ class WeightedActorCritic(OfflineAlgorithm):
         """
         return self.policy.actor.log_prob(batch.observations, batch.actions)
 
-    def actor_loss(self, batch: OfflineBatch, weights: th.Tensor) -> th.Tensor:
-        """
-        Weighted negative log-likelihood of the dataset's actions, 0-d.
-
-        :param batch: the minibatch
-        :param weights: shape ``(batch, 1)``
-        """
-        return -(weights * self.log_likelihood(batch)).mean()
+    def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
+        """Negative log-likelihood of the dataset's actions, weighted by their advantages, 0-d."""
+        advantages = self.advantages(batch)
+        weights = advantage_weights(advantages, self.advantage_scale, self.advantage_weight, self.unit_mean_weights)
+        loss = -(weights * self.log_likelihood(batch)).mean()
+        return loss, {"actor_loss": loss, "weight_ess": effective_sample_size(weights)}
 
     def update(self, batch: OfflineBatch) -> Metrics:
         """One update of the critics, and every ``policy_delay`` updates of the actor."""
-        metrics: Metrics = {"critic_loss": self.critic_loss(batch)}
-        self.optimize("critic", metrics["critic_loss"])
+        loss, metrics = self.critic_loss(batch)
+        self.optimize("critic", loss)
         if self.is_policy_update:
-            weights = advantage_weights(
-                self.advantages(batch), self.advantage_scale, self.advantage_weight, self.unit_mean_weights
-            )
-            metrics["actor_loss"] = self.actor_loss(batch, weights)
-            self.optimize("actor", metrics["actor_loss"])
-            metrics["weight_ess"] = effective_sample_size(weights)
+            loss, parts = self.actor_loss(batch)
+            self.optimize("actor", loss)
+            metrics |= parts
         return metrics

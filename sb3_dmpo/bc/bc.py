@@ -19,8 +19,7 @@ class BC(OfflineAlgorithm):
     implementation to differ from; network, optimizer and observation scaling are those of :class:`TD3BC`, of which this
     is the part without a critic. Rewards, ``gamma`` and ``tau`` have no effect.
 
-    :param args: arguments of :class:`OfflineAlgorithm`
-    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    The arguments are those of :class:`OfflineAlgorithm`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
@@ -33,12 +32,13 @@ class BC(OfflineAlgorithm):
         super()._setup_model()
         self.add_optimizer("actor", [self.policy.actor])
 
-    def actor_loss(self, batch: OfflineBatch) -> th.Tensor:
+    def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Mean squared error of the actor's actions, 0-d."""
-        return F.mse_loss(self.policy.actor(batch.observations), batch.actions)
+        loss = F.mse_loss(self.policy.actor(batch.observations), batch.actions)
+        return loss, {"actor_loss": loss}
 
     def update(self, batch: OfflineBatch) -> Metrics:
         """One update of the actor."""
-        loss = self.actor_loss(batch)
+        loss, metrics = self.actor_loss(batch)
         self.optimize("actor", loss)
-        return {"actor_loss": loss}
+        return metrics

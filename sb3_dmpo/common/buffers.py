@@ -1,22 +1,30 @@
 """The dataset as tensors on the training device."""
 
+import io
+import pathlib
 import warnings
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dmpo.common.added_transitions import CANNOT_ADD, TRANSITION_TENSORS, AddedTransitionsMixin
+from sb3_dmpo.data.loading import DatasetError, load_transitions
+from sb3_dmpo.data.preprocessing import action_spaces_match, flatten_observations, observation_spaces_match
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
 from sb3_dmpo.data.transitions import Transitions, check_memory, dataset_label, transition_bytes
+from sb3_dmpo.files.save_util import atomic_write
 
-_TENSORS = (*TRANSITION_TENSORS, "observation_mean", "observation_std")
+_CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"
+_TRANSITION_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")
+_TENSORS = (*_TRANSITION_TENSORS, "observation_mean", "observation_std")
 
 
 def _as_tensor(array: npt.NDArray[Any], device: th.device) -> th.Tensor:
@@ -49,7 +57,7 @@ def _make_generator(device: th.device, seed: int | None) -> th.Generator:
     return generator
 
 
-class OfflineReplayBuffer(AddedTransitionsMixin):
+class OfflineReplayBuffer(ReplayBuffer):
     """
     A dataset as contiguous float32 tensors on the training device, sampled there without the host.
 
@@ -67,21 +75,21 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
 
     :param observations: shape ``(N, S)``
     :param next_observations: shape ``(N, S)``
-    :param actions: Actions in [-1, 1], shape ``(N, A)``
-    :param rewards: Transformed rewards, shape ``(N, 1)``
+    :param actions: actions in [-1, 1], shape ``(N, A)``
+    :param rewards: transformed rewards, shape ``(N, 1)``
     :param dones: 1 where the task terminated, else 0, shape ``(N, 1)``
-    :param observation_mean: Mean of the dataset's observations, shape ``(S,)``
-    :param observation_std: Their population standard deviation, shape ``(S,)``
-    :param observation_space: Canonical observation space
-    :param action_space: Action space in the units of the environment
-    :param device: Device of all tensors
-    :param seed: Seed of the minibatches, None: from the operating system
-    :param reward_scale: Factor of the reward transform, for added transitions
-    :param reward_shift: Shift of the reward transform, for added transitions
-    :param action_clip: Actions are clipped to [-action_clip, action_clip]
-    :param extra_capacity: Number of transitions that can be added
-    :param dataset_id: Name of the dataset
-    :param fingerprint: Hash of the dataset's content
+    :param observation_mean: mean of the dataset's observations, shape ``(S,)``
+    :param observation_std: their population standard deviation, shape ``(S,)``
+    :param observation_space: canonical observation space
+    :param action_space: action space in the units of the environment
+    :param device: device of all tensors
+    :param seed: seed of the minibatches, None: from the operating system
+    :param reward_scale: factor of the reward transform, for added transitions
+    :param reward_shift: shift of the reward transform, for added transitions
+    :param action_clip: actions are clipped to [-action_clip, action_clip]
+    :param extra_capacity: number of transitions that can be added
+    :param dataset_id: name of the dataset
+    :param fingerprint: hash of the dataset's content
     """
 
     observations: th.Tensor  # type: ignore[assignment]
@@ -155,14 +163,14 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
         On the CPU the tensors share the memory of the arrays, so that there is one copy of the data; only what has to
         be converted (dones, transformed rewards, clipped actions) is new. The transitions themselves are not kept.
 
-        :param transitions: The dataset
-        :param device: Device of the tensors
-        :param seed: Seed of the minibatches, None: from the operating system
-        :param reward_scale: A factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"``
+        :param transitions: the dataset
+        :param device: device of the tensors
+        :param seed: seed of the minibatches, None: from the operating system
+        :param reward_scale: a factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"``
             (1 / max reward) or ``"standardize"`` ((r - mean) / std)
-        :param reward_shift: Added to the rewards before they are scaled
-        :param action_clip: Actions are clipped to [-action_clip, action_clip]
-        :param extra_capacity: Number of transitions that can be added later; allocated when the first one comes
+        :param reward_shift: added to the rewards before they are scaled
+        :param action_clip: actions are clipped to [-action_clip, action_clip]
+        :param extra_capacity: number of transitions that can be added later; allocated when the first one comes
         :raises DatasetError: if the data do not fit on the device, or their rewards do not allow the scaling
         """
         if not 0 < action_clip <= 1:
@@ -172,7 +180,7 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
         device = get_device(device)
         memory_map = isinstance(transitions.observations, np.memmap)
         if memory_map and extra_capacity > 0:
-            raise ValueError(CANNOT_ADD)
+            raise ValueError(_CANNOT_ADD)
         storage = th.device("cpu") if memory_map else device
         if storage.type == "cuda":  # the host's memory is checked before it is filled
             needed = transition_bytes(len(transitions), transitions.observations.shape[1], transitions.actions.shape[1])
@@ -212,16 +220,25 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
         """
         Another buffer with the same dataset, which is held in memory once, and minibatches of its own.
 
-        :param seed: Seed of its minibatches, None: from the operating system
+        :param seed: seed of its minibatches, None: from the operating system
         """
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        for name in TRANSITION_TENSORS:
+        for name in _TRANSITION_TENSORS:
             setattr(twin, name, getattr(self, name)[: self.n_offline])
         twin.buffer_size, twin.extra_capacity = self.n_offline, 0
         twin.generator = _make_generator(self.generator.device, seed)
         twin.reset()
         return twin
+
+    def value_bounds(self, gamma: float) -> tuple[float, float]:
+        """
+        The range of returns: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``.
+
+        :param gamma: discount factor
+        """
+        horizon = 1.0 - gamma
+        return self.min_reward / horizon, self.max_reward / horizon
 
     def size(self) -> int:
         """Number of transitions, those of the dataset and added ones."""
@@ -233,8 +250,8 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
         ``(batch, A)``, rewards and dones ``(batch, 1)``. With an ``online_ratio``, that share of it comes from the added
         transitions (if there are any) and stands last.
 
-        :param batch_size: Number of transitions
-        :param env: Not supported; the policy scales the observations
+        :param batch_size: number of transitions
+        :param env: not supported; the policy scales the observations
         """
         if self.online_ratio is None or self.n_added == 0:
             return self._get_samples(self._draw(self.size(), batch_size), env)
@@ -266,6 +283,147 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
         samples.actions.clamp_(-self.action_clip, self.action_clip)
         return ReplayBufferSamples(*(tensor.to(self.device) for tensor in samples[:5]))
 
+    # Transitions added to those of the dataset ------------------------------------------------------------------
+
+    @property
+    def n_added(self) -> int:
+        """Number of added transitions."""
+        return self.extra_capacity if self.full else self.pos
+
+    def _grow(self) -> None:
+        """Make room for the added transitions; one array after the other, so that only one is held twice."""
+        size = self.n_offline + self.extra_capacity
+        for name in _TRANSITION_TENSORS:
+            old = getattr(self, name)
+            new = th.zeros((size, old.shape[1]), dtype=old.dtype, device=old.device)
+            new[: len(old)] = old
+            setattr(self, name, new)
+        self.buffer_size = size
+
+    def reserve(self, n_transitions: int) -> None:
+        """
+        Allow for at least so many added transitions. Those that are there already stay.
+
+        :param n_transitions: number of transitions
+        """
+        if n_transitions <= self.extra_capacity:
+            return
+        if self.memory_map:
+            raise ValueError(_CANNOT_ADD)
+        if self.full:  # in a larger region the oldest one has to stand first
+            for name in _TRANSITION_TENSORS:
+                tensor = getattr(self, name)
+                tensor[self.n_offline :] = tensor[self.n_offline :].roll(-self.pos, dims=0)
+            self.pos, self.full = self.extra_capacity, False
+        is_allocated = len(self.observations) > self.n_offline
+        self.extra_capacity = n_transitions
+        if is_allocated:
+            self._grow()
+
+    def added_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The added transitions as plain arrays, with what :meth:`restore_added` needs to put them back."""
+        rows = slice(self.n_offline, self.size())
+        return {
+            **{name: getattr(self, name)[rows].cpu().numpy() for name in _TRANSITION_TENSORS},
+            "oldest": np.array(self.pos if self.full else 0),
+            "transform": np.array([self.reward_scale, self.reward_shift, self.action_clip]),
+            "fingerprint": np.array(self.fingerprint),
+        }
+
+    def restore_added(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """
+        Replace the added transitions by those of :meth:`added_arrays`, each in its old place.
+
+        :param arrays: what it returned
+        :raises DatasetError: if they are incomplete or were added to another dataset
+        """
+        try:
+            rows = {name: arrays[name] for name in _TRANSITION_TENSORS}
+            oldest, transform, fingerprint = int(arrays["oldest"]), arrays["transform"].tolist(), str(arrays["fingerprint"])
+        except (KeyError, ValueError, TypeError) as err:
+            raise DatasetError(f"The added transitions are incomplete ({err}): save them again.") from None
+        if self.memory_map:
+            raise ValueError(_CANNOT_ADD)
+        here = [self.reward_scale, self.reward_shift, self.action_clip]
+        if fingerprint != self.fingerprint or transform != here:
+            raise DatasetError(
+                f"The transitions were added to a dataset with the hash {fingerprint} and the reward scale, reward shift and "
+                f"action clip {transform}; here it is {self.fingerprint} and {here}. Use the data and settings of that run."
+            )
+        n_added = len(rows["rewards"])
+        for name, values in rows.items():
+            shape = (n_added, getattr(self, name).shape[1])
+            if values.shape != shape or values.dtype != np.float32 or not np.isfinite(values).all():
+                raise DatasetError(
+                    f"The added {name} are not {shape[0]} x {shape[1]} finite float32 numbers: save them again."
+                )
+        if not 0 <= oldest <= n_added:
+            raise DatasetError(f"The oldest of {n_added} added transitions cannot be number {oldest}: save them again.")
+        for name in _TRANSITION_TENSORS:
+            setattr(self, name, getattr(self, name)[: self.n_offline])
+        self.extra_capacity = n_added
+        self.pos, self.full = oldest, n_added > 0
+        if n_added > 0:
+            self._grow()
+            for name, values in rows.items():
+                getattr(self, name)[self.n_offline :] = th.from_numpy(values).to(self.device)
+
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: npt.NDArray[Any],
+        reward: npt.NDArray[Any],
+        done: npt.NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Add one step of one or several environments.
+
+        The first call moves the tensors to make room: references taken before it go on to show the dataset alone.
+
+        :param obs: observations, array or (nested) dict, shape ``(n_envs, *shape)``
+        :param next_obs: observations after the step (the last one of an episode, not that of the reset)
+        :param action: actions in [-1, 1], shape ``(n_envs, A)``
+        :param reward: rewards as the environment gives them, shape ``(n_envs,)``
+        :param done: whether the episode ended, shape ``(n_envs,)``
+        :param infos: info dicts; ``TimeLimit.truncated`` marks an end that is no termination
+        """
+        if self.extra_capacity == 0:
+            raise ValueError(
+                "The buffer has no room for further transitions: build it with extra_capacity=<number of transitions>"
+            )
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
+        rows = {
+            "observations": flatten_observations(obs, self.observation_space),
+            "next_observations": flatten_observations(next_obs, self.observation_space),
+            "actions": np.clip(action, -self.action_clip, self.action_clip),
+            "rewards": self.reward_scale * (np.asarray(reward, dtype=np.float64) + self.reward_shift),
+            "dones": np.asarray(done, dtype=bool) & ~truncated,
+        }
+        for name, values in rows.items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"A transition was added whose {name} are not finite ({values}): check the environment")
+        n_new = len(rows["observations"])
+        if n_new > self.extra_capacity:
+            raise ValueError(f"{n_new} environments add more than extra_capacity={self.extra_capacity}: raise it")
+        if len(self.observations) == self.n_offline:
+            self._grow()
+        places = self.n_offline + (self.pos + np.arange(n_new)) % self.extra_capacity
+        index = th.from_numpy(places).to(self.device)
+        for name, values in rows.items():
+            tensor = getattr(self, name)
+            tensor[index] = th.from_numpy(values.astype(np.float32).reshape(n_new, -1)).to(self.device)
+        self.full = self.full or self.pos + n_new >= self.extra_capacity
+        self.pos = (self.pos + n_new) % self.extra_capacity
+
+    def reset(self) -> None:
+        """Forget the added transitions; the dataset stays."""
+        self.pos = 0
+        self.full = False
+
+    # Pickling ---------------------------------------------------------------------------------------------------
+
     def __getstate__(self) -> dict[str, Any]:
         """Plain arrays and bytes, so that a pickled buffer can be read on a machine without the device."""
         if self.memory_map:
@@ -293,3 +451,96 @@ class OfflineReplayBuffer(AddedTransitionsMixin):
         else:
             # The state of another kind of device means nothing here
             self.generator.seed()
+
+
+def make_buffer(
+    dataset: Any,
+    buffer_class: type[OfflineReplayBuffer] = OfflineReplayBuffer,
+    download: bool = False,
+    env: GymEnv | None = None,
+    memory_map: bool = False,
+    **settings: Any,
+) -> OfflineReplayBuffer:
+    """
+    A dataset as a buffer; one that is a buffer already is taken as it is.
+
+    :param dataset: see :class:`~sb3_dmpo.common.offline_algorithm.OfflineAlgorithm`
+    :param buffer_class: what it is read into
+    :param download: fetch it through Minari if it is not there
+    :param env: where the spaces come from if the dataset does not tell them
+    :param memory_map: leave it on disk
+    :param settings: see :meth:`OfflineReplayBuffer.from_transitions`
+    :raises DatasetError: it is not there or not usable
+    """
+    if isinstance(dataset, OfflineReplayBuffer):
+        return dataset
+    return buffer_class.from_transitions(
+        load_transitions(dataset, download=download, env=env, memory_map=memory_map), **settings
+    )
+
+
+def check_buffer(
+    buffer: OfflineReplayBuffer, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], fingerprint: str | None
+) -> None:
+    """
+    Check that a model can learn from a buffer.
+
+    :param buffer: the buffer
+    :param observation_space: the model's
+    :param action_space: the model's
+    :param fingerprint: hash of the data that a run which goes on has begun with; None: nothing is expected
+    :raises DatasetError: spaces or data are others
+    """
+    assert isinstance(action_space, spaces.Box) and isinstance(buffer.action_space, spaces.Box)
+    for what, is_match, expected, found in (
+        (
+            "observation",
+            observation_spaces_match(observation_space, buffer.observation_space),
+            observation_space,
+            buffer.observation_space,
+        ),
+        ("action", action_spaces_match(action_space, buffer.action_space), action_space, buffer.action_space),
+    ):
+        if not is_match:
+            raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
+    if fingerprint not in (None, buffer.fingerprint):
+        raise DatasetError(
+            f"The dataset {buffer.dataset_id} has changed since this run began (its content had the hash {fingerprint}, now "
+            f"it is {buffer.fingerprint}). Restore it to continue, or begin a new run on it with `reset_num_timesteps=True`."
+        )
+
+
+def _with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path)
+    return path if path.suffix else path.with_suffix(".npz")
+
+
+def write_added(buffer: OfflineReplayBuffer, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    """
+    Save the added transitions, without the dataset, as NumPy arrays (there is no pickle in the file).
+
+    :param buffer: the buffer
+    :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
+    """
+    arrays: dict[str, Any] = buffer.added_arrays()
+    if not isinstance(path, str | pathlib.Path):
+        np.savez(path, **arrays)
+        return
+    with atomic_write(_with_suffix(path)) as file:
+        np.savez(file, **arrays)
+
+
+def read_added(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, npt.NDArray[Any]]:
+    """
+    What :func:`write_added` has written, for :meth:`OfflineReplayBuffer.restore_added`.
+
+    :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
+    :raises FileNotFoundError: there is no such file
+    :raises DatasetError: the file holds no such transitions
+    """
+    source = _with_suffix(path) if isinstance(path, str | pathlib.Path) else path
+    try:
+        with np.load(source, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{source} holds no transitions that `save_replay_buffer` has written: {error}.") from None

@@ -158,25 +158,44 @@ def may_go_on_without(option: CompileOption, error: Exception) -> bool:
 
 class CompiledUpdate:
     """
-    Runs recorded and compiled updates; one graph for every variant of the update (delayed part or not, ...).
+    Runs updates, as they are written or as compiled code: decides, records, compiles, and goes on without if that fails.
 
-    :param update: from a batch to metrics, changing ``state`` in place
-    :param state: every tensor that the update reads or writes apart from the batch
+    There is one graph for every variant of the update (delayed part or not, ...).
+
+    :param update: from a batch to metrics, changing tensors in place
     """
 
-    def __init__(self, update: Callable[[Any], Metrics], state: list[th.Tensor]) -> None:
+    def __init__(self, update: Callable[[Any], Metrics]) -> None:
         self._update = update
-        self._state = list({id(tensor): tensor for tensor in state}.values())
+        self._option: CompileOption = "auto"
+        self._state: list[th.Tensor] = []
         self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
+        #: Whether updates are compiled.
+        self.is_on = False
         self.is_recording = False
 
-    def has_state(self, state: list[th.Tensor]) -> bool:
+    def decide(self, option: CompileOption, n_updates: int, optimizers: list[th.optim.Optimizer], device: th.device) -> None:
         """
-        Whether the graphs were made for these very tensors.
+        Choose whether the updates to come are compiled.
 
-        :param state: as in the constructor
+        :param option: the constructor's ``compile``
+        :param n_updates: updates to come
+        :param optimizers: the optimizers of the algorithm
+        :param device: where it is trained
+        :raises RuntimeError: it was asked for and is not possible
         """
-        return list(map(id, self._state)) == list(dict.fromkeys(map(id, state)))
+        self._option = option
+        self.is_on = choose_compilation(option, n_updates, missing_for_compilation(optimizers, device), device)
+
+    def use(self, state: list[th.Tensor]) -> None:
+        """
+        Say what updates change; graphs that were made for these very tensors are kept.
+
+        :param state: every tensor that the update reads or writes apart from the batch
+        """
+        state = list({id(tensor): tensor for tensor in state}.values())
+        if list(map(id, state)) != list(map(id, self._state)):
+            self._state, self._graphs = state, {}
 
     def __call__(self, batch: Any, variant: Any) -> Metrics:
         """
@@ -185,16 +204,24 @@ class CompiledUpdate:
         :param batch: the minibatch with its noise
         :param variant: what decides which operations the update consists of
         """
+        if not self.is_on:
+            return self._update(batch)
+        try:
+            return self._run(batch, variant)
+        except Exception as error:
+            if not may_go_on_without(self._option, error):
+                raise
+            self.is_on = False
+            return self._update(batch)
+
+    def _run(self, batch: Any, variant: Any) -> Metrics:
         inputs = batch_tensors(batch)
         if variant not in self._graphs:
-            self._graphs[variant] = self._record(batch, inputs)
-        graph, names = self._graphs[variant]
+            graph, names = self.record(batch, inputs, {**PLAIN_OPERATIONS, th.ops.aten.addmm.default: _product_and_bias})
+            self._graphs[variant] = compiled_graph(graph, self._state[0].device), names
+        run, names = self._graphs[variant]
         with th.no_grad():
-            return dict(zip(names, graph(*inputs, *self._state), strict=True))
-
-    def _record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[Callable[..., list[th.Tensor]], list[str]]:
-        graph, names = self.record(batch, inputs, {**PLAIN_OPERATIONS, th.ops.aten.addmm.default: _product_and_bias})
-        return compiled_graph(graph, self._state[0].device), names
+            return dict(zip(names, run(*inputs, *self._state), strict=True))
 
     def record(
         self, batch: Any, inputs: list[th.Tensor], instead: Mapping[Any, Callable[..., Any]] | None = None

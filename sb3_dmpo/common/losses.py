@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch as th
 
+from sb3_dmpo.common.type_aliases import OfflineBatch
+
 #: Constant added inside logarithms.
 LOG_EPS = 1e-12
 #: Floor of the advantage range in a minibatch: equal advantages give uniform weights instead of 0/0.
@@ -44,6 +46,28 @@ def advantage_weights(
 def effective_sample_size(weights: th.Tensor) -> th.Tensor:
     """Share of the minibatch that carries weight, ``(sum w)^2 / (batch * sum w^2)`` in (0, 1], 0-d."""
     return weights.sum().square() / (weights.numel() * weights.square().sum())
+
+
+def bellman_targets(batch: OfflineBatch, gamma: float, next_values: th.Tensor) -> th.Tensor:
+    """
+    ``r + gamma * V(s')``, without V(s') where the task terminated, shape ``(batch, 1)``.
+
+    :param batch: the minibatch
+    :param gamma: discount factor
+    :param next_values: values of the next observations, shape ``(batch, 1)``
+    """
+    return batch.rewards + (1.0 - batch.dones) * gamma * next_values
+
+
+def smoothing_noise(noise: th.Tensor, std: float, clip: float) -> th.Tensor:
+    """
+    Noise that smooths the target policy, same shape.
+
+    :param noise: standard normal
+    :param std: standard deviation
+    :param clip: bound of the absolute value
+    """
+    return (noise * std).clamp(-clip, clip)
 
 
 def twin_critic_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
@@ -102,3 +126,12 @@ def categorical_kl(probabilities: th.Tensor, prior: th.Tensor) -> th.Tensor:
     :param prior: shape ``(batch, n_components)``
     """
     return (probabilities * (th.log(probabilities + LOG_EPS) - th.log(prior + LOG_EPS))).sum(dim=-1, keepdim=True)
+
+
+def usage_entropy(usage: th.Tensor) -> th.Tensor:
+    """
+    Entropy of the component usage in nats (log K when all are used alike), 0-d.
+
+    :param usage: share of every component, shape ``(n_components,)``
+    """
+    return -(usage * usage.clamp(min=LOG_EPS).log()).sum()

@@ -1,7 +1,7 @@
 """Metrics of the updates, and the guard that stops a run whose losses or weights are no longer finite."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch as th
@@ -12,48 +12,42 @@ from sb3_dmpo.common.type_aliases import Metrics
 _ADVICE = "training has diverged. Check the scale of the rewards, or lower the learning rate."
 
 
-class _Block:
-    """Rows of the metrics that come together, in one piece of memory on their device."""
+class _Sums:
+    """
+    Running sums of metrics that come together, on their device.
 
-    def __init__(self, first: Metrics, capacity: int) -> None:
-        dtype = th.promote_types(th.float32, next(iter(first.values())).dtype)
-        self.rows = th.empty((capacity, len(first)), dtype=dtype, device=next(iter(first.values())).device)
-        self.updates: list[int] = []
-        self.sums = [0.0] * len(first)
+    :param values: the first values, which only say how many and where
+    """
+
+    def __init__(self, values: th.Tensor) -> None:
+        # Not every device has double precision.
+        dtype = th.float64 if values.device.type in ("cpu", "cuda") else th.float32
+        self.sums = th.zeros_like(values, dtype=dtype)
+        #: First update after which the sum was not finite, 0: none.
+        self.bad_updates = th.zeros_like(values, dtype=th.int64)
         self.count = 0
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.updates) == len(self.rows)
-
-    def fold(self, names: Iterable[str]) -> tuple[int, str, float] | None:
-        """Fetch the rows and add them to the sums; returns the first update with a value that is not finite."""
-        values = self.rows[: len(self.updates)].double().cpu()
-        bad = (~th.isfinite(values)).nonzero()
-        found = None
-        if len(bad):
-            row, column = bad[0].tolist()
-            found = self.updates[row], list(names)[column], values[row, column].item()
-        self.sums = [total + column for total, column in zip(self.sums, values.sum(dim=0).tolist(), strict=True)]
-        self.count += len(self.updates)
-        self.updates = []
-        return found
+    def add(self, values: th.Tensor, update: int) -> None:
+        """Add values; a sum that is no longer finite stays as it is, and shows what has made it so."""
+        is_good = self.bad_updates == 0
+        self.sums = th.where(is_good, self.sums + values, self.sums)
+        self.bad_updates.masked_fill_(is_good & ~self.sums.isfinite(), update)
+        self.count += 1
 
 
 class MetricAverager:
     """
-    Collects the metrics of the updates on their device. They are fetched by :meth:`means`, and every ``capacity`` updates.
+    Means of the metrics of the updates, added up on their device. They are looked at by :meth:`means`, and every ``capacity``
+    updates.
 
-    They are copied into a block of memory: thousands of small tensors that live until the next log, between the large ones
-    that come and go with every update, would scatter the heap.
-
-    :param capacity: updates between two fetches, if nobody asks for the means
+    :param capacity: updates between two looks, if nobody asks for the means
     """
 
     def __init__(self, capacity: int = 1000) -> None:
         self._capacity = capacity
-        self._blocks: dict[tuple[str, ...], _Block] = {}
-        self._first_bad: tuple[int, str, float] | None = None
+        self._unchecked = 0
+        # By names: delayed updates have more metrics than the others.
+        self._groups: dict[tuple[str, ...], _Sums] = {}
 
     @th.no_grad()
     def append(self, metrics: Metrics, update: int) -> None:
@@ -66,13 +60,13 @@ class MetricAverager:
         """
         if not metrics:
             return
+        values = th.stack(list(metrics.values()))
         names = tuple(metrics)
-        block = self._blocks.get(names)
-        if block is None:
-            block = self._blocks[names] = _Block(metrics, self._capacity)
-        th.stack(list(metrics.values()), out=block.rows[len(block.updates)])
-        block.updates.append(update)
-        if block.is_full:
+        if names not in self._groups:
+            self._groups[names] = _Sums(values)
+        self._groups[names].add(values, update)
+        self._unchecked += 1
+        if self._unchecked >= self._capacity:
             self.check()
 
     def check(self) -> None:
@@ -81,10 +75,15 @@ class MetricAverager:
 
         :raises FloatingPointError: a metric is not finite; the message names it and its first bad update
         """
-        found = [block.fold(names) for names, block in self._blocks.items() if block.updates]
-        self._first_bad = min([bad for bad in (self._first_bad, *found) if bad is not None], default=None)
-        if self._first_bad is not None:
-            update, name, value = self._first_bad
+        self._unchecked = 0
+        found = [
+            (update, name, value)
+            for names, group in self._groups.items()
+            for update, name, value in zip(group.bad_updates.tolist(), names, group.sums.tolist(), strict=True)
+            if update > 0
+        ]
+        if found:
+            update, name, value = min(found, key=lambda bad: bad[0])
             raise FloatingPointError(f"{name} is {value} at update {update}: {_ADVICE}")
 
     def means(self) -> dict[str, float]:
@@ -96,17 +95,16 @@ class MetricAverager:
         self.check()
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
-        for names, block in self._blocks.items():
-            for name, total in zip(names, block.sums, strict=True):
+        for names, group in self._groups.items():
+            for name, total in zip(names, group.sums.tolist(), strict=True):
                 sums[name] = sums.get(name, 0.0) + total
-                counts[name] = counts.get(name, 0) + block.count
-        return {name: total / counts[name] for name, total in sums.items() if counts[name]}
+                counts[name] = counts.get(name, 0) + group.count
+        return {name: total / counts[name] for name, total in sums.items()}
 
     def clear(self) -> None:
-        """Forget what was collected; the memory is kept."""
-        for block in self._blocks.values():
-            block.updates, block.sums, block.count = [], [0.0] * len(block.sums), 0
-        self._first_bad = None
+        """Forget what was collected."""
+        self._groups.clear()
+        self._unchecked = 0
 
 
 def _tensors(module: nn.Module, optimizers: Mapping[str, th.optim.Optimizer]) -> Iterator[tuple[str, th.Tensor]]:

@@ -1,11 +1,13 @@
 """The base of all algorithms: a training loop over a fixed dataset in the shape of SB3's off-policy algorithms."""
 
 import contextlib
+import io
+import pathlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,37 +15,70 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
-from sb3_dmpo.common.arguments import check_arguments, check_device, unknown_argument
+from sb3_dmpo.common.arguments import (
+    ABOVE_ZERO,
+    COUNT,
+    COUNT_OR_ZERO,
+    FINITE,
+    LEARNING_RATE,
+    UNIT,
+    Range,
+    check_arguments,
+    check_device,
+    is_number,
+    is_whole,
+    one_of,
+    optional,
+    unknown_argument,
+)
+from sb3_dmpo.common.buffers import OfflineReplayBuffer, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
-from sb3_dmpo.common.learning_data import DatasetMixin
+from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager
-from sb3_dmpo.common.online import OnlineMixin
+from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
-from sb3_dmpo.common.updates import Target, error_quantiles
-from sb3_dmpo.common.updating import UpdateMixin
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
 from sb3_dmpo.common.zip_mixin import ZipMixin
 from sb3_dmpo.data.loading import dataset_identifier, dataset_spaces
-from sb3_dmpo.data.preprocessing import canonical_observation_space
+from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
+_REWARD_SCALES = ("return_range", "max", "standardize")
 
-class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPolicyAlgorithm):
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < 2**32
+
+
+def _is_train_freq(value: Any) -> bool:
+    if isinstance(value, tuple) and len(value) == 2:
+        return is_whole(value[0], 1) and getattr(value[1], "value", value[1]) in ("step", "episode")
+    return is_whole(value, 1)
+
+
+def _is_reward_scale(value: Any) -> bool:
+    return value in _REWARD_SCALES if isinstance(value, str) else is_number(value)
+
+
+class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     """
     Base of the offline algorithms. One timestep is one gradient update; no environment is needed to learn.
 
     A subclass builds its optimizers in ``_setup_model`` (:meth:`add_optimizer`, :meth:`add_target`), says in
-    :meth:`noise_specs` which random numbers an update consumes, and computes its losses in :meth:`update`.
+    :meth:`noise_specs` which random numbers an update consumes, and computes its losses in :meth:`update`. One with critics
+    says in :meth:`next_values` what follows on a transition is worth; :meth:`critic_loss` is then here.
 
     :param policy: ``"MlpPolicy"`` (Box observations), ``"MultiInputPolicy"`` (Dict observations) or a policy class
     :param env: environment, VecEnv or environment id; optional, for its spaces, for callbacks and for ``learn_online``
@@ -74,6 +109,36 @@ class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPoli
     """
 
     policy: OfflinePolicy
+    action_space: spaces.Box
+    #: Ranges of the constructor's arguments and of those of :meth:`learn_online`; a subclass declares its own.
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        "batch_size": COUNT,
+        "buffer_size": COUNT,
+        "compile": one_of(True, False, "auto"),
+        "gamma": UNIT,
+        "gradient_steps": Range(lambda value: is_whole(value, -1), "a whole number, or -1 for as many as steps"),
+        "learning_rate": LEARNING_RATE,
+        "learning_starts": COUNT_OR_ZERO,
+        "n_envs": COUNT,
+        "online_ratio": optional(UNIT),
+        "policy_delay": COUNT,
+        "policy_kwargs": Range(
+            lambda value: value is None or isinstance(value, dict), "a dict, e.g. dict(net_arch=[256, 256])"
+        ),
+        "reward_scale": Range(_is_reward_scale, f"a finite number or one of {', '.join(map(repr, _REWARD_SCALES))}"),
+        "reward_shift": FINITE,
+        "seed": Range(lambda value: value is None or _is_seed(value), "a whole number from 0 to 4294967295, or None"),
+        "tau": ABOVE_ZERO,
+        "train_freq": Range(_is_train_freq, "a number of steps, or e.g. (1, 'episode')"),
+    }
+    #: Dataset actions are clipped to plus/minus this value.
+    action_clip: ClassVar[float] = 1.0
+    #: What a dataset is read into.
+    replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = OfflineReplayBuffer
+    #: Whether the algorithm has what it takes to improve by its own experience: a critic.
+    learns_online: ClassVar[bool] = True
+    #: Whether ``learn_online`` is running.
+    _is_online: bool = False
 
     def __init__(
         self,
@@ -133,7 +198,6 @@ class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPoli
         self._scaler_is_set = False
         self.compile = compile
         self._is_compiled: bool | None = None
-        self._compiled: CompiledUpdate | None = None
         self._rates: dict[str, th.Tensor] = {}
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
@@ -175,30 +239,154 @@ class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPoli
         self.policy = self.make_policy().to(self.device)
         self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
         self._targets: list[Target] = []
-        self._noise_generator = th.Generator(device=self.device)
-        if self.seed is None:
-            self._noise_generator.seed()
-        else:
-            # Not the seed itself: the buffer has that one, and noise would repeat the numbers that choose the minibatches.
-            self._noise_generator.manual_seed(int(np.random.SeedSequence([self.seed, 1]).generate_state(1)[0]))
+        self._noise_generator = make_noise_generator(self.device, self.seed)
+        self._compiled = CompiledUpdate(self._update_all)
         self._convert_train_freq()
 
-    def diagnostics(self, batch: OfflineBatch) -> Metrics:
+    def add_optimizer(
+        self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: float | Schedule | None = None
+    ) -> None:
         """
-        Costlier quantities, computed only when the logger writes.
+        Create the optimizer ``<name>_optimizer`` over the parameters of some networks. It is saved in the zip.
 
-        :param batch: a minibatch
-        :return: 0-d tensors to be logged
+        :param name: name of the loss that it minimises
+        :param modules: networks or single parameters
+        :param learning_rate: own learning rate; None follows the algorithm's ``learning_rate``
+        """
+        schedule = self.lr_schedule if learning_rate is None else utils.FloatSchedule(learning_rate)
+        parameters = [p for m in modules for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
+        optimizer = make_optimizer(self.policy.optimizer_class, parameters, schedule(1.0), self.policy.optimizer_kwargs)
+        self._optimizers[name] = (optimizer, schedule, parameters)
+        setattr(self, f"{name}_optimizer", optimizer)
+
+    def add_target(self, online: nn.Module, target: nn.Module, every: int | None = None, start: int | None = None) -> None:
+        """
+        Declare a soft update ``target <- tau * online + (1 - tau) * target``.
+
+        :param online: the network that is followed
+        :param target: the network that follows
+        :param every: run once in so many updates; None: with every policy update
+        :param start: first update at which it runs; None: when ``every`` updates are done
+        """
+        every = every or self.policy_delay
+        self._targets.append(Target(online, target, every, start or every))
+
+    # Dataset ---------------------------------------------------------------------------------------------------------
+
+    def _setup_dataset(self, continuing: bool = False, loaded: OfflineReplayBuffer | None = None) -> None:
+        """
+        Read the dataset into the replay buffer, once.
+
+        :param continuing: whether a run goes on, which needs the data it began with
+        :param loaded: the dataset, if somebody has read it already
+        """
+        if isinstance(self.replay_buffer, OfflineReplayBuffer):
+            return
+        dataset = self.dataset if self.dataset is not None else self.dataset_id
+        if dataset is None:
+            raise ValueError(
+                "There is no dataset to learn from: pass `dataset=` to the constructor or to `load`, or call `set_dataset`."
+            )
+        if self.dataset is None and not str(dataset).endswith(tuple(f"-v{digit}" for digit in range(10))):
+            # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
+            raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
+        buffer = loaded or make_buffer(
+            dataset,
+            self.replay_buffer_type,
+            self.download,
+            self.env,
+            self.memory_map,
+            device=self.device,
+            seed=self.seed,
+            reward_scale=self.reward_scale,
+            reward_shift=self.reward_shift,
+            action_clip=self.action_clip,
+        )
+        check_buffer(buffer, self.observation_space, self.action_space, self.dataset_fingerprint if continuing else None)
+        self._on_dataset(buffer)
+        self.replay_buffer = buffer
+        self.dataset_fingerprint = buffer.fingerprint
+
+    def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
+        """
+        Take over what the algorithm needs of the data before the first update.
+
+        :param buffer: the dataset on the training device
+        """
+        # A loaded model keeps the scaler its networks were trained with.
+        if self.normalize_observations and not self._scaler_is_set:
+            self.policy.set_observation_statistics(buffer.observation_mean, buffer.observation_std)
+            self._scaler_is_set = True
+
+    def set_dataset(self, dataset: Any) -> None:
+        """
+        Learn from another dataset from the next call of ``learn`` on, also within a run.
+
+        :param dataset: as in the constructor
+        """
+        self.dataset, self.dataset_id, self.replay_buffer = dataset, dataset_identifier(dataset), None
+        self.dataset_fingerprint = None
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """
+        The random numbers that one update consumes, by name.
+
+        :param batch_size: minibatch size
         """
         return {}
 
-    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+    def sample_noise(self, batch_size: int) -> dict[str, th.Tensor]:
         """
-        Target of the critics, shape ``(batch, 1)``, where there are critics.
+        Draw the random numbers of one update from the algorithm's own generator.
+
+        :param batch_size: minibatch size
+        """
+        return draw_noise(self.noise_specs(batch_size), self._noise_generator, self.is_policy_update)
+
+    def sample_batch(self, batch_size: int) -> OfflineBatch:
+        """
+        A minibatch drawn uniformly from the dataset, with scaled observations and the noise of one update.
+
+        :param batch_size: minibatch size
+        """
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(batch_size)
+        return OfflineBatch(
+            self.policy.scale_observations(data.observations),
+            data.actions,
+            self.policy.scale_observations(data.next_observations),
+            data.rewards,
+            data.dones,
+            self.sample_noise(batch_size),
+        )
+
+    # Losses ----------------------------------------------------------------------------------------------------------
+
+    def next_values(self, batch: OfflineBatch) -> th.Tensor:
+        """
+        Values of the next observations, from which the critics bootstrap, shape ``(batch, 1)``, where there are critics.
 
         :param batch: the minibatch
         """
         raise NotImplementedError()
+
+    @th.no_grad()
+    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
+        """
+        Target of the critics, shape ``(batch, 1)``.
+
+        :param batch: the minibatch
+        """
+        return bellman_targets(batch, self.gamma, self.next_values(batch))
+
+    def critic_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
+        """
+        Squared Bellman error of all critics, 0-d.
+
+        :param batch: the minibatch
+        """
+        loss = twin_critic_loss(self.policy.critic(batch.observations, batch.actions), self.target_q_values(batch))
+        return loss, {"critic_loss": loss}
 
     @th.no_grad()
     def bellman_errors(self, batch: OfflineBatch) -> th.Tensor | None:
@@ -212,6 +400,120 @@ class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPoli
             return None
         errors: th.Tensor = critic(batch.observations, batch.actions) - self.target_q_values(batch)
         return errors
+
+    def diagnostics(self, batch: OfflineBatch) -> Metrics:
+        """
+        Costlier quantities, computed only when the logger writes.
+
+        :param batch: a minibatch
+        :return: 0-d tensors to be logged
+        """
+        return {}
+
+    # Updates ---------------------------------------------------------------------------------------------------------
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        """
+        One gradient update; nothing in it waits for the device.
+
+        :param batch: the minibatch
+        :return: 0-d tensors to be logged
+        """
+        raise NotImplementedError()
+
+    def optimize(self, name: str, loss: th.Tensor, max_grad_norm: float | None = None) -> None:
+        """
+        One step of an optimizer; gradients reach only its own parameters.
+
+        :param name: as given to :meth:`add_optimizer`
+        :param loss: 0-d
+        :param max_grad_norm: bound of the gradient's norm
+        """
+        optimizer, _, parameters = self._optimizers[name]
+        gradients = list(th.autograd.grad(loss, parameters))
+        if max_grad_norm is not None:
+            gradients = clipped(gradients, max_grad_norm)
+        if self._compiled.is_recording:
+            adam_step(optimizer, parameters, gradients, self._rates[name])
+        else:
+            optimizer_step(optimizer, parameters, gradients)
+
+    @property
+    def is_policy_update(self) -> bool:
+        """Whether the current update includes the delayed part (actor and targets)."""
+        return self._n_updates % self.policy_delay == 0
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Sample minibatches and do the updates.
+
+        :param gradient_steps: number of updates
+        :param batch_size: minibatch size
+        """
+        if not self.policy.training:  # to visit every module takes longer than it looks
+            self.policy.set_training_mode(True)
+        for _ in range(gradient_steps):
+            self._begin_update()
+            self._last_batch = self.sample_batch(batch_size)
+            self._metrics.append(self._run_update(self._last_batch, batch_size), self._n_updates)
+
+    def _begin_update(self) -> None:
+        """Set the learning rates of the next update, and count it."""
+        for name, (optimizer, schedule, _) in self._optimizers.items():
+            rate = schedule(self._current_progress_remaining)
+            utils.update_learning_rate(optimizer, rate)
+            if self._compiled.is_on:
+                self._rates[name].fill_(rate)
+        self._n_updates += 1
+
+    @denormals_flushed()
+    def _run_update(self, batch: OfflineBatch, batch_size: int) -> Metrics:
+        metrics = self._compiled(batch, self.update_variant(batch_size))
+        self._is_compiled = self._compiled.is_on
+        return metrics
+
+    def _update_all(self, batch: OfflineBatch) -> Metrics:
+        metrics = self.update(batch)
+        for target in self._targets:
+            if target.is_due(self._n_updates):
+                target.move(self.tau)
+        return metrics
+
+    def update_variant(self, batch_size: int) -> tuple[Any, ...]:
+        """
+        What decides which operations the current update consists of; it is compiled once for every value.
+
+        :param batch_size: minibatch size
+        """
+        return batch_size, self.is_policy_update, *(target.is_due(self._n_updates) for target in self._targets)
+
+    def _setup_compilation(self, n_updates: int, continuing: bool) -> None:
+        """
+        Decide whether the updates are compiled; a run that goes on stays with what it began with.
+
+        :param n_updates: updates to come
+        :param continuing: whether a run goes on
+        """
+        option: CompileOption = self._is_compiled if continuing and self._is_compiled is not None else self.compile
+        self._compiled.decide(option, n_updates, [optimizer for optimizer, _, _ in self._optimizers.values()], self.device)
+        self._is_compiled = self._compiled.is_on
+        if self._is_compiled:
+            self._compiled.use(self._update_state())
+
+    def _update_state(self) -> list[th.Tensor]:
+        """Every tensor that an update reads or writes apart from the minibatch."""
+        self._rates = self._rates or {name: th.zeros((), device=self.device) for name in self._optimizers}
+        state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
+        for optimizer, _, _ in self._optimizers.values():
+            prepare_adam(optimizer)
+            state += [tensor for values in optimizer.state.values() for tensor in values.values()]
+        return state
+
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """As in SB3; compiled updates go on with the new tensors of the optimizers."""
+        super().set_parameters(*args, **kwargs)
+        if self._compiled.is_on:
+            self._compiled.use(self._update_state())
 
     # Training ---------------------------------------------------------------------------------------------------
 
@@ -351,6 +653,126 @@ class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPoli
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
+    # Learning online -------------------------------------------------------------------------------------------------
+
+    def learn_online(
+        self: SelfOfflineAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        *,
+        online_ratio: float | None = 0.5,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 100,
+        train_freq: int | tuple[int, str] | TrainFreq = 1,
+        gradient_steps: int = 1,
+        buffer_size: int = 1_000_000,
+    ) -> SelfOfflineAlgorithm:
+        """
+        Go on learning in the environment; one timestep is one step of one environment, as in SB3.
+
+        SB3's loop collects, and every minibatch holds transitions of the dataset and collected ones. Observations stay
+        scaled by the dataset's statistics. The settings are those of SB3's constructors and hold for this call; to go on
+        with an interrupted run, give them again. Unlike in SB3 the policy itself collects the first ``learning_starts``
+        steps, since it has learned already. Learning rate schedules run over this call.
+
+        :param total_timesteps: number of environment steps (added to those done with ``reset_num_timesteps=False``)
+        :param callback: callback(s) called after every step, as in SB3
+        :param log_interval: write the log every so many episodes; None switches automatic logging off
+        :param tb_log_name: name of the run for TensorBoard, by default the algorithm's
+        :param reset_num_timesteps: whether to count steps from zero (after ``learn``) or to continue an earlier call
+        :param progress_bar: show a progress bar (needs tqdm and rich)
+        :param online_ratio: share of collected transitions in a minibatch; None draws uniformly from all transitions
+        :param action_noise: exploration noise, added to the actions in [-1, 1]; deterministic policies need it to explore
+        :param learning_starts: number of steps before the first update
+        :param train_freq: steps between updates, or e.g. ``(1, "episode")``
+        :param gradient_steps: updates at a time; -1: as many as steps were collected
+        :param buffer_size: number of collected transitions that are kept; the dataset is never overwritten
+        :raises ValueError: the algorithm has no critic, there is no environment or dataset, or a setting is out of its range
+        :raises DatasetError: the dataset is not there, not usable, or not the one that the model was trained on
+        :raises FloatingPointError: a loss is no longer finite
+        :return: the model itself
+        """
+        self._check_online()
+        assert self.env is not None
+        self.online_ratio, self.learning_starts, self.buffer_size = online_ratio, learning_starts, buffer_size
+        self.gradient_steps = gradient_steps
+        self.train_freq = train_freq  # type: ignore[assignment]  # SB3 converts it
+        check_arguments(self)
+        self._convert_train_freq()
+        self.action_noise = action_noise
+        if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != self.n_envs:
+            # SB3 makes one for as many environments as there are now.
+            self.action_noise = action_noise.base_noise
+        self._setup_dataset(continuing=True)
+        self._take_over_random_state(continuing=True)
+        buffer = self.replay_buffer
+        assert isinstance(buffer, OfflineReplayBuffer)
+        buffer.reserve(max(min(buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
+        buffer.online_ratio = online_ratio
+        self._is_online = True
+        try:
+            super().learn(
+                total_timesteps,
+                callback,
+                log_interval,  # type: ignore[arg-type]  # None is what the loop understands
+                tb_log_name or type(self).__name__,
+                reset_num_timesteps,
+                progress_bar,
+            )
+        finally:
+            self._is_online = False
+        self._flush_metrics()
+        return self
+
+    def _check_online(self) -> None:
+        name = type(self).__name__
+        if not self.learns_online:
+            raise ValueError(
+                f"{name} has no critic and cannot improve by its own experience: use an actor-critic algorithm, e.g. DMPO."
+            )
+        if self.env is None:
+            raise ValueError(f"{name} has no environment to learn in: call `set_env` first, or pass `env=` to `load`.")
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            raise ValueError(
+                "The environment is wrapped in VecNormalize, but the policy scales observations itself, by the dataset's "
+                "statistics: leave the wrapper out, or use norm_obs=False."
+            )
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # Random actions, SB3's for the first steps, would be worse than those of the policy.
+        return super()._sample_action(0, action_noise, n_envs)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the collected transitions, without the dataset, as NumPy arrays (there is no pickle in the file).
+
+        :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
+        :raises ValueError: there is no buffer yet
+        """
+        if not isinstance(self.replay_buffer, OfflineReplayBuffer):
+            raise ValueError(f"{type(self).__name__} has no replay buffer yet: call `learn` or `learn_online` first.")
+        write_added(self.replay_buffer, path)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Put the transitions of :meth:`save_replay_buffer` behind those of the dataset, which is read if it was not yet.
+
+        :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
+        :param truncate_last_traj: no effect (SB3 uses it for hindsight replay)
+        :raises FileNotFoundError: there is no such file
+        :raises DatasetError: the file holds no such transitions, or they were collected beside another dataset
+        """
+        arrays = read_added(path)
+        self._setup_dataset(continuing=True)
+        assert isinstance(self.replay_buffer, OfflineReplayBuffer)
+        self.replay_buffer.restore_added(arrays)
+
     # Environments -----------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -359,3 +781,24 @@ class OfflineAlgorithm(DatasetMixin, UpdateMixin, OnlineMixin, ZipMixin, OffPoli
         if isinstance(env, gym.Env) and canonical_observation_space(env.observation_space) != env.observation_space:
             env = FlattenNestedDict(env)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment to act and to learn online in. Unlike in SB3 the number of environments may be another one.
+
+        :param env: environment or VecEnv with the model's spaces
+        :param force_reset: reset the environment before it is stepped
+        :raises ValueError: the spaces differ
+        """
+        env = self._wrap_env(env, self.verbose)
+        self.n_envs = env.num_envs
+        if observation_spaces_match(self.observation_space, env.observation_space) and (
+            isinstance(env.action_space, spaces.Box) and action_spaces_match(self.action_space, env.action_space)
+        ):
+            # Versions of an environment differ in the bounds and types of their observations, which does not matter.
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+        super().set_env(env, force_reset)
+
+    # Saving and loading ----------------------------------------------------------------------------------------------
+
+    # (The thin methods over common/model_zip.py come here.)

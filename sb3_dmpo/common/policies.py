@@ -40,6 +40,8 @@ class OfflinePolicy(BasePolicy):
     """
 
     actor: nn.Module
+    #: Of policies with critics.
+    critic: EnsembleCritic
     #: Added to the standard deviation of every coordinate by the observation scaler.
     scale_eps: ClassVar[float] = 1e-3
     #: Whether actions depend on more than the current observation.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
@@ -70,6 +71,22 @@ def cosine_schedule(initial_value: float) -> Schedule:
     :param initial_value: learning rate of the first update
     """
     return lambda progress_remaining: 0.5 * initial_value * (1.0 + math.cos(math.pi * (1.0 - progress_remaining)))
+
+
+def make_noise_generator(device: th.device, seed: int | None) -> th.Generator:
+    """
+    The generator of the noise of the updates.
+
+    :param device: where the numbers are drawn
+    :param seed: seed of the algorithm, None: from the operating system
+    """
+    generator = th.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        # Not the seed itself: the buffer has that one, and noise would repeat the numbers that choose the minibatches.
+        generator.manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+    return generator
 
 
 def draw_noise(specs: Mapping[str, NoiseSpec], generator: th.Generator, delayed: bool) -> dict[str, th.Tensor]:

@@ -266,7 +266,7 @@ class ZipMixin(BaseAlgorithm):
             check_arguments(trial)
         except ValueError as error:
             raise UnsafeFileError(f"The file's settings are impossible: {error}") from None
-        check_stored_counts(attributes)
+        check_stored_counts(cls, attributes)
         with preserved_random_state():
             check_networks(trial.make_policy, tensors["policy.pth"])
         return attributes

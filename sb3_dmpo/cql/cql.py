@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_dmpo.common.losses import min_max_q, twin_critic_loss
+from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, FINITE, LEARNING_RATE, NOT_NEGATIVE, Range, optional
+from sb3_dmpo.common.losses import bellman_targets, min_max_q, twin_critic_loss
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.cql.action_tables import action_values
@@ -31,7 +32,13 @@ class CQL(OfflineAlgorithm):
     time limit is kept where the dataset has its next observation. Rewards are not changed; for AntMaze pass
     ``reward_shift=-1``.
 
-    :param args: arguments of :class:`OfflineAlgorithm`; ``learning_rate`` is that of the critics
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of the critics
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param actor_learning_rate: learning rate of actor and temperature
     :param conservative_weight: weight of the conservative term
     :param n_action_samples: number of actions of each of the three kinds (uniform, policy at the observation, policy at
@@ -42,16 +49,30 @@ class CQL(OfflineAlgorithm):
         instead of their Q-values
     :param target_entropy: entropy that the temperature aims at; None: minus the size of the action
     :param normalize_observations: scale observations; off as in the original
-    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CQLPolicy, "MultiInputPolicy": CQLPolicy}
     policy: CQLPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        "actor_learning_rate": LEARNING_RATE,
+        "conservative_weight": NOT_NEGATIVE,
+        "n_action_samples": COUNT,
+        "pretraining_updates": COUNT_OR_ZERO,
+        "target_entropy": optional(FINITE),
+    }
     action_clip: ClassVar[float] = 0.999
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         actor_learning_rate: float | Schedule = 3e-5,
         conservative_weight: float = 10.0,
         n_action_samples: int = 10,
@@ -67,7 +88,17 @@ class CQL(OfflineAlgorithm):
         self.importance_sampling = importance_sampling
         self.pretraining_updates = pretraining_updates
         self.target_entropy = target_entropy
-        super().__init__(*args, **kwargs | {"normalize_observations": normalize_observations})
+        super().__init__(
+            policy,
+            env,
+            dataset,
+            learning_rate,
+            batch_size,
+            tau,
+            gamma,
+            normalize_observations=normalize_observations,
+            **kwargs,
+        )
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -98,18 +129,19 @@ class CQL(OfflineAlgorithm):
         """What decides which operations the current update consists of."""
         return *super().update_variant(batch_size), self.is_pretraining
 
-    def ent_coef_loss(self, log_prob: th.Tensor) -> th.Tensor:
+    def ent_coef_loss(self, log_prob: th.Tensor) -> tuple[th.Tensor, Metrics]:
         """
         Loss of the temperature, 0-d: it grows while the entropy is below its target.
 
         :param log_prob: log-densities of the actor's own actions, shape ``(batch, 1)``
         """
         assert self.target_entropy is not None
-        return -(self.policy.log_ent_coef * (log_prob.detach() + self.target_entropy)).mean()
+        loss = -(self.policy.log_ent_coef * (log_prob.detach() + self.target_entropy)).mean()
+        return loss, {"ent_coef_loss": loss, "ent_coef": self.policy.log_ent_coef.detach().exp()}
 
     def actor_loss(
         self, batch: OfflineBatch, distribution: SquashedGaussian, actions: th.Tensor, log_prob: th.Tensor
-    ) -> th.Tensor:
+    ) -> tuple[th.Tensor, Metrics]:
         """
         Negative entropy-regularised value of the actor's actions, or, while pre-training, negative log-likelihood of the
         dataset's, 0-d.
@@ -123,20 +155,20 @@ class CQL(OfflineAlgorithm):
             objective = distribution.log_prob(batch.actions)
         else:
             objective = min_max_q(self.policy.critic(batch.observations, actions))
-        return (self.policy.log_ent_coef.detach().exp() * log_prob - objective).mean()
+        loss = (self.policy.log_ent_coef.detach().exp() * log_prob - objective).mean()
+        return loss, {"actor_loss": loss}
 
     @th.no_grad()
-    def target_q_values(self, batch: OfflineBatch, following: SquashedGaussian | None = None) -> th.Tensor:
+    def next_values(self, batch: OfflineBatch, following: SquashedGaussian | None = None) -> th.Tensor:
         """
-        Target of the critics, shape ``(batch, 1)``: the smaller target Q-value of a sampled next action, without entropy.
+        Smaller target Q-value of a sampled next action, without entropy, shape ``(batch, 1)``.
 
         :param batch: the minibatch
         :param following: the actor's distribution at the next observations, if it is known already
         """
         following = following or self.policy.actor(batch.next_observations)
         next_actions, _ = following.sample(batch.noise["next_pi_noise"])
-        next_q_values = min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
-        return batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
+        return min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
 
     @th.no_grad()
     def contrast_actions(
@@ -158,42 +190,42 @@ class CQL(OfflineAlgorithm):
         log_prob = th.cat([random_log_prob, next_log_prob, cur_log_prob], dim=1)
         return th.cat([random_actions, next_actions, cur_actions], dim=1), log_prob.squeeze(2)
 
-    def critic_loss(
+    def critic_loss(  # type: ignore[override]
         self, batch: OfflineBatch, current: SquashedGaussian, following: SquashedGaussian
     ) -> tuple[th.Tensor, Metrics]:
         """
-        Squared Bellman error of both critics plus the weighted conservative term (eq. 4 of the paper), 0-d, and its parts.
+        Squared Bellman error of both critics plus the weighted conservative term (eq. 4 of the paper), 0-d.
 
         :param batch: the minibatch
         :param current: the actor's distribution at the observations
         :param following: the actor's distribution at the next observations
         """
         actions, log_prob = self.contrast_actions(batch, current, following)
-        # The dataset's action comes last, so that all actions of an observation share one sweep through the critics.
+        # The dataset's action comes last, so that the critics evaluate all actions of an observation at once.
         actions = th.cat([actions, batch.actions.unsqueeze(1)], dim=1)
         table = action_values(self.policy.critic, batch.observations, actions)
         q_values = table[:, :, -1:]
         scores = table[:, :, :-1] - log_prob if self.importance_sampling else table
         gap = th.logsumexp(scores, dim=2, keepdim=True) - q_values
         conservative_loss = self.conservative_weight * gap.flatten(start_dim=1).mean(dim=1).sum()
-        bellman_loss = twin_critic_loss(q_values, self.target_q_values(batch, following))
-        parts = {"critic_loss": bellman_loss, "conservative_loss": conservative_loss}
-        return bellman_loss + conservative_loss, parts
+        targets = bellman_targets(batch, self.gamma, self.next_values(batch, following))
+        bellman_loss = twin_critic_loss(q_values, targets)
+        return bellman_loss + conservative_loss, {"critic_loss": bellman_loss, "conservative_loss": conservative_loss}
 
     def update(self, batch: OfflineBatch) -> Metrics:
         """One update of the critics, and every ``policy_delay`` updates of temperature and actor."""
-        metrics: Metrics = {}
         current = self.policy.actor(batch.observations)
         with th.no_grad():
             following = self.policy.actor(batch.next_observations)
         # Every loss is computed before anything moves.
-        total_critic_loss, parts = self.critic_loss(batch, current, following)
+        critic_loss, metrics = self.critic_loss(batch, current, following)
         if self.is_policy_update:
             actions, log_prob = current.sample(batch.noise["pi_noise"])
-            metrics["ent_coef"] = self.policy.log_ent_coef.detach().exp()
-            metrics["ent_coef_loss"] = self.ent_coef_loss(log_prob)
-            metrics["actor_loss"] = self.actor_loss(batch, current, actions, log_prob)
-            self.optimize("ent_coef", metrics["ent_coef_loss"])
-            self.optimize("actor", metrics["actor_loss"])
-        self.optimize("critic", total_critic_loss)
-        return metrics | parts
+            ent_coef_loss, parts = self.ent_coef_loss(log_prob)
+            metrics |= parts
+            actor_loss, parts = self.actor_loss(batch, current, actions, log_prob)
+            metrics |= parts
+            self.optimize("ent_coef", ent_coef_loss)
+            self.optimize("actor", actor_loss)
+        self.optimize("critic", critic_loss)
+        return metrics

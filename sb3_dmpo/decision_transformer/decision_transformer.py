@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_dmpo.common.arguments import BELOW_ONE, COUNT, COUNT_OR_ZERO, FINITE, POSITIVE, Range, optional
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
@@ -73,6 +74,14 @@ class DecisionTransformer(OfflineAlgorithm):
         "MultiInputPolicy": DecisionTransformerPolicy,
     }
     policy: DecisionTransformerPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        **dict.fromkeys(("context_length", "embed_dim", "max_episode_length", "n_heads", "n_layers"), COUNT),
+        "dropout": BELOW_ONE,
+        "max_grad_norm": optional(POSITIVE),
+        "return_scale": POSITIVE,
+        "target_return": optional(FINITE),
+        "warmup_steps": COUNT_OR_ZERO,
+    }
     learns_online: ClassVar[bool] = False
     replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = SequenceReplayBuffer
 
@@ -189,7 +198,7 @@ class DecisionTransformer(OfflineAlgorithm):
             noise=self.sample_noise(batch_size),
         )
 
-    def actor_loss(self, batch: SequenceBatch) -> th.Tensor:
+    def actor_loss(self, batch: SequenceBatch) -> tuple[th.Tensor, Metrics]:
         """Mean squared error of the actions of all steps that are not padded, 0-d."""
         actions = self.policy.actor(
             batch.observations,
@@ -200,22 +209,25 @@ class DecisionTransformer(OfflineAlgorithm):
             batch.noise.get("attention_dropout"),
             batch.noise.get("residual_dropout"),
         )
-        return batch.mean((actions - batch.actions).square())
+        loss = batch.mean((actions - batch.actions).square())
+        return loss, {"actor_loss": loss}
 
-    def reward_loss(self, batch: SequenceBatch) -> th.Tensor:
+    def reward_loss(self, batch: SequenceBatch) -> tuple[th.Tensor, Metrics]:
         """Mean squared error of the standardised rewards of all steps that are not padded, 0-d: the unexplained variance."""
         model = self.policy.reward_model
         assert model is not None
         errors = model.standardized(batch.observations, batch.actions, batch.next_observations) - model.standardize(
             batch.rewards
         )
-        return batch.mean(errors.square())
+        loss = batch.mean(errors.square())
+        return loss, {"reward_loss": loss}
 
     def update(self, batch: SequenceBatch) -> Metrics:  # type: ignore[override]
         """One update of the transformer and of the reward model."""
-        metrics: Metrics = {"actor_loss": self.actor_loss(batch)}
-        self.optimize("actor", metrics["actor_loss"], self.max_grad_norm)
+        loss, metrics = self.actor_loss(batch)
+        self.optimize("actor", loss, self.max_grad_norm)
         if self.policy.reward_model is not None:
-            metrics["reward_loss"] = self.reward_loss(batch)
-            self.optimize("reward", metrics["reward_loss"])
+            loss, parts = self.reward_loss(batch)
+            self.optimize("reward", loss)
+            metrics |= parts
         return metrics

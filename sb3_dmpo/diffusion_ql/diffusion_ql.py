@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_dmpo.common.losses import twin_critic_loss
+from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, LEARNING_RATE, NOT_NEGATIVE, POSITIVE, Range, optional
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.diffusion_ql.policies import DiffusionPolicy
@@ -30,8 +30,14 @@ class DiffusionQL(OfflineAlgorithm):
     The moving average of the actor shares ``tau`` with the critics, both are 0.005 in the original. The last step of an
     episode cut by a time limit is kept where the dataset has its next observation.
 
-    :param args: arguments of :class:`OfflineAlgorithm`
-    :param critic_learning_rate: learning rate of the critics (``learning_rate`` is the actor's)
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of the actor
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
+    :param critic_learning_rate: learning rate of the critics
     :param eta: weight of the Q term against the denoising loss
     :param n_diffusion_steps: number of diffusion steps
     :param n_action_samples: number of actions among which ``predict`` chooses
@@ -40,7 +46,7 @@ class DiffusionQL(OfflineAlgorithm):
     :param ema_start: number of updates after which the actor's moving average starts to move
     :param ema_every: the moving average moves once in so many updates
     :param normalize_observations: scale observations; off as in the original
-    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -48,10 +54,26 @@ class DiffusionQL(OfflineAlgorithm):
         "MultiInputPolicy": DiffusionPolicy,
     }
     policy: DiffusionPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        "critic_learning_rate": LEARNING_RATE,
+        "ema_every": COUNT,
+        "ema_start": COUNT_OR_ZERO,
+        "eta": NOT_NEGATIVE,
+        "max_grad_norm": optional(POSITIVE),
+        "n_action_samples": COUNT,
+        "n_diffusion_steps": COUNT,
+    }
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         critic_learning_rate: float | Schedule = 3e-4,
         eta: float = 1.0,
         n_diffusion_steps: int = 5,
@@ -71,7 +93,17 @@ class DiffusionQL(OfflineAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.ema_start = ema_start
         self.ema_every = ema_every
-        super().__init__(*args, **kwargs | {"normalize_observations": normalize_observations})
+        super().__init__(
+            policy,
+            env,
+            dataset,
+            learning_rate,
+            batch_size,
+            tau,
+            gamma,
+            normalize_observations=normalize_observations,
+            **kwargs,
+        )
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {"n_diffusion_steps": self.n_diffusion_steps, "n_action_samples": self.n_action_samples}
@@ -103,9 +135,8 @@ class DiffusionQL(OfflineAlgorithm):
     def _chain_noise(self, batch: OfflineBatch, prefix: str) -> list[th.Tensor]:
         return [batch.noise[name] for name in self._chain_names(prefix)]
 
-    @th.no_grad()
-    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
-        """Target of the critics at actions of the averaged actor, shape ``(batch, 1)``."""
+    def next_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Values of actions of the averaged actor, shape ``(batch, 1)``."""
         policy = self.policy
         observations = batch.next_observations
         noise = self._chain_noise(batch, "next")
@@ -113,35 +144,38 @@ class DiffusionQL(OfflineAlgorithm):
         actions = policy.actor_ema(observations.repeat_interleave(n_actions, dim=0), noise)
         q_values = policy.critic_target.all_actions(observations, actions.view(len(observations), n_actions, -1))
         # The best action of each critic, then the smaller of the critics.
-        next_q_values = q_values.amax(dim=2).amin(dim=0).unsqueeze(1)
-        targets: th.Tensor = batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
-        return targets
+        values: th.Tensor = q_values.amax(dim=2).amin(dim=0).unsqueeze(1)
+        return values
 
-    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
-        """Squared Bellman error of both critics, 0-d."""
-        return twin_critic_loss(self.policy.critic(batch.observations, batch.actions), self.target_q_values(batch))
-
-    def bc_loss(self, batch: OfflineBatch) -> th.Tensor:
+    def bc_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Denoising loss on the dataset's actions, 0-d."""
         noise = batch.noise
-        return self.policy.actor.denoising_loss(batch.observations, batch.actions, noise["diffusion_t"], noise["bc_noise"])
+        loss = self.policy.actor.denoising_loss(batch.observations, batch.actions, noise["diffusion_t"], noise["bc_noise"])
+        return loss, {"bc_loss": loss}
 
-    def q_loss(self, batch: OfflineBatch) -> th.Tensor:
+    def q_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Negative value of sampled actions under one critic, chosen by a coin, in units of the other's, 0-d."""
         policy = self.policy
         actions = policy.actor(batch.observations, self._chain_noise(batch, "new"))
         q_values = policy.critic(batch.observations, actions).squeeze(2)
         scales = q_values.detach().abs().mean(dim=1)
         losses = -q_values.mean(dim=1) / scales.flip(0)
-        return th.where(batch.noise["coin"] == 1, losses[0], losses[1])
+        loss = th.where(batch.noise["coin"] == 1, losses[0], losses[1])
+        return loss, {"q_loss": loss}
+
+    def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
+        """Denoising loss plus the weighted Q term, 0-d."""
+        bc_loss, metrics = self.bc_loss(batch)
+        q_loss, parts = self.q_loss(batch)
+        loss = bc_loss + self.eta * q_loss
+        return loss, metrics | parts | {"actor_loss": loss}
 
     def update(self, batch: OfflineBatch) -> Metrics:
         """One update of the critics, and every ``policy_delay`` updates of the actor."""
-        metrics: Metrics = {"critic_loss": self.critic_loss(batch)}
-        self.optimize("critic", metrics["critic_loss"], self.max_grad_norm)
+        loss, metrics = self.critic_loss(batch)
+        self.optimize("critic", loss, self.max_grad_norm)
         if self.is_policy_update:
-            metrics["bc_loss"] = self.bc_loss(batch)
-            metrics["q_loss"] = self.q_loss(batch)
-            metrics["actor_loss"] = metrics["bc_loss"] + self.eta * metrics["q_loss"]
-            self.optimize("actor", metrics["actor_loss"], self.max_grad_norm)
+            loss, parts = self.actor_loss(batch)
+            self.optimize("actor", loss, self.max_grad_norm)
+            metrics |= parts
         return metrics

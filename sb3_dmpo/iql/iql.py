@@ -4,15 +4,15 @@ from typing import Any, ClassVar, get_args
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_dmpo.common.arguments import check_argument
+from sb3_dmpo.common.arguments import BELOW_ONE, NOT_NEGATIVE, OPEN_UNIT, Range, check_argument
 from sb3_dmpo.common.losses import (
     AdvantageWeight,
     advantage_weights,
     effective_sample_size,
     expectile_loss,
     min_max_q,
-    twin_critic_loss,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -39,7 +39,13 @@ class IQL(OfflineAlgorithm):
     also with ``policy_delay=2`` (theirs counts policy updates and ends halfway), and ``advantage_scale=0`` gives uniform
     weights.
 
-    :param args: arguments of :class:`OfflineAlgorithm`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of all networks
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param variant: see above
     :param expectile: expectile of the Q-values that the state value estimates, in (0, 1)
     :param advantage_scale: the inverse temperature T of the weights (the DMPO paper's alpha)
@@ -49,17 +55,29 @@ class IQL(OfflineAlgorithm):
         The masks come from the algorithm's own generator like all noise, so that runs repeat bit for bit
     :param normalize_observations: scale observations by the dataset's mean and standard deviation; None: only in the
         variant ``"dmpo"``
-    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
     :raises ValueError: unknown variant, or dropout outside of [0, 1) or in the variant without
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": IQLPolicy, "MultiInputPolicy": IQLPolicy}
     policy: IQLPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        "advantage_scale": NOT_NEGATIVE,
+        "dropout": BELOW_ONE,
+        "expectile": OPEN_UNIT,
+    }
     action_clip: ClassVar[float] = 1.0 - 1e-5
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         variant: IQLVariant = "original",
         expectile: float = 0.7,
         advantage_scale: float = 3.0,
@@ -71,7 +89,7 @@ class IQL(OfflineAlgorithm):
         if variant not in get_args(IQLVariant):
             raise ValueError(f"Unknown variant {variant!r} of IQL, choose one of {list(get_args(IQLVariant))}.")
         is_original = variant == "original"
-        check_argument(type(self).__name__, "dropout", dropout)
+        check_argument(type(self).__name__, "dropout", dropout, BELOW_ONE)
         if dropout > 0.0 and not is_original:
             raise ValueError(f"dropout is {dropout}, it must be 0 in the variant 'dmpo'.")
         self.variant = variant
@@ -81,7 +99,17 @@ class IQL(OfflineAlgorithm):
         self.dropout = dropout
         if normalize_observations is None:
             normalize_observations = not is_original
-        super().__init__(*args, **kwargs | {"normalize_observations": normalize_observations})
+        super().__init__(
+            policy,
+            env,
+            dataset,
+            learning_rate,
+            batch_size,
+            tau,
+            gamma,
+            normalize_observations=normalize_observations,
+            **kwargs,
+        )
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {"variant": self.variant, "dropout": self.dropout}
@@ -100,49 +128,45 @@ class IQL(OfflineAlgorithm):
             return {}
         return {"actor_dropout": NoiseSpec("uniform", (batch_size, sum(self.policy.actor_arch)), delayed=True)}
 
-    def value_loss(self, batch: OfflineBatch, q_values: th.Tensor) -> th.Tensor:
+    def value_loss(self, batch: OfflineBatch, q_values: th.Tensor) -> tuple[th.Tensor, Metrics]:
         """
         Expectile regression of the state value (eq. 5 of the IQL paper), 0-d.
 
         :param batch: the minibatch
         :param q_values: smaller target Q-value of the dataset's actions, shape ``(batch, 1)``
         """
-        return expectile_loss(self.policy.value(batch.observations), q_values, self.expectile)
+        loss = expectile_loss(self.policy.value(batch.observations), q_values, self.expectile)
+        return loss, {"value_loss": loss}
 
-    def actor_loss(self, batch: OfflineBatch, weights: th.Tensor) -> th.Tensor:
+    def actor_loss(self, batch: OfflineBatch, q_values: th.Tensor) -> tuple[th.Tensor, Metrics]:
         """
-        Weighted negative log-likelihood of the dataset's actions (eq. 7), 0-d.
+        Negative log-likelihood of the dataset's actions, weighted by their advantages (eq. 7), 0-d.
 
         :param batch: the minibatch
-        :param weights: shape ``(batch, 1)``
+        :param q_values: smaller target Q-value of the dataset's actions, shape ``(batch, 1)``
         """
+        with th.no_grad():
+            advantages = q_values - self.policy.value(batch.observations)
+        weights = advantage_weights(advantages, self.advantage_scale, self.advantage_weight, unit_mean=False)
         dropout = [batch.noise["actor_dropout"]] if self.dropout > 0.0 else []
-        return -(weights * self.policy.actor.log_prob(batch.observations, batch.actions, *dropout)).mean()
+        loss = -(weights * self.policy.actor.log_prob(batch.observations, batch.actions, *dropout)).mean()
+        return loss, {"actor_loss": loss, "weight_ess": effective_sample_size(weights)}
 
-    @th.no_grad()
-    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
-        """Target of the critics, shape ``(batch, 1)``: the state value of the next observation."""
-        next_values: th.Tensor = self.policy.value(batch.next_observations)
-        return batch.rewards + (1.0 - batch.dones) * self.gamma * next_values
-
-    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
-        """Squared Bellman error of both critics (eq. 6), 0-d."""
-        q_values = self.policy.critic(batch.observations, batch.actions)
-        return twin_critic_loss(q_values, self.target_q_values(batch))
+    def next_values(self, batch: OfflineBatch) -> th.Tensor:
+        """The state values of the next observations (eq. 6), shape ``(batch, 1)``."""
+        values: th.Tensor = self.policy.value(batch.next_observations)
+        return values
 
     def update(self, batch: OfflineBatch) -> Metrics:
         """One update of value network and critics, and every ``policy_delay`` updates of the actor."""
         with th.no_grad():
             q_values = min_max_q(self.policy.critic_target(batch.observations, batch.actions))
-        metrics: Metrics = {"value_loss": self.value_loss(batch, q_values)}
-        self.optimize("value", metrics["value_loss"])
+        loss, metrics = self.value_loss(batch, q_values)
+        self.optimize("value", loss)
         if self.is_policy_update:
-            with th.no_grad():
-                advantages = q_values - self.policy.value(batch.observations)
-            weights = advantage_weights(advantages, self.advantage_scale, self.advantage_weight, unit_mean=False)
-            metrics["actor_loss"] = self.actor_loss(batch, weights)
-            self.optimize("actor", metrics["actor_loss"])
-            metrics["weight_ess"] = effective_sample_size(weights)
-        metrics["critic_loss"] = self.critic_loss(batch)
-        self.optimize("critic", metrics["critic_loss"])
-        return metrics
+            loss, parts = self.actor_loss(batch, q_values)
+            self.optimize("actor", loss)
+            metrics |= parts
+        loss, parts = self.critic_loss(batch)
+        self.optimize("critic", loss)
+        return metrics | parts

@@ -4,8 +4,9 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_dmpo.common.arguments import BOUNDS, OPEN_UNIT, Range
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.type_aliases import OfflineBatch
 from sb3_dmpo.lapo.latent_algorithm import LatentPolicyAlgorithm
@@ -26,24 +27,34 @@ class LAPO(LatentPolicyAlgorithm):
     as ``reward_scale``. For AntMaze the original uses ``reward_scale=100``, ``value_bounds=(0, 100)`` and
     ``min_q_weight=0.7``.
 
-    :param args: arguments of :class:`LatentPolicyAlgorithm`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
     :param learning_rate: learning rate of all networks
     :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param expectile: weight of actions with a positive advantage; the others have ``1 - expectile``
     :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
     :param normalize_actions: standardize the dataset's actions
     :param reward_scale: factor on the rewards, see :class:`OfflineAlgorithm`
-    :param kwargs: keyword arguments of :class:`LatentPolicyAlgorithm`
+    :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": LAPOPolicy, "MultiInputPolicy": LAPOPolicy}
     policy: LAPOPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {"expectile": OPEN_UNIT, "value_bounds": BOUNDS}
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
         learning_rate: float | Schedule = 2e-4,
         batch_size: int = 512,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         expectile: float = 0.9,
         value_bounds: tuple[float, float] | None = None,
         normalize_actions: bool = True,
@@ -54,7 +65,7 @@ class LAPO(LatentPolicyAlgorithm):
         self.value_bounds = value_bounds
         self.normalize_actions = normalize_actions
         self._action_scaler_is_set = False
-        super().__init__(*args, learning_rate=learning_rate, batch_size=batch_size, reward_scale=reward_scale, **kwargs)
+        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, reward_scale=reward_scale, **kwargs)
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         super()._on_dataset(buffer)
@@ -62,8 +73,7 @@ class LAPO(LatentPolicyAlgorithm):
             self.policy.set_action_statistics(buffer.actions.mean(dim=0), buffer.actions.std(dim=0, correction=0))
             self._action_scaler_is_set = True
         if self.value_bounds is None:
-            horizon = 1.0 - self.gamma
-            self.value_bounds = (buffer.min_reward / horizon, buffer.max_reward / horizon)
+            self.value_bounds = buffer.value_bounds(self.gamma)
 
     def sample_batch(self, batch_size: int) -> OfflineBatch:
         """

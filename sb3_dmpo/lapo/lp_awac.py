@@ -1,9 +1,12 @@
 """LP-AWAC."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_dmpo.common.arguments import NOT_NEGATIVE, Range
 from sb3_dmpo.common.losses import advantage_weights
 from sb3_dmpo.lapo.latent_algorithm import LatentPolicyAlgorithm
 
@@ -24,14 +27,34 @@ class LPAWAC(LatentPolicyAlgorithm):
     and not by the environment; the target copy of V, which nothing reads, is left out; equal advantages in a minibatch
     give uniform weights instead of NaN.
 
-    :param args: arguments of :class:`LatentPolicyAlgorithm`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of all networks
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param advantage_scale: the paper's alpha
-    :param kwargs: keyword arguments of :class:`LatentPolicyAlgorithm`
+    :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`
     """
 
-    def __init__(self, *args: Any, advantage_scale: float = 10.0, **kwargs: Any) -> None:
+    argument_ranges: ClassVar[dict[str, Range]] = {"advantage_scale": NOT_NEGATIVE}
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
+        advantage_scale: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
         self.advantage_scale = advantage_scale
-        super().__init__(*args, **kwargs)
+        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, **kwargs)
 
     def weights(self, advantages: th.Tensor) -> th.Tensor:
         """

@@ -4,9 +4,11 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
-from sb3_dmpo.common.losses import min_max_q, twin_critic_loss
+from sb3_dmpo.common.arguments import NOT_NEGATIVE, POSITIVE, Range
+from sb3_dmpo.common.losses import min_max_q, smoothing_noise
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.policies import DeterministicActorCriticPolicy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -20,22 +22,40 @@ class TD3BC(OfflineAlgorithm):
     the original implementation. What differs is the data: the last step of an episode cut by a time limit is kept where
     the dataset has its next observation. The original does not change rewards; for AntMaze pass ``reward_shift=-1``.
 
-    :param args: arguments of :class:`OfflineAlgorithm`
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of actor and critics
+    :param batch_size: minibatch size
+    :param tau: coefficient of the soft updates
+    :param gamma: discount factor
     :param policy_delay: actor and targets are updated once every ``policy_delay`` updates
     :param alpha: weight of the value term against the cloning term, relative to the mean absolute Q-value
     :param target_policy_noise: standard deviation of the target smoothing noise
     :param target_noise_clip: bound of the target smoothing noise
-    :param kwargs: keyword arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
         ("MlpPolicy", "MultiInputPolicy"), DeterministicActorCriticPolicy
     )
     policy: DeterministicActorCriticPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        "alpha": POSITIVE,
+        "target_noise_clip": NOT_NEGATIVE,
+        "target_policy_noise": NOT_NEGATIVE,
+    }
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        *,
         policy_delay: int = 2,
         alpha: float = 2.5,
         target_policy_noise: float = 0.2,
@@ -45,7 +65,7 @@ class TD3BC(OfflineAlgorithm):
         self.alpha = alpha
         self.target_policy_noise = target_policy_noise
         self.target_noise_clip = target_noise_clip
-        super().__init__(*args, **kwargs | {"policy_delay": policy_delay})
+        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, policy_delay, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -58,34 +78,27 @@ class TD3BC(OfflineAlgorithm):
         """The random numbers that one update consumes, by name."""
         return {"target_noise": NoiseSpec("normal", (batch_size, self.policy.action_size))}
 
-    @th.no_grad()
-    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
-        """Target of the critics, shape ``(batch, 1)``: the smaller target Q-value of the smoothed target action."""
-        noise = batch.noise["target_noise"] * self.target_policy_noise
-        noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
+    def next_values(self, batch: OfflineBatch) -> th.Tensor:
+        """Smaller target Q-value of the smoothed target action, shape ``(batch, 1)``."""
+        noise = smoothing_noise(batch.noise["target_noise"], self.target_policy_noise, self.target_noise_clip)
         next_actions = (self.policy.actor_target(batch.next_observations) + noise).clamp(-1.0, 1.0)
-        next_q_values = min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
-        return batch.rewards + (1.0 - batch.dones) * self.gamma * next_q_values
-
-    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
-        """Squared Bellman error of both critics, 0-d."""
-        q_values = self.policy.critic(batch.observations, batch.actions)
-        return twin_critic_loss(q_values, self.target_q_values(batch))
+        return min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
 
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
-        """Negative normalised Q-value of the actor's actions plus their cloning error, 0-d, and its parts."""
+        """Negative normalised Q-value of the actor's actions plus their cloning error, 0-d."""
         actions = self.policy.actor(batch.observations)
         q_values = self.policy.critic(batch.observations, actions)[0]
         q_weight = self.alpha / q_values.detach().abs().mean()
         bc_loss = F.mse_loss(actions, batch.actions)
-        return bc_loss - q_weight * q_values.mean(), {"bc_loss": bc_loss, "q_weight": q_weight}
+        loss = bc_loss - q_weight * q_values.mean()
+        return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_weight": q_weight}
 
     def update(self, batch: OfflineBatch) -> Metrics:
         """One update of the critics, and every ``policy_delay`` updates of the actor."""
-        metrics: Metrics = {"critic_loss": self.critic_loss(batch)}
-        self.optimize("critic", metrics["critic_loss"])
+        loss, metrics = self.critic_loss(batch)
+        self.optimize("critic", loss)
         if self.is_policy_update:
-            metrics["actor_loss"], parts = self.actor_loss(batch)
-            self.optimize("actor", metrics["actor_loss"])
+            loss, parts = self.actor_loss(batch)
+            self.optimize("actor", loss)
             metrics |= parts
         return metrics

@@ -16,7 +16,7 @@ from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.train.progress import ProgressFile
 from sb3_dmpo.cli.train.resume import newest_state
-from sb3_dmpo.common.arguments import check_argument
+from sb3_dmpo.common.arguments import NOT_NEGATIVE, check_argument
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "noise_std": 0.1,
     "n_envs": 1,
 }
+#: What their values may be.
+RANGES = sb3_dmpo.OfflineAlgorithm.argument_ranges | {"noise_std": NOT_NEGATIVE}
 
 
 def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
         settings[name] = parse_value(value)
     try:
         for name, value in settings.items():
-            check_argument("--finetune-params", name, value)
+            check_argument("--finetune-params", name, value, RANGES[name])
     except ValueError as error:
         raise UsageError(str(error)) from None
     return settings
