@@ -13,7 +13,6 @@ import torch as th
 
 from sb3_dmpo import DMPO
 from sb3_dmpo.cli.results import commit
-from sb3_dmpo.common.losses import advantage_weights
 from sb3_dmpo.common.type_aliases import OfflineBatch
 
 RESULTS = Path(__file__).parent / "results" / "gate_precision.csv"
@@ -29,11 +28,10 @@ def parts(model: DMPO, batch: OfflineBatch, dtype: str) -> dict[str, th.Tensor]:
     :param dtype: precision of the gate
     """
     model.gating_dtype = dtype
-    weights = advantage_weights(model.advantages(batch), model.advantage_scale, model.advantage_weight)
-    loss, losses = model.actor_loss(batch, weights)
+    loss, losses = model.actor_loss(batch)
     gradients = th.autograd.grad(loss, model._optimizers["actor"][2])
     policy = model.policy
-    table, _ = policy.sweep(batch.observations, policy.actor, policy.critic, model.gate_dtype)
+    table, _ = policy.gate_table(batch.observations, policy.actor, policy.critic, model.gate_dtype)
     values = policy.gated_values(batch.observations, policy.actor, policy.critic, model.gate_dtype)
     gradient = th.cat([part.flatten() for part in gradients])
     return {

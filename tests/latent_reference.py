@@ -59,7 +59,7 @@ def check_intermediate_values(run: Replay) -> None:
     run.close(policy.critic(batch.observations, batch.actions)[0], "u2/pred_q1")
     run.close(policy.critic(batch.observations, batch.actions)[1], "u2/pred_q2")
     run.close(policy.value(batch.observations), "u2/pred_value")
-    loss = model.critic_loss(batch) + model.value_loss(batch)
+    loss = model.critic_loss(batch)[0] + model.value_loss(batch)[0]
     run.close(loss, "u2/total_critic_loss")
     model.optimize("critic", loss)
     advantages = model.advantages(batch)

@@ -45,7 +45,7 @@ def check_intermediate_values(run: Replay) -> None:
     run.close(model.target_q_values(batch), "u2/target_q")
     for j, q_values in enumerate(policy.critic(batch.observations, batch.actions), start=1):
         run.close(q_values, f"u2/pred_q{j}")
-    model.optimize("critic", model.critic_loss(batch))
+    model.optimize("critic", model.critic_loss(batch)[0])
     run.close(model.baseline(batch), "u2/baseline_value")
     advantages = model.advantages(batch)
     run.close(advantages, "u2/advantage")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import numpy as np
 import torch as th
 
 from sb3_dmpo.files.safe_values import UnsafeFileError
@@ -77,6 +78,18 @@ def _are_bounds(value: Any) -> bool:
     return value is None or (is_pair and value[0] < value[1])
 
 
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < 2**32
+
+
+def _is_train_freq(value: Any) -> bool:
+    if isinstance(value, tuple) and len(value) == 2:
+        return is_whole(value[0], 1) and getattr(value[1], "value", value[1]) in ("step", "episode")
+    return is_whole(value, 1)
+
+
+_REWARD_SCALES = ("return_range", "max", "standardize")
+
 COUNT = whole_number(1)
 COUNT_OR_ZERO = whole_number(0)
 FINITE = Range(is_number, "a finite number")
@@ -90,6 +103,15 @@ BOUNDS = Range(_are_bounds, "two numbers, the smaller one first")
 LEARNING_RATE = Range(
     lambda value: value is None or callable(value) or is_number(value, 0.0), "a number of at least 0 or a schedule"
 )
+
+DICT = Range(lambda value: value is None or isinstance(value, dict), "a dict, e.g. dict(net_arch=[256, 256])")
+GRADIENT_STEPS = Range(lambda value: is_whole(value, -1), "a whole number, or -1 for as many as steps")
+REWARD_SCALE = Range(
+    lambda value: value in _REWARD_SCALES if isinstance(value, str) else is_number(value),
+    f"a finite number or one of {', '.join(map(repr, _REWARD_SCALES))}",
+)
+SEED = Range(lambda value: value is None or _is_seed(value), "a whole number from 0 to 4294967295, or None")
+TRAIN_FREQ = Range(_is_train_freq, "a number of steps, or e.g. (1, 'episode')")
 
 
 def argument_ranges(cls: type[Any]) -> dict[str, Range]:

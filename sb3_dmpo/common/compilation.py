@@ -172,20 +172,32 @@ class CompiledUpdate:
         self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
         #: Whether updates are compiled.
         self.is_on = False
+        #: Whether they were to be, and the compiler has failed.
+        self.has_failed = False
         self.is_recording = False
 
-    def decide(self, option: CompileOption, n_updates: int, optimizers: list[th.optim.Optimizer], device: th.device) -> None:
+    def decide(
+        self,
+        option: CompileOption,
+        before: bool | None,
+        n_updates: int,
+        optimizers: list[th.optim.Optimizer],
+        device: th.device,
+    ) -> bool:
         """
         Choose whether the updates to come are compiled.
 
         :param option: the constructor's ``compile``
+        :param before: what was chosen when the run began, if it goes on
         :param n_updates: updates to come
         :param optimizers: the optimizers of the algorithm
         :param device: where it is trained
         :raises RuntimeError: it was asked for and is not possible
         """
-        self._option = option
-        self.is_on = choose_compilation(option, n_updates, missing_for_compilation(optimizers, device), device)
+        self._option, self.has_failed = option, False
+        wanted = option if before is None else before
+        self.is_on = choose_compilation(wanted, n_updates, missing_for_compilation(optimizers, device), device)
+        return self.is_on
 
     def use(self, state: list[th.Tensor]) -> None:
         """
@@ -211,7 +223,7 @@ class CompiledUpdate:
         except Exception as error:
             if not may_go_on_without(self._option, error):
                 raise
-            self.is_on = False
+            self.is_on, self.has_failed = False, True
             return self._update(batch)
 
     def _run(self, batch: Any, variant: Any) -> Metrics:

@@ -57,8 +57,8 @@ class LatentEmbedding(nn.Module):
 
 def activate(activation: nn.Module, hidden: th.Tensor) -> th.Tensor:
     """
-    Activation of a fresh hidden layer, same shape; in place where no gradient is recorded, because the sweeps over all
-    components are bound by memory outside their matrix products.
+    Activation of a fresh hidden layer, same shape; in place where no gradient is recorded, because comparing all
+    components is bound by memory outside the matrix products.
 
     :param activation: the activation module
     :param hidden: its input, not used again by the caller

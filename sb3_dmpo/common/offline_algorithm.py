@@ -27,14 +27,17 @@ from sb3_dmpo.common.arguments import (
     ABOVE_ZERO,
     COUNT,
     COUNT_OR_ZERO,
+    DICT,
     FINITE,
+    GRADIENT_STEPS,
     LEARNING_RATE,
+    REWARD_SCALE,
+    SEED,
+    TRAIN_FREQ,
     UNIT,
     Range,
     check_arguments,
     check_device,
-    is_number,
-    is_whole,
     one_of,
     optional,
     unknown_argument,
@@ -54,22 +57,6 @@ from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
-
-_REWARD_SCALES = ("return_range", "max", "standardize")
-
-
-def _is_seed(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < 2**32
-
-
-def _is_train_freq(value: Any) -> bool:
-    if isinstance(value, tuple) and len(value) == 2:
-        return is_whole(value[0], 1) and getattr(value[1], "value", value[1]) in ("step", "episode")
-    return is_whole(value, 1)
-
-
-def _is_reward_scale(value: Any) -> bool:
-    return value in _REWARD_SCALES if isinstance(value, str) else is_number(value)
 
 
 class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
@@ -116,20 +103,18 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         "buffer_size": COUNT,
         "compile": one_of(True, False, "auto"),
         "gamma": UNIT,
-        "gradient_steps": Range(lambda value: is_whole(value, -1), "a whole number, or -1 for as many as steps"),
+        "gradient_steps": GRADIENT_STEPS,
         "learning_rate": LEARNING_RATE,
         "learning_starts": COUNT_OR_ZERO,
         "n_envs": COUNT,
         "online_ratio": optional(UNIT),
         "policy_delay": COUNT,
-        "policy_kwargs": Range(
-            lambda value: value is None or isinstance(value, dict), "a dict, e.g. dict(net_arch=[256, 256])"
-        ),
-        "reward_scale": Range(_is_reward_scale, f"a finite number or one of {', '.join(map(repr, _REWARD_SCALES))}"),
+        "policy_kwargs": DICT,
+        "reward_scale": REWARD_SCALE,
         "reward_shift": FINITE,
-        "seed": Range(lambda value: value is None or _is_seed(value), "a whole number from 0 to 4294967295, or None"),
+        "seed": SEED,
         "tau": ABOVE_ZERO,
-        "train_freq": Range(_is_train_freq, "a number of steps, or e.g. (1, 'episode')"),
+        "train_freq": TRAIN_FREQ,
     }
     #: Dataset actions are clipped to plus/minus this value.
     action_clip: ClassVar[float] = 1.0
@@ -290,8 +275,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         if self.dataset is None and not str(dataset).endswith(tuple(f"-v{digit}" for digit in range(10))):
             # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
             raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
-        buffer = loaded or make_buffer(
-            dataset,
+        buffer = make_buffer(
+            dataset if loaded is None else loaded,
             self.replay_buffer_type,
             self.download,
             self.env,
@@ -469,7 +454,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     @denormals_flushed()
     def _run_update(self, batch: OfflineBatch, batch_size: int) -> Metrics:
         metrics = self._compiled(batch, self.update_variant(batch_size))
-        self._is_compiled = self._compiled.is_on
+        if self._compiled.has_failed:
+            self._is_compiled = False
         return metrics
 
     def _update_all(self, batch: OfflineBatch) -> Metrics:
@@ -494,9 +480,9 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         :param n_updates: updates to come
         :param continuing: whether a run goes on
         """
-        option: CompileOption = self._is_compiled if continuing and self._is_compiled is not None else self.compile
-        self._compiled.decide(option, n_updates, [optimizer for optimizer, _, _ in self._optimizers.values()], self.device)
-        self._is_compiled = self._compiled.is_on
+        before = self._is_compiled if continuing else None
+        optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
+        self._is_compiled = self._compiled.decide(self.compile, before, n_updates, optimizers, self.device)
         if self._is_compiled:
             self._compiled.use(self._update_state())
 
@@ -569,7 +555,18 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self._take_over_random_state(continuing=not reset_num_timesteps)
         self._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
         with self._env_for_callbacks():
-            self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            )
+            callback.on_training_start(locals(), globals())
+            while self.num_timesteps < total_timesteps:
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self.train(gradient_steps=1, batch_size=self.batch_size)
+                self.num_timesteps += 1
+                if not self._end_update(callback, log_interval, locals()):
+                    break
+            self._flush_metrics()
+            callback.on_training_end()
         return self
 
     @contextlib.contextmanager
@@ -582,28 +579,6 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
             yield
         finally:
             self._placeholder_env = None
-
-    def _learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback,
-        log_interval: int | None,
-        tb_log_name: str | None,
-        reset_num_timesteps: bool,
-        progress_bar: bool,
-    ) -> None:
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
-        )
-        callback.on_training_start(locals(), globals())
-        while self.num_timesteps < total_timesteps:
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self.train(gradient_steps=1, batch_size=self.batch_size)
-            self.num_timesteps += 1
-            if not self._end_update(callback, log_interval, locals()):
-                break
-        self._flush_metrics()
-        callback.on_training_end()
 
     def _end_update(self, callback: BaseCallback, log_interval: int | None, variables: dict[str, Any]) -> bool:
         """

@@ -1,4 +1,4 @@
-"""DMPO and infoDMPO."""
+"""DMPO."""
 
 from typing import Any, ClassVar, Literal
 
@@ -7,6 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
+from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
     AdvantageWeight,
@@ -15,7 +16,8 @@ from sb3_dmpo.common.losses import (
     effective_sample_size,
     gumbel_softmax,
     min_max_q,
-    twin_critic_loss,
+    smoothing_noise,
+    usage_entropy,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -64,6 +66,17 @@ class DMPO(OfflineAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MixturePolicy, "MultiInputPolicy": MixturePolicy}
     policy: MixturePolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        "advantage_scale": NOT_NEGATIVE,
+        "gating_dtype": one_of("auto", "float32", "bfloat16"),
+        "gumbel_temperature": POSITIVE,
+        "kl_coef": NOT_NEGATIVE,
+        "min_q_weight": UNIT,
+        "n_components": whole_number(2),
+        "target_noise_clip": NOT_NEGATIVE,
+        "target_policy_noise": NOT_NEGATIVE,
+        "value_bounds": BOUNDS,
+    }
 
     def __init__(
         self,
@@ -132,8 +145,7 @@ class DMPO(OfflineAlgorithm):
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         super()._on_dataset(buffer)
         if self.value_targets and self.value_bounds is None:
-            horizon = 1.0 - self.gamma
-            self.value_bounds = (buffer.min_reward / horizon, buffer.max_reward / horizon)
+            self.value_bounds = buffer.value_bounds(self.gamma)
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name."""
@@ -142,29 +154,19 @@ class DMPO(OfflineAlgorithm):
             specs["target_noise"] = NoiseSpec("normal", (batch_size, self.policy.action_size))
         return specs
 
-    def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
-        """Target of the critics, shape ``(batch, 1)``: the latent-max-Q operator (eq. 17), or V with value targets."""
-        policy = self.policy
-        with th.no_grad():
-            if policy.value is not None:
-                next_values = policy.value(batch.next_observations)
-            else:
-                noise = (batch.noise["target_noise"] * self.target_policy_noise).clamp(
-                    -self.target_noise_clip, self.target_noise_clip
-                )
-                gate_critic = policy.critic if self.target_gate == "online" else policy.critic_target
-                actions = policy.gated_actions(batch.next_observations, policy.actor_target, gate_critic, self.gate_dtype)
-                next_q_values = policy.critic_target(batch.next_observations, (actions + noise).clamp(-1.0, 1.0))
-                next_values = min_max_q(next_q_values, self.min_q_weight)
-            targets: th.Tensor = batch.rewards + (1.0 - batch.dones) * self.gamma * next_values
-            return targets
+    def next_values(self, batch: OfflineBatch) -> th.Tensor:
+        """The latent-max-Q operator at the next observations (eq. 17), or V with value targets, shape ``(batch, 1)``."""
+        policy, observations = self.policy, batch.next_observations
+        if policy.value is not None:
+            values: th.Tensor = policy.value(observations)
+            return values
+        noise = smoothing_noise(batch.noise["target_noise"], self.target_policy_noise, self.target_noise_clip)
+        gate_critic = policy.critic if self.target_gate == "online" else policy.critic_target
+        actions = policy.gated_actions(observations, policy.actor_target, gate_critic, self.gate_dtype)
+        q_values = policy.critic_target(observations, (actions + noise).clamp(-1.0, 1.0))
+        return min_max_q(q_values, self.min_q_weight)
 
-    def critic_loss(self, batch: OfflineBatch) -> th.Tensor:
-        """Squared Bellman error of both critics (eq. 18), 0-d."""
-        q_values = self.policy.critic(batch.observations, batch.actions)
-        return twin_critic_loss(q_values, self.target_q_values(batch))
-
-    def value_loss(self, batch: OfflineBatch) -> th.Tensor:
+    def value_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Squared error of the state value on the clipped value of the gated target policy (eq. 51-53), 0-d."""
         policy = self.policy
         assert policy.value is not None and self.value_bounds is not None
@@ -172,7 +174,8 @@ class DMPO(OfflineAlgorithm):
             actions = policy.gated_actions(batch.observations, policy.actor_target, policy.critic, self.gate_dtype)
             targets = min_max_q(policy.critic_target(batch.observations, actions), self.min_q_weight)
             targets = targets.clamp(*self.value_bounds)
-        return F.mse_loss(policy.value(batch.observations), targets)
+        loss = F.mse_loss(policy.value(batch.observations), targets)
+        return loss, {"value_loss": loss}
 
     @th.no_grad()
     def advantages(self, batch: OfflineBatch) -> th.Tensor:
@@ -186,24 +189,22 @@ class DMPO(OfflineAlgorithm):
         advantages: th.Tensor = q_values - baseline
         return advantages
 
-    def actor_loss(self, batch: OfflineBatch, weights: th.Tensor) -> tuple[th.Tensor, Metrics]:
-        """
-        Weighted negative evidence lower bound of actor and posterior (eq. 11), 0-d, and its parts.
-
-        :param batch: the minibatch
-        :param weights: shape ``(batch, 1)``
-        """
+    def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
+        """Weighted negative evidence lower bound of actor and posterior (eq. 11), 0-d."""
         policy = self.policy
+        weights = advantage_weights(self.advantages(batch), self.advantage_scale, self.advantage_weight)
         probabilities = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
         z = gumbel_softmax(probabilities, batch.noise["gumbel_uniform"], self.gumbel_temperature)
         squared_error = (policy.actor(batch.observations, z) - batch.actions).square().sum(dim=1, keepdim=True)
         with th.no_grad():
             # The gate, softened: the prior of the components.
-            table, _ = policy.sweep(batch.observations, policy.actor, policy.critic, self.gate_dtype)
+            table, _ = policy.gate_table(batch.observations, policy.actor, policy.critic, self.gate_dtype)
             prior = th.softmax(table, dim=1)
         kl = (weights * categorical_kl(probabilities, prior)).mean()
         reconstruction = (weights * squared_error).mean()
-        return reconstruction + self.kl_coef * kl, {"reconstruction_loss": reconstruction, "kl": kl}
+        loss = reconstruction + self.kl_coef * kl
+        parts = {"reconstruction_loss": reconstruction, "kl": kl, "weight_ess": effective_sample_size(weights)}
+        return loss, {"actor_loss": loss} | parts
 
     def info_step(self, batch: OfflineBatch) -> Metrics:
         """
@@ -217,76 +218,21 @@ class DMPO(OfflineAlgorithm):
         """One update of critics (and value network), and every ``policy_delay`` updates of actor and posterior."""
         metrics: Metrics = {}
         if self.value_targets:
-            metrics["value_loss"] = self.value_loss(batch)
-            self.optimize("value", metrics["value_loss"])
-        metrics["critic_loss"] = self.critic_loss(batch)
-        self.optimize("critic", metrics["critic_loss"])
+            loss, metrics = self.value_loss(batch)
+            self.optimize("value", loss)
+        loss, parts = self.critic_loss(batch)
+        self.optimize("critic", loss)
+        metrics |= parts
         if self.is_policy_update:
-            weights = advantage_weights(self.advantages(batch), self.advantage_scale, self.advantage_weight)
             # The regularizer moves the actor before its likelihood step.
             metrics |= self.info_step(batch)
-            metrics["actor_loss"], parts = self.actor_loss(batch, weights)
-            self.optimize("actor", metrics["actor_loss"])
-            metrics |= parts | {"weight_ess": effective_sample_size(weights)}
+            loss, parts = self.actor_loss(batch)
+            self.optimize("actor", loss)
+            metrics |= parts
         return metrics
 
     def diagnostics(self, batch: OfflineBatch) -> Metrics:
         """Entropy of the component usage in nats (log K when all are used alike), 0-d."""
         index, _, _ = self.policy.gate(batch.observations, self.policy.actor, self.policy.critic)
         usage = F.one_hot(index.squeeze(1), self.n_components).float().mean(dim=0)
-        return {"component_entropy": -(usage * usage.clamp(min=1e-12).log()).sum()}
-
-
-class InfoDMPO(DMPO):
-    """
-    infoDMPO: DMPO with a mutual-information regularizer that keeps the sub-policies apart (section 5 of the paper).
-
-    The variational bound ``E_z[log g(z | s, mu(s, z))]`` is raised by an optimizer of its own over the actor and g,
-    before the likelihood step. The published code draws labels from all components but the last and applies softmax
-    twice in the loss; both are slips and mended here unless ``published_code=True``.
-
-    :param args: arguments of :class:`DMPO`
-    :param info_learning_rate: learning rate of the regularizer's optimizer (the paper: 5e-7; 3e-6 on Adroit)
-    :param published_code: reproduce the published code's info step
-    :param kwargs: keyword arguments of :class:`DMPO`
-    """
-
-    def __init__(
-        self, *args: Any, info_learning_rate: float | Schedule = 5e-7, published_code: bool = False, **kwargs: Any
-    ) -> None:
-        self.info_learning_rate = info_learning_rate
-        self.published_code = published_code
-        super().__init__(*args, **kwargs)
-
-    def _policy_arguments(self) -> dict[str, Any]:
-        return super()._policy_arguments() | {"use_info_posterior": True}
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        assert self.policy.info_posterior is not None
-        self.add_optimizer("info", [self.policy.actor, self.policy.info_posterior], self.info_learning_rate)
-
-    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
-        """The random numbers that one update consumes, by name."""
-        n_labels = self.n_components - int(self.published_code)
-        labels = NoiseSpec("integers", (batch_size,), high=n_labels, delayed=True)
-        return super().noise_specs(batch_size) | {"info_label": labels}
-
-    def info_loss(self, batch: OfflineBatch) -> th.Tensor:
-        """Negative log-probability that g recognises the component from its action (section 5), 0-d."""
-        policy = self.policy
-        assert policy.info_posterior is not None
-        labels = batch.noise["info_label"]
-        actions = policy.actor(batch.observations, policy.actor.one_hots[labels])
-        scores = policy.info_posterior(batch.observations, actions)
-        return F.cross_entropy(th.softmax(scores, dim=1) if self.published_code else scores, labels)
-
-    def info_step(self, batch: OfflineBatch) -> Metrics:
-        """
-        One step of the regularizer over the actor and g.
-
-        :param batch: the minibatch
-        """
-        loss = self.info_loss(batch)
-        self.optimize("info", loss)
-        return {"info_loss": loss}
+        return {"component_entropy": usage_entropy(usage)}

@@ -16,18 +16,18 @@ from torch.nn import functional as F
 import sb3_dmpo.dmpo.gate_kernels  # noqa: F401  (defines the operators)
 from sb3_dmpo.common.networks import chosen_actions
 
-#: Multiplications that the gate must save to be cheaper than the sweep, for all its bookkeeping.
+#: Multiplications that the gate must save to be cheaper than the whole table, for all its bookkeeping.
 _GATE_SAVINGS = 60_000_000
 
 
-def _sweep_by_layers(
+def _gate_table_by_layers(
     observations: th.Tensor,
     components: th.Tensor,
     layers: Sequence[Sequence[th.Tensor]],
     dtype: th.dtype,
     activation: nn.Module,
 ) -> tuple[th.Tensor, th.Tensor]:
-    """The sweep in plain operations, all critics in one batched product."""
+    """The table in plain operations, all critics in one batched product."""
     actor_weights, actor_biases, critic_weights, critic_biases = layers
 
     def outputs(hidden: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor]) -> th.Tensor:
@@ -56,7 +56,7 @@ def _suits_operators(observations: th.Tensor, layers: list[list[th.Tensor]], act
 
 
 @th.no_grad()
-def sweep(
+def gate_table(
     observations: th.Tensor,
     components: th.Tensor,
     actor_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
@@ -80,12 +80,12 @@ def sweep(
     if _suits_operators(observations, layers, activation):
         result: tuple[th.Tensor, th.Tensor]
         if dtype == observations.dtype:
-            result = th.ops.sb3_dmpo.sweep(observations, components, *layers)
+            result = th.ops.sb3_dmpo.gate_table(observations, components, *layers)
             return result
         if dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
-            result = th.ops.sb3_dmpo.sweep_bfloat16(observations, components, *layers)
+            result = th.ops.sb3_dmpo.gate_table_bfloat16(observations, components, *layers)
             return result
-    return _sweep_by_layers(observations, components, layers, dtype, activation)
+    return _gate_table_by_layers(observations, components, layers, dtype, activation)
 
 
 def _gate_pays(observations: th.Tensor, components: th.Tensor, critic_weights: list[th.Tensor]) -> bool:
@@ -96,7 +96,7 @@ def _gate_pays(observations: th.Tensor, components: th.Tensor, critic_weights: l
 
 
 @th.no_grad()
-def best_of_sweep(
+def best_component(
     observations: th.Tensor,
     components: th.Tensor,
     actor_layers: tuple[Sequence[th.Tensor], Sequence[th.Tensor]],
@@ -108,16 +108,16 @@ def best_of_sweep(
     component, in full precision and without gradient.
 
     :param observations: scaled observations, shape ``(batch, observation_size)``
-    :param components: see :func:`sweep`
-    :param actor_layers: see :func:`sweep`
-    :param critic_layers: see :func:`sweep`
-    :param activation: see :func:`sweep`
+    :param components: see :func:`gate_table`
+    :param actor_layers: see :func:`gate_table`
+    :param critic_layers: see :func:`gate_table`
+    :param activation: see :func:`gate_table`
     """
     layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
     if _gate_pays(observations, components, layers[2]) and _suits_operators(observations, layers, activation):
         result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.gate(observations, components, *layers)
         return result
-    q_values, actions = sweep(observations, components, actor_layers, critic_layers, observations.dtype, activation)
+    q_values, actions = gate_table(observations, components, actor_layers, critic_layers, observations.dtype, activation)
     values, index = q_values.amin(dim=0).max(dim=1, keepdim=True)
     return values, chosen_actions(actions, index)
 

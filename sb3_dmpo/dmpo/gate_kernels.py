@@ -1,5 +1,5 @@
 """
-The sweep and the gate on the CPU, as operators.
+The table of the gate and its best entry on the CPU, as operators.
 
 In float32, compiled and eager updates compute the same numbers by them: rows are worked off in blocks that stay in the core's
 cache, and what an observation contributes to a first layer is computed once and not once per component. In bfloat16, the
@@ -18,9 +18,9 @@ _BLOCK_ROWS = 512
 
 _NETWORKS = "Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, Tensor[] critic_biases"
 _library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
-_library.define(f"sweep(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
+_library.define(f"gate_table(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
 _library.define(f"gate(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
-_library.define(f"sweep_bfloat16(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
+_library.define(f"gate_table_bfloat16(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
 
 
 class _Network:
@@ -100,18 +100,18 @@ def _networks(observations: th.Tensor, layers: tuple[list[th.Tensor], ...]) -> t
     return _Network(observations, actor_weights, actor_biases), critics
 
 
-def _sweep_cpu(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+def _gate_table_cpu(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
     actor, critics = _networks(observations, layers)
     actions = actor.of_components(components).tanh_()
     return th.stack([critic.of_actions(actions) for critic in critics]), actions.permute(1, 2, 0).contiguous()
 
 
-def _sweep_meta(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+def _gate_table_meta(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
     (batch, n), n_critics = (len(observations), len(components)), len(layers[2][0])
     return observations.new_empty(n_critics, batch, n), observations.new_empty(batch, n, len(layers[0][-1]))
 
 
-def _sweep_bfloat16_cpu(
+def _gate_table_bfloat16_cpu(
     observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
 ) -> tuple[th.Tensor, th.Tensor]:
     """In bfloat16 but for the actor's first layer and the critics' last ones: product, bias and activation in one pass."""
@@ -138,7 +138,7 @@ def _sweep_bfloat16_cpu(
     return th.stack(q_values), actions.float()
 
 
-def _sweep_bfloat16_plain(
+def _gate_table_bfloat16_plain(
     observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
 ) -> tuple[th.Tensor, th.Tensor]:
     """The same, with nothing but the products in bfloat16; compiled, everything between two of them is one pass."""
@@ -210,12 +210,12 @@ def _gate_meta(observations: th.Tensor, components: th.Tensor, *layers: list[th.
 
 
 for _name, _kernels in {
-    "sweep": (_sweep_cpu, _sweep_meta),
+    "gate_table": (_gate_table_cpu, _gate_table_meta),
     "gate": (_gate_cpu, _gate_meta),
-    "sweep_bfloat16": (_sweep_bfloat16_cpu, _sweep_meta),
+    "gate_table_bfloat16": (_gate_table_bfloat16_cpu, _gate_table_meta),
 }.items():
     for _key, _kernel in zip(("CPU", "Meta"), _kernels, strict=True):
         _library.impl(_name, _kernel, _key)
 
 # What compiled updates have instead.
-PLAIN_OPERATIONS[th.ops.sb3_dmpo.sweep_bfloat16.default] = _sweep_bfloat16_plain
+PLAIN_OPERATIONS[th.ops.sb3_dmpo.gate_table_bfloat16.default] = _gate_table_bfloat16_plain

@@ -11,13 +11,13 @@ from sb3_dmpo.common.gating import best_actions, is_near_tie
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
-from sb3_dmpo.dmpo.gate import best_of_sweep, sweep
+from sb3_dmpo.dmpo.gate import best_component, gate_table
 from sb3_dmpo.dmpo.networks import MixtureActor, Posterior
 
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
 
 
-def _sweep_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Layers, Layers]:
+def _gate_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Layers, Layers]:
     """What the actor sees of each component, and the matrices and biases of both networks."""
     assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
     return actor.latent_embedding(actor.one_hots), actor.weights_and_biases(), critic.weights_and_biases()
@@ -95,7 +95,7 @@ class MixturePolicy(OfflinePolicy):
         return index, chosen_actions(actions, index), values.gather(1, index)
 
     @th.no_grad()
-    def sweep(
+    def gate_table(
         self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype
     ) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -106,14 +106,14 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the layers; reduced, the values are good for choosing only
         """
-        q_values, actions = sweep(observations, *_sweep_arguments(actor, critic), dtype, self.critic.activation)
+        q_values, actions = gate_table(observations, *_gate_arguments(actor, critic), dtype, self.critic.activation)
         return min_max_q(q_values, self.min_q_weight), actions
 
-    def _best_of_sweep(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
+    def _best_component(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """Value ``(batch, 1)`` and action ``(batch, action_size)`` of the best component, in full precision."""
         if self.min_q_weight == 1.0:
-            return best_of_sweep(observations, *_sweep_arguments(actor, critic), self.critic.activation)
-        values, actions = self.sweep(observations, actor, critic, observations.dtype)
+            return best_component(observations, *_gate_arguments(actor, critic), self.critic.activation)
+        values, actions = self.gate_table(observations, actor, critic, observations.dtype)
         best, index = values.max(dim=1, keepdim=True)
         return best, chosen_actions(actions, index)
 
@@ -128,8 +128,8 @@ class MixturePolicy(OfflinePolicy):
         :param dtype: precision of the gate
         """
         if dtype == observations.dtype:
-            return self._best_of_sweep(observations, actor, critic)[1]
-        values, _ = self.sweep(observations, actor, critic, dtype)
+            return self._best_component(observations, actor, critic)[1]
+        values, _ = self.gate_table(observations, actor, critic, dtype)
         chosen: th.Tensor = actor(observations, self.actor.one_hots[values.argmax(dim=1)])
         return chosen
 
@@ -144,33 +144,33 @@ class MixturePolicy(OfflinePolicy):
         :param dtype: precision of the gate
         """
         if dtype == observations.dtype:
-            return self._best_of_sweep(observations, actor, critic)[0]
+            return self._best_component(observations, actor, critic)[0]
         actions = self.gated_actions(observations, actor, critic, dtype)
         return min_max_q(critic(observations, actions), self.min_q_weight)
 
+    def _scaled(self, observation: Any) -> th.Tensor:
+        observations, _ = self.prepare_observation(observation)
+        return self.scale_observations(th.as_tensor(observations, device=self.device))
+
+    @th.no_grad()
     def select_component(self, observation: Any) -> np.ndarray:
         """
         Which sub-policy the gate picks, shape ``(batch,)``.
 
         :param observation: one raw observation or a batch of them
         """
-        observations, _ = self.prepare_observation(observation)
-        with th.no_grad():
-            scaled = self.scale_observations(th.as_tensor(observations, device=self.device))
-            components: np.ndarray = self._best_actions(scaled)[0].squeeze(1).cpu().numpy()
-            return components
+        components: np.ndarray = self._best_actions(self._scaled(observation))[0].squeeze(1).cpu().numpy()
+        return components
 
+    @th.no_grad()
     def component_q_values(self, observation: Any) -> np.ndarray:
         """
         Value of every sub-policy, the smaller of the critics, shape ``(batch, n_components)``.
 
         :param observation: one raw observation or a batch of them
         """
-        observations, _ = self.prepare_observation(observation)
-        with th.no_grad():
-            scaled = self.scale_observations(th.as_tensor(observations, device=self.device))
-            values: np.ndarray = self.component_table(scaled, self.actor, self.critic)[0].cpu().numpy()
-            return values
+        values: np.ndarray = self.component_table(self._scaled(observation), self.actor, self.critic)[0].cpu().numpy()
+        return values
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         return self._best_actions(self.scale_observations(observation))[1]

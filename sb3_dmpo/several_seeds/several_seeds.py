@@ -144,7 +144,10 @@ class _Stack:
         optimizers = [optimizer for model in models for optimizer, _, _ in model._optimizers.values()]
         self._first_states = [(optimizer, next(iter(optimizer.state.values()))["exp_avg"]) for optimizer in optimizers]
         self._previous = self._first._compiled
-        self._recorder = CompiledUpdate(self._first._update_all, [*self._own[0], *self._common[0]])
+        self._recorder = CompiledUpdate(self._first._update_all)
+        self._recorder.use([*self._own[0], *self._common[0]])
+        # Recorded updates have their learning rates in tensors.
+        self._recorder.is_on = True
         self._first._compiled = self._recorder
         self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
 
@@ -279,9 +282,9 @@ def learn_together(
     _share_dataset(models, continuing=not reset_num_timesteps)
     # Some settings come from the data.
     check_together(models)
-    is_compiled = models[0]._chooses_compilation(total_timesteps, continuing=not reset_num_timesteps)
-    for model in models:
-        model._is_compiled = is_compiled
+    models[0]._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
+    for model in models[1:]:
+        model._is_compiled = models[0]._is_compiled
     arguments = {
         "total_timesteps": total_timesteps,
         "log_interval": log_interval,

@@ -184,9 +184,9 @@ def test_spelled_out_attention_is_torchs() -> None:
     model = make(dropout=0.5).learn(1)
     assert model.replay_buffer is not None
     batch = model.sample_batch(16)
-    assert model.actor_loss(batch) == model.actor_loss(batch)
-    assert model.actor_loss(batch) != model.actor_loss(batch._replace(noise=model.sample_noise(16)))
-    assert model.actor_loss(batch) != model.actor_loss(batch._replace(noise={}))
+    assert model.actor_loss(batch)[0] == model.actor_loss(batch)[0]
+    assert model.actor_loss(batch)[0] != model.actor_loss(batch._replace(noise=model.sample_noise(16)))[0]
+    assert model.actor_loss(batch)[0] != model.actor_loss(batch._replace(noise={}))[0]
 
 
 # Acting ---------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from torch import nn
 
 from sb3_dmpo.common import compilation
 from sb3_dmpo.common.networks import EnsembleCritic
-from sb3_dmpo.dmpo import gate as sweeps
-from sb3_dmpo.dmpo.gate import best_of_sweep, sweep
+from sb3_dmpo.dmpo import gate
+from sb3_dmpo.dmpo.gate import best_component, gate_table
 from sb3_dmpo.dmpo.networks import MixtureActor
 
 Networks = tuple[MixtureActor, EnsembleCritic]
@@ -32,7 +32,7 @@ def assert_gate_is_right(actor: MixtureActor, critic: EnsembleCritic, batch: int
     actions = actor.all_components(observations)
     table = critic.all_actions(observations, actions).amin(dim=0)
     best = table.amax(dim=1, keepdim=True)
-    values, chosen = best_of_sweep(observations, *rest, critic.activation)
+    values, chosen = best_component(observations, *rest, critic.activation)
     th.testing.assert_close(values, best)
     # Which one it is, rounding may decide where two are equally good.
     th.testing.assert_close(critic(observations, chosen).amin(dim=0), best)
@@ -41,7 +41,7 @@ def assert_gate_is_right(actor: MixtureActor, critic: EnsembleCritic, batch: int
 
 @pytest.fixture
 def always_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "_GATE_SAVINGS", 1)
+    monkeypatch.setattr(gate, "_GATE_SAVINGS", 1)
 
 
 @pytest.mark.usefixtures("always_gate")
@@ -70,7 +70,7 @@ def test_gate_when_critics_agree_about_states_or_never_do(offset: float) -> None
         critic.layers[0].weight[:, :, :5] *= 0.01
         critic.layers[-1].bias[1] += offset
         actor.mu[0].weight.mul_(3.0)
-        q_values, _ = sweep(*arguments(actor, critic), th.float32, critic.activation)
+        q_values, _ = gate_table(*arguments(actor, critic), th.float32, critic.activation)
         lowest = q_values.argmin(dim=0)
         is_mixed = (lowest != lowest[:, :1]).any(dim=1)
     assert bool(is_mixed.any()) == (offset == 0.0)
@@ -91,24 +91,24 @@ def test_equal_components() -> None:
 )
 def test_gate_only_where_it_pays(n_components: int, width: int, batch: int, pays: bool) -> None:
     observations, components, _, (weights, _) = arguments(*networks(n_components, net_arch=(width, width)), batch=batch)
-    assert sweeps._gate_pays(observations, components, weights) == pays
+    assert gate._gate_pays(observations, components, weights) == pays
     _, _, _, (weights, _) = arguments(*networks(n_components, n_critics=1, net_arch=(width, width)))
-    assert not sweeps._gate_pays(observations, components, weights)
+    assert not gate._gate_pays(observations, components, weights)
 
 
 def test_operators_are_well_formed() -> None:
     observations, components, actor_layers, critic_layers = arguments(*networks(8))
     layers = [[tensor.detach() for tensor in tensors] for tensors in (*actor_layers, *critic_layers)]
     checks = ("test_schema", "test_faketensor")
-    for operator in (th.ops.sb3_dmpo.sweep, th.ops.sb3_dmpo.gate, th.ops.sb3_dmpo.sweep_bfloat16):
+    for operator in (th.ops.sb3_dmpo.gate_table, th.ops.sb3_dmpo.gate, th.ops.sb3_dmpo.gate_table_bfloat16):
         th.library.opcheck(operator, (observations, components.detach(), *layers), test_utils=checks)
 
 
 def test_both_precisions_choose_alike() -> None:
-    """Values of the reduced sweep are good for choosing: off by a small part of what they are."""
+    """Values of the reduced table are good for choosing: off by a small part of what they are."""
     actor, critic = networks(8, net_arch=(128, 128))
-    exact, exact_actions = sweep(*arguments(actor, critic), th.float32, critic.activation)
-    reduced, actions = sweep(*arguments(actor, critic), th.bfloat16, critic.activation)
+    exact, exact_actions = gate_table(*arguments(actor, critic), th.float32, critic.activation)
+    reduced, actions = gate_table(*arguments(actor, critic), th.bfloat16, critic.activation)
     assert reduced.dtype == actions.dtype == th.float32
     assert 0 < float((reduced - exact).abs().max()) < 0.03 * float(exact.abs().max())
     assert 0 < float((actions - exact_actions).abs().max()) < 0.01
@@ -120,11 +120,11 @@ def test_plain_operations_compute_what_the_operator_does(n_components: int, n_cr
     actor, critic = networks(n_components, n_critics=n_critics, net_arch=(128, 128))
     observations, components, *layers = arguments(actor, critic)
     lists = [list(tensors) for pair in layers for tensors in pair]
-    operator = th.ops.sb3_dmpo.sweep_bfloat16.default
+    operator = th.ops.sb3_dmpo.gate_table_bfloat16.default
     plain = compilation.PLAIN_OPERATIONS[operator]
     with th.no_grad():
         results = operator(observations, components, *lists), plain(observations, components, *lists)
-        exact = sweep(observations, components, *layers, th.float32, critic.activation)
+        exact = gate_table(observations, components, *layers, th.float32, critic.activation)
     for one, other, right in zip(*results, exact, strict=True):
         assert one.dtype == other.dtype == th.float32 and one.shape == other.shape == right.shape
         size = float(right.abs().max())

@@ -55,7 +55,7 @@ def test_reference_intermediate_values(dtype: th.dtype) -> None:
     actions, log_prob = current.sample(batch.noise["pi_noise"])
     run.close(actions, "u2/pi_action")
     run.close(log_prob.squeeze(1), "u2/pi_log_prob")
-    targets = model.target_q_values(batch, following)
+    targets = model.target_q_values(batch)
     run.close(targets.squeeze(1), "u2/target_q")
 
     actions, log_prob = model.contrast_actions(batch, current, following)

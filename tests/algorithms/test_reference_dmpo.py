@@ -90,7 +90,7 @@ def test_reference_intermediate_values(dtype: th.dtype) -> None:
     q_values = policy.critic(batch.observations, batch.actions)
     run.close(q_values[0], "u2/pred_q1")
     run.close(q_values[1], "u2/pred_q2")
-    model.optimize("critic", model.critic_loss(batch))
+    model.optimize("critic", model.critic_loss(batch)[0])
     advantages = model.advantages(batch)
     run.close(advantages, "u2/advantage")
     run.close(losses.advantage_weights(advantages, 10.0), "u2/weight")

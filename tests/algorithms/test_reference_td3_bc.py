@@ -40,7 +40,7 @@ def test_reference_intermediate_values(dtype: th.dtype) -> None:
     run.close(run.model.target_q_values(batch), "u2/target_q")
     for j, q_values in enumerate(policy.critic(batch.observations, batch.actions), start=1):
         run.close(q_values, f"u2/pred_q{j}")
-    run.model.optimize("critic", run.model.critic_loss(batch))
+    run.model.optimize("critic", run.model.critic_loss(batch)[0])
     actions = policy.actor(batch.observations)
     run.close(actions, "u2/action_pred")
     run.close(policy.critic(batch.observations, actions)[0], "u2/q1_of_pi")

@@ -57,7 +57,7 @@ def test_update_does_not_wait_for_the_device(name: str) -> None:
 def test_recorded_update_equals_the_eager_one(name: str) -> None:
     eager = make(name, dataset=DATA, compile=False).learn(8)
     compiled = make(name, dataset=DATA, compile=True).learn(8)
-    assert compiled._compiled is not None and eager._compiled is None
+    assert compiled._compiled.is_on and not eager._compiled.is_on
     close(compiled, eager)
     for key, state in compiled.get_parameters().items():
         if key.endswith("optimizer"):
@@ -72,7 +72,7 @@ def test_compiled_run_is_resumed_compiled(arguments: dict[str, Any], tmp_path: P
     half.save(tmp_path / "half")
     resumed = ALGOS["infodmpo"].load(tmp_path / "half", dataset=DATA)
     resumed.learn(2, reset_num_timesteps=False)
-    assert resumed._compiled is not None
+    assert resumed._compiled.is_on
     assert_same(resumed.get_parameters(), whole.get_parameters())
 
 
@@ -85,8 +85,8 @@ def test_learning_rate_schedule_is_followed() -> None:
 @pytest.mark.usefixtures("quick_backend")
 def test_graphs_are_kept_until_the_state_is_replaced() -> None:
     model = make("td3_bc", dataset=DATA, compile=True).learn(4)
-    compiled = model._compiled
-    assert model.learn(2, reset_num_timesteps=False)._compiled is compiled
+    graphs = dict(model._compiled._graphs)
+    assert graphs and model.learn(2, reset_num_timesteps=False)._compiled._graphs == graphs
     twin = make("td3_bc", dataset=DATA, compile=True).learn(2)
     # The optimizers would share the tensors of their states otherwise.
     twin.set_parameters(copy.deepcopy(model.get_parameters()))
@@ -98,7 +98,7 @@ def test_graphs_are_kept_until_the_state_is_replaced() -> None:
 
 
 def test_short_runs_are_not_compiled() -> None:
-    assert make("dmpo", dataset=DATA).learn(2)._compiled is None
+    assert not make("dmpo", dataset=DATA).learn(2)._compiled.is_on
 
 
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "AUTO_UPDATES", 4)
     with pytest.warns(UserWarning, match=r"Compiling has failed \(the compiler broke\); the updates go on without"):
         model = make("dmpo", dataset=DATA, compile="auto").learn(4)
-    assert model._compiled is None
+    assert not model._compiled.is_on
     assert_same(model.get_parameters(), make("dmpo", dataset=DATA, compile=False).learn(4).get_parameters())
     with pytest.raises(th._dynamo.exc.TorchDynamoException, match="the compiler broke"):
         make("dmpo", dataset=DATA, compile=True).learn(4)
@@ -161,7 +161,7 @@ def test_compiled_code(gating_dtype: str, tmp_path: Path, monkeypatch: pytest.Mo
     whole = make("dmpo", dataset=DATA, compile=True, **arguments).learn(4)
     make("dmpo", dataset=DATA, compile=True, **arguments).learn(2).save(tmp_path / "half")
     resumed = DMPO.load(tmp_path / "half", dataset=DATA).learn(2, reset_num_timesteps=False)
-    assert resumed._compiled is not None
+    assert resumed._compiled.is_on
     assert_same(resumed.get_parameters(), whole.get_parameters())
     if gating_dtype == "float32":  # in bfloat16, eager code rounds at other places
         close(whole, make("dmpo", dataset=DATA, compile=False, **arguments).learn(4))
@@ -175,10 +175,10 @@ def test_reduced_precision_chooses_nearly_as_well() -> None:
     policy, observations = model.policy, model.sample_batch(256).observations
     networks = policy.actor, policy.critic
     table, actions = policy.component_table(observations, *networks)
-    exact, exact_actions = policy.sweep(observations, *networks, th.float32)
+    exact, exact_actions = policy.gate_table(observations, *networks, th.float32)
     th.testing.assert_close(exact, table)
     th.testing.assert_close(exact_actions, actions)
-    reduced, _ = policy.sweep(observations, *networks, th.bfloat16)
+    reduced, _ = policy.gate_table(observations, *networks, th.bfloat16)
     assert 0 < float((reduced - exact).abs().max()) < 0.02 * float(exact.abs().max())
     best, chosen = exact.amax(dim=1), policy.gated_values(observations, *networks, th.bfloat16).squeeze(1)
     assert float((best - chosen).max()) < 0.02 * float(best.abs().max())
