@@ -492,16 +492,12 @@ def check_buffer(
     :raises DatasetError: spaces or data are others
     """
     assert isinstance(action_space, spaces.Box) and isinstance(buffer.action_space, spaces.Box)
-    for what, is_match, expected, found in (
-        (
-            "observation",
-            observation_spaces_match(observation_space, buffer.observation_space),
-            observation_space,
-            buffer.observation_space,
-        ),
-        ("action", action_spaces_match(action_space, buffer.action_space), action_space, buffer.action_space),
-    ):
-        if not is_match:
+    pairs = {
+        "observation": (observation_space, buffer.observation_space, observation_spaces_match),
+        "action": (action_space, buffer.action_space, action_spaces_match),
+    }
+    for what, (expected, found, match) in pairs.items():
+        if not match(expected, found):
             raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
     if fingerprint not in (None, buffer.fingerprint):
         raise DatasetError(

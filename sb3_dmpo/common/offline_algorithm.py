@@ -23,25 +23,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
-from sb3_dmpo.common.arguments import (
-    ABOVE_ZERO,
-    COUNT,
-    COUNT_OR_ZERO,
-    DICT,
-    FINITE,
-    GRADIENT_STEPS,
-    LEARNING_RATE,
-    REWARD_SCALE,
-    SEED,
-    TRAIN_FREQ,
-    UNIT,
-    Range,
-    check_arguments,
-    check_device,
-    one_of,
-    optional,
-    unknown_argument,
-)
+from sb3_dmpo.common import arguments
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
@@ -98,23 +80,23 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     policy: OfflinePolicy
     action_space: spaces.Box
     #: Ranges of the constructor's arguments and of those of :meth:`learn_online`; a subclass declares its own.
-    argument_ranges: ClassVar[dict[str, Range]] = {
-        "batch_size": COUNT,
-        "buffer_size": COUNT,
-        "compile": one_of(True, False, "auto"),
-        "gamma": UNIT,
-        "gradient_steps": GRADIENT_STEPS,
-        "learning_rate": LEARNING_RATE,
-        "learning_starts": COUNT_OR_ZERO,
-        "n_envs": COUNT,
-        "online_ratio": optional(UNIT),
-        "policy_delay": COUNT,
-        "policy_kwargs": DICT,
-        "reward_scale": REWARD_SCALE,
-        "reward_shift": FINITE,
-        "seed": SEED,
-        "tau": ABOVE_ZERO,
-        "train_freq": TRAIN_FREQ,
+    argument_ranges: ClassVar[dict[str, arguments.Range]] = {
+        "batch_size": arguments.COUNT,
+        "buffer_size": arguments.COUNT,
+        "compile": arguments.one_of(True, False, "auto"),
+        "gamma": arguments.UNIT,
+        "gradient_steps": arguments.GRADIENT_STEPS,
+        "learning_rate": arguments.LEARNING_RATE,
+        "learning_starts": arguments.COUNT_OR_ZERO,
+        "n_envs": arguments.COUNT,
+        "online_ratio": arguments.optional(arguments.UNIT),
+        "policy_delay": arguments.COUNT,
+        "policy_kwargs": arguments.DICT,
+        "reward_scale": arguments.REWARD_SCALE,
+        "reward_shift": arguments.FINITE,
+        "seed": arguments.SEED,
+        "tau": arguments.ABOVE_ZERO,
+        "train_freq": arguments.TRAIN_FREQ,
     }
     #: Dataset actions are clipped to plus/minus this value.
     action_clip: ClassVar[float] = 1.0
@@ -151,8 +133,8 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         **unknown: Any,
     ) -> None:
         for name in unknown:
-            raise unknown_argument(type(self), name)
-        check_device(device)
+            raise arguments.unknown_argument(type(self), name)
+        arguments.check_device(device)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -187,7 +169,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
         self._placeholder_env: VecEnv | None = None
-        check_arguments(self)
+        arguments.check_arguments(self)
         if _init_setup_model:
             self._check_spaces(policy)
             self._setup_model()
@@ -676,7 +658,7 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
         self.online_ratio, self.learning_starts, self.buffer_size = online_ratio, learning_starts, buffer_size
         self.gradient_steps = gradient_steps
         self.train_freq = train_freq  # type: ignore[assignment]  # SB3 converts it
-        check_arguments(self)
+        arguments.check_arguments(self)
         self._convert_train_freq()
         self.action_noise = action_noise
         if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != self.n_envs:
