@@ -1,5 +1,6 @@
 """What holds for training whatever the algorithm."""
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
-from sb3_dmpo import CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO
+from sb3_dmpo import ALGOS, CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO, OfflineAlgorithm
+from sb3_dmpo.common.arguments import argument_ranges
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.updates import denormals_flushed, error_quantiles
 from sb3_dmpo.data.loading import DatasetError
@@ -96,6 +98,21 @@ def test_other_algorithms_arguments() -> None:
         InfoDMPO("MlpPolicy", dataset=make_transitions(), device="cpu", info_learning_rate=-1)
 
 
+def test_ranges_are_those_of_the_algorithm_and_its_bases() -> None:
+    own, of_dmpo, of_base = (set(cls.argument_ranges) for cls in (InfoDMPO, DMPO, OfflineAlgorithm))
+    assert own == {"info_learning_rate"} and "n_components" in of_dmpo and "tau" in of_base
+    assert set(argument_ranges(InfoDMPO)) == own | of_dmpo | of_base
+    assert "expectile" not in argument_ranges(DMPO)
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_constructors_have_one_idiom(name: str) -> None:
+    parameters = list(inspect.signature(ALGOS[name].__init__).parameters.values())
+    assert [parameter.name for parameter in parameters[:5]] == ["self", "policy", "env", "dataset", "learning_rate"]
+    assert parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    assert not any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+
+
 @pytest.mark.parametrize(("name", "near"), [("n_component", "n_components"), ("learningrate", "learning_rate")])
 def test_unknown_argument_names_the_near_ones(name: str, near: str) -> None:
     with pytest.raises(TypeError, match=f"DMPO\\(\\) has no argument '{name}'. Did you mean {near}"):
@@ -169,6 +186,22 @@ def test_metrics_are_averaged_and_checked_in_blocks() -> None:
         averager.append({"a": th.tensor(value)}, update)
     with pytest.raises(FloatingPointError, match="a is inf at update 12"):
         averager.append({"a": th.tensor(1.0)}, 15)
+
+
+def test_metrics_in_double_precision() -> None:
+    averager = MetricAverager()
+    for update in range(1, 4):
+        averager.append({"a": th.tensor(1.0 + 1e-12 * update, dtype=th.float64)}, update)
+    assert averager.means()["a"] == pytest.approx(1.0 + 2e-12, abs=1e-15)
+
+
+def test_first_bad_metric_is_named_whatever_it_came_with() -> None:
+    averager = MetricAverager()
+    for update in range(1, 6):
+        delayed = {"late": th.tensor(float("nan"))} if update == 2 else {}
+        averager.append({"always": th.tensor(float("-inf") if update >= 3 else 0.0)} | delayed, update)
+    with pytest.raises(FloatingPointError, match="late is nan at update 2"):
+        averager.means()
 
 
 def flushes_denormals() -> bool:
