@@ -493,11 +493,15 @@ def check_buffer(
     """
     assert isinstance(action_space, spaces.Box) and isinstance(buffer.action_space, spaces.Box)
     pairs = {
-        "observation": (observation_space, buffer.observation_space, observation_spaces_match),
-        "action": (action_space, buffer.action_space, action_spaces_match),
+        "observation": (observation_space, buffer.observation_space),
+        "action": (action_space, buffer.action_space),
     }
-    for what, (expected, found, match) in pairs.items():
-        if not match(expected, found):
+    matches = {
+        "observation": observation_spaces_match(*pairs["observation"]),
+        "action": action_spaces_match(action_space, buffer.action_space),
+    }
+    for what, (expected, found) in pairs.items():
+        if not matches[what]:
             raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
     if fingerprint not in (None, buffer.fingerprint):
         raise DatasetError(

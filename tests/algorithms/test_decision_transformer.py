@@ -14,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import DecisionTransformer
-from sb3_dmpo.common import updating
+from sb3_dmpo.common import offline_algorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.data.loading import DatasetError, Transitions
 from sb3_dmpo.decision_transformer import DecisionTransformerPolicy, DecisionTransformerState, observe_rewards
@@ -391,7 +391,7 @@ def test_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
         bounds.append(bound)
         return gradients
 
-    monkeypatch.setattr(updating, "clipped", unclipped)
+    monkeypatch.setattr(offline_algorithm, "clipped", unclipped)
     make().learn(2)
     assert bounds == [0.25, 0.25]
 
