@@ -19,7 +19,7 @@ from sb3_dmpo.common.evaluation import (
     reference_scores,
     to_vec_env,
 )
-from sb3_dmpo.common.zip_mixin import ZipMixin
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
 
 
@@ -63,7 +63,7 @@ class NormalizedEvalCallback(EvalCallback):
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
-        if isinstance(self.model, ZipMixin):
+        if isinstance(self.model, OfflineAlgorithm):
             self.model.check_finite()
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
@@ -78,7 +78,7 @@ class NormalizedEvalCallback(EvalCallback):
                 warn=self.warn,
             )
         self.last_mean_reward = result.mean_return
-        if isinstance(self.model, ZipMixin):
+        if isinstance(self.model, OfflineAlgorithm):
             # Goes into the zip, that of the best model too.
             self.model.last_evaluation = result.summary(self.model._n_updates)
         self._save_evaluations(result)

@@ -62,9 +62,9 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         """
         A buffer that holds a dataset.
 
-        :param transitions: The dataset
-        :param args: As in :meth:`OfflineReplayBuffer.from_transitions`
-        :param kwargs: As in :meth:`OfflineReplayBuffer.from_transitions`
+        :param transitions: the dataset
+        :param args: as in :meth:`OfflineReplayBuffer.from_transitions`
+        :param kwargs: as in :meth:`OfflineReplayBuffer.from_transitions`
         :raises DatasetError: if the data do not fit on the device, or their rewards do not allow the scaling
         """
         buffer = super().from_transitions(transitions, *args, **kwargs)
@@ -95,8 +95,8 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         length and a first step uniformly among its steps; the piece ends with the episode if that comes before ``length``
         steps.
 
-        :param batch_size: Number of pieces
-        :param length: Number of steps in each, padding included
+        :param batch_size: number of pieces
+        :param length: number of steps in each, padding included
         """
         # To draw an episode by its length and then one of its steps is to draw a step of the dataset.
         firsts = self._draw(self.n_offline, batch_size).unsqueeze(1)
