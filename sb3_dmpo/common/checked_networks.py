@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
-from sb3_dmpo.files.safe_tensors import StoredTensor
+from sb3_dmpo.files.safe_pickle import StoredTensor
 from sb3_dmpo.files.safe_values import UnsafeFileError, shorten
 
 #: Bytes of buffers that are computed and not stored: tables of the algorithms.

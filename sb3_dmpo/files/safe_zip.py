@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sb3_dmpo.files.safe_pickle import AllowListUnpickler as AllowListUnpickler
-from sb3_dmpo.files.safe_tensors import read_structure
+from sb3_dmpo.files.safe_pickle import read_structure
 from sb3_dmpo.files.safe_values import UnsafeFileError as UnsafeFileError
 
 #: A stored array takes as much room in the zip as in memory; more than this factor is a decompression bomb.
@@ -26,7 +26,10 @@ def _decode(key: str, item: Any, classes: Collection[type]) -> Any:
     if not (isinstance(item, dict) and ":serialized:" in item):
         return item
     try:
-        return AllowListUnpickler(io.BytesIO(base64.b64decode(item[":serialized:"], validate=True)), classes).load()
+        return AllowListUnpickler(
+            io.BytesIO(base64.b64decode(item[":serialized:"], validate=True)),
+            {(cls.__module__, cls.__qualname__): cls for cls in classes},
+        ).load()
     except UnsafeFileError as error:
         raise UnsafeFileError(
             f"The attribute '{key}' {error}, which no model of this package needs. If you trust the file, load it with "
