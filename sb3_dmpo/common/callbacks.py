@@ -19,7 +19,7 @@ from sb3_dmpo.common.evaluation import (
     reference_scores,
     to_vec_env,
 )
-from sb3_dmpo.common.zip_mixin import ZipMixin
+from sb3_dmpo.common.model_zip import ZipMixin
 from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
 
 

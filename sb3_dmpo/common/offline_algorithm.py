@@ -24,12 +24,12 @@ from sb3_dmpo.common.arguments import check_arguments, check_device, unknown_arg
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
 from sb3_dmpo.common.learning_data import DatasetMixin
 from sb3_dmpo.common.metrics import MetricAverager
+from sb3_dmpo.common.model_zip import ZipMixin
 from sb3_dmpo.common.online import OnlineMixin
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from sb3_dmpo.common.updates import Target, error_quantiles
 from sb3_dmpo.common.updating import UpdateMixin
-from sb3_dmpo.common.zip_mixin import ZipMixin
 from sb3_dmpo.data.loading import dataset_identifier, dataset_spaces
 from sb3_dmpo.data.preprocessing import canonical_observation_space
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv

@@ -235,7 +235,7 @@ class AllowListUnpickler(pickle._Unpickler):
     An unpickler that makes the objects of the lists above, and executes nothing.
 
     :param file: the pickle
-    :param classes: further classes that may be named, by module and name, e.g. the policies of the algorithm that loads
+    :param classes: further classes that may be named, by ``module:name``, e.g. the policies of the algorithm that loads
     """
 
     makers: ClassVar[Mapping[Name, _Maker]] = MAKERS
@@ -243,7 +243,7 @@ class AllowListUnpickler(pickle._Unpickler):
         getattr(pickle, name)[0]: _STANDARD[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
 
-    def __init__(self, file: BinaryIO, classes: Mapping[Name, type] | None = None) -> None:
+    def __init__(self, file: BinaryIO, classes: Mapping[str, type] | None = None) -> None:
         self._size = file.seek(0, io.SEEK_END)
         file.seek(0)
         super().__init__(_BoundedFile(file, self._size))
@@ -273,7 +273,7 @@ class AllowListUnpickler(pickle._Unpickler):
 
         :raises UnsafeFileError: it is not on a list
         """
-        is_known = (module, name) in self.makers or (module, name) in self._classes or name in NAMED.get(module, ())
+        is_known = (module, name) in self.makers or f"{module}:{name}" in self._classes or name in NAMED.get(module, ())
         if not is_known:
             raise UnsafeFileError(f"asks for {shorten(module)[1:-1]}.{shorten(name)[1:-1]}")
         return _Object((module, name))
@@ -355,8 +355,8 @@ class AllowListUnpickler(pickle._Unpickler):
             state = None
         if arguments is not None:
             return self.makers[name](state, *arguments)
-        if name in self._classes:
-            return self._classes[name]
+        if ":".join(name) in self._classes:
+            return self._classes[":".join(name)]
         if name[1] in NAMED.get(name[0], ()):
             return getattr(importlib.import_module(name[0]), name[1])
         return ".".join(name)
@@ -425,7 +425,7 @@ class _TensorUnpickler(AllowListUnpickler):
     }
 
     def __init__(self, content: bytes, records: Mapping[str, int]) -> None:
-        super().__init__(io.BytesIO(content), dict.fromkeys(_STORAGES, object))
+        super().__init__(io.BytesIO(content), {":".join(name): object for name in _STORAGES})
         self._records = records
 
     def persistent_load(self, pid: Any) -> _Storage:
