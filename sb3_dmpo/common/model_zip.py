@@ -24,7 +24,7 @@ from sb3_dmpo.common.arguments import check_arguments, check_stored_counts, cons
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.files.safe_pickle import StoredTensor
-from sb3_dmpo.files.safe_values import UnsafeFileError, shorten
+from sb3_dmpo.files.safe_values import UnsafeFileError, classes_by_name, shorten
 from sb3_dmpo.files.safe_zip import (
     FORMAT,
     MAX_DATA_BYTES,
@@ -58,7 +58,7 @@ _MOVED = {
 NOT_HYPERPARAMETERS = frozenset(
     {"policy", "env", "dataset", "device", "seed", "verbose", "tensorboard_log", "download", "stats_window_size"}
 )
-#: Bytes that networks may need besides the stored ones: tables that are computed. A tensor costs something even if empty.
+#: Bytes that networks may need besides the stored ones (tables that are computed), and what an empty tensor counts.
 _MAX_COMPUTED, _MIN_TENSOR = 64 * 2**20, 2**14
 
 
@@ -130,7 +130,7 @@ def settings_of(model: Any, excluded: Collection[str] = ()) -> bytes:
 
 def _classes_of(cls: type[Any], trusted: Collection[type]) -> dict[str, type]:
     """The classes that a zip may name besides those of PyTorch, by ``module:name``; also by the names that they had."""
-    classes = {f"{known.__module__}:{known.__qualname__}": known for known in (*cls.policy_aliases.values(), *trusted)}
+    classes = classes_by_name([*cls.policy_aliases.values(), *trusted])
     for before, now in _MOVED.items():
         classes |= {name.replace(now, before): known for name, known in classes.items() if name.startswith(f"{now}:")}
     return classes
@@ -209,21 +209,23 @@ class _Budget(TorchDispatchMode):
     """
     Counts the tensors that are made in this thread, while networks are built without memory.
 
-    :param stored: bytes of weights in the file
+    :param stored: the tensors in the file
     """
 
-    def __init__(self, stored: int) -> None:
+    def __init__(self, stored: Collection[StoredTensor]) -> None:
         super().__init__()
-        self.stored, self.used = stored, 0
+        self.used, self.stored = 0, sum(tensor.n_bytes for tensor in stored)
+        # Initialising a weight may take another tensor of its size or two.
+        self.allowed = 4 * sum(max(tensor.n_bytes, _MIN_TENSOR) for tensor in stored) + _MAX_COMPUTED
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if all(returned.alias_info is None for returned in func._schema.returns):
             tensors = [tensor for tensor in tree_leaves(result) if isinstance(tensor, th.Tensor)]
             self.used += sum(max(tensor.nbytes, _MIN_TENSOR) for tensor in tensors)
-        if self.used > 2 * self.stored + _MAX_COMPUTED:
+        if self.used > self.allowed:
             raise UnsafeFileError(
-                f"The file's settings need networks of more than {self.used} bytes, and it holds {self.stored} bytes of weights."
+                f"The file's settings need networks of more than {self.allowed} bytes, but it holds {self.stored} of weights."
             )
         return result
 
@@ -233,7 +235,7 @@ def _check_networks(build: Callable[[], nn.Module], stored: Any) -> None:
     if not isinstance(stored, Mapping) or not all(isinstance(tensor, StoredTensor) for tensor in stored.values()):
         raise UnsafeFileError("The entry 'policy.pth' of the file holds no weights by name.")
     try:
-        with _Budget(sum(tensor.n_bytes for tensor in stored.values())), th.device("meta"):
+        with _Budget(stored.values()), th.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
     except UnsafeFileError:
         raise

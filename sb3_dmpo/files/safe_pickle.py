@@ -21,8 +21,18 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
-from sb3_dmpo.files import safe_values
-from sb3_dmpo.files.safe_values import MAX_DEPTH, MAX_ENTRIES, SB3_SCHEDULES, TORCH_CLASSES, UnsafeFileError, check, shorten
+from sb3_dmpo.files.safe_values import (
+    MAKERS,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    SB3_SCHEDULES,
+    TORCH_CLASSES,
+    UnsafeFileError,
+    check,
+    make_array,
+    make_dtype,
+    shorten,
+)
 
 Name = tuple[str, str]
 _Maker = Callable[..., Any]
@@ -47,26 +57,26 @@ def _dtype(state: Any, code: Any, *flags: Any) -> np.dtype[Any]:
         isinstance(state, tuple) and len(state) > 1 and state[1] in ("=", "|", np.dtype("<i4").str[0])
     )
     check(is_native, "a data type with", state)
-    return safe_values.make_dtype(code)
+    return make_dtype(code)
 
 
 def _array(state: Any, content: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Any:
     check(state is None, "an array in the state", state)
-    return safe_values.make_array(content, dtype, shape, order, axis_order)
+    return make_array(content, dtype, shape, order, axis_order)
 
 
 def _array_of_state(state: Any, kind: Any, shape: Any, *typecode: Any) -> Any:
     # NumPy's own function allocates whatever shape it is given; the content comes with the state.
     check(kind is np.ndarray and shape == (0,), "an array of shape", shape)
     check(isinstance(state, tuple) and len(state) == 5, "an array in the state", state)
-    return safe_values.make_array(state[4], state[2], state[1], "F" if state[3] else "C").copy(order="K")
+    return make_array(state[4], state[2], state[1], "F" if state[3] else "C").copy(order="K")
 
 
 def _scalar(state: Any, dtype: Any, content: Any) -> Any:
     return _array(state, content, dtype, (), "C")[()]
 
 
-def _generator(state: Any, source: Any = "PCG64", *rest: Any) -> np.random.Generator:
+def _generator(state: Any, source: Any = "PCG64", *rest: Any) -> Any:
     if isinstance(source, np.random.Generator) and state is None:
         return source
     check(source is np.random.PCG64 or source == "PCG64", "the random generator", source)
@@ -75,7 +85,7 @@ def _generator(state: Any, source: Any = "PCG64", *rest: Any) -> np.random.Gener
         numbers = [values["state"]["state"], values["state"]["inc"], values["has_uint32"], values["uinteger"]]
     except (KeyError, TypeError, IndexError):
         numbers = [None]
-    return safe_values.make_generator(numbers)
+    return MAKERS["generator"](numbers)
 
 
 def _fields(state: Any, *arguments: Any) -> dict[Any, Any]:
@@ -83,44 +93,38 @@ def _fields(state: Any, *arguments: Any) -> dict[Any, Any]:
     return dict(state)
 
 
-def _box(state: Any, *arguments: Any) -> spaces.Box:
+def _box(state: Any, *arguments: Any) -> Any:
     # What else is in the state follows from the bounds, and depends on the version of gymnasium.
     values = _fields(state, *arguments)
     low = values.get("low")
     is_right = isinstance(low, np.ndarray) and low.shape == values.get("_shape") and low.dtype == values.get("dtype")
     check(is_right, "a Box with the bound", low)
-    return safe_values.make_box(low, values.get("high"), values.get("_np_random"))
+    return MAKERS["Box"](low, values.get("high"), values.get("_np_random"))
 
 
-def _dict_space(state: Any, *arguments: Any) -> spaces.Dict:
+def _dict_space(state: Any, *arguments: Any) -> Any:
     values = _fields(state, *arguments)
-    return safe_values.make_dict(values.get("spaces"), values.get("sort_keys"), values.get("_np_random"))
+    return MAKERS["Dict"](values.get("spaces"), values.get("sort_keys"), values.get("_np_random"))
 
 
-def _schedule(state: Any, *arguments: Any, cls: Any) -> Any:
-    return safe_values.make_schedule(cls, _fields(state, *arguments))
+def _schedule(state: Any, *arguments: Any, cls: type) -> Any:
+    return MAKERS[cls.__name__](**_fields(state, *arguments))
 
 
 def _deque(state: Any, content: Any = (), maxlen: Any = None) -> Any:
     check(type(content) in (tuple, list) and len(content) == 0, "a deque of", content)
-    return safe_values.make_deque([] if state is None else state, maxlen)
+    return MAKERS["deque"]([] if state is None else state, maxlen)
 
 
-def _train_freq(state: Any, *arguments: Any) -> Any:
-    check(state is None, "a TrainFreq in the state", state)
-    return safe_values.make_train_freq(*arguments)
+def _train_freq(state: Any, frequency: Any, unit: Any) -> Any:
+    return MAKERS["TrainFreq"](frequency, unit.value if isinstance(unit, TrainFrequencyUnit) else None)
 
 
-def _unit(state: Any, name: Any) -> TrainFrequencyUnit:
-    check(state is None and name in ("step", "episode"), "a TrainFrequencyUnit of", name)
-    return TrainFrequencyUnit(name)
-
-
-def _enum_member(state: Any, cls: Any, name: Any) -> TrainFrequencyUnit:
-    """How some versions of Python (3.11.2, which Debian 12 has) write the member of an enumeration: by ``getattr``."""
-    is_right = state is None and cls is TrainFrequencyUnit and name in ("STEP", "EPISODE")
-    check(is_right, "the attribute", (cls, name))
-    return TrainFrequencyUnit[name]
+def _unit(state: Any, *arguments: Any) -> TrainFrequencyUnit:
+    """Some versions of Python (3.11.2, which Debian 12 has) write the member of an enumeration by ``getattr``."""
+    is_right = arguments in (("step",), ("episode",), (TrainFrequencyUnit, "STEP"), (TrainFrequencyUnit, "EPISODE"))
+    check(is_right, "a TrainFrequencyUnit of", arguments)
+    return TrainFrequencyUnit(arguments[-1].lower())
 
 
 def _device(state: Any, kind: Any, index: Any = None) -> str:
@@ -147,8 +151,8 @@ def _ordered_dict(state: Any) -> OrderedDict[Any, Any]:
 
 _NUMPY_CORES = ("numpy._core", "numpy.core")
 #: What may be called, by module and name.
-MAKERS: dict[Name, _Maker] = {
-    ("builtins", "getattr"): _enum_member,
+FUNCTIONS: dict[Name, _Maker] = {
+    ("builtins", "getattr"): _unit,
     ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "deque"): _deque,
     ("gymnasium.spaces.box", "Box"): _box,
@@ -238,7 +242,7 @@ class AllowListUnpickler(pickle._Unpickler):
     :param classes: further classes that may be named, by ``module:name``, e.g. the policies of the algorithm that loads
     """
 
-    makers: ClassVar[Mapping[Name, _Maker]] = MAKERS
+    functions: ClassVar[Mapping[Name, _Maker]] = FUNCTIONS
     dispatch: ClassVar[dict[int, _Handler]] = {
         getattr(pickle, name)[0]: _STANDARD[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
@@ -273,14 +277,14 @@ class AllowListUnpickler(pickle._Unpickler):
 
         :raises UnsafeFileError: it is not on a list
         """
-        is_known = (module, name) in self.makers or f"{module}:{name}" in self._classes or name in NAMED.get(module, ())
+        is_known = (module, name) in self.functions or f"{module}:{name}" in self._classes or name in NAMED.get(module, ())
         if not is_known:
             raise UnsafeFileError(f"asks for {shorten(module)[1:-1]}.{shorten(name)[1:-1]}")
         return _Object((module, name))
 
     def _call(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
-        is_named = isinstance(called, _Object) and called.arguments is None and called.name in self.makers
+        is_named = isinstance(called, _Object) and called.arguments is None and called.name in self.functions
         if not is_named or type(arguments) is not tuple:
             raise UnsafeFileError(f"asks for a call of {_text(called)}")
         self.append(_Object(called.name, arguments))  # type: ignore[attr-defined]
@@ -354,7 +358,7 @@ class AllowListUnpickler(pickle._Unpickler):
         elif name == ("collections", "OrderedDict"):
             state = None
         if arguments is not None:
-            return self.makers[name](state, *arguments)
+            return self.functions[name](state, *arguments)
         if ":".join(name) in self._classes:
             return self._classes[":".join(name)]
         if name[1] in NAMED.get(name[0], ()):
@@ -415,7 +419,7 @@ class _TensorUnpickler(AllowListUnpickler):
     :param records: sizes of the numbers beside it, by name
     """
 
-    makers: ClassVar[Mapping[Name, _Maker]] = {
+    functions: ClassVar[Mapping[Name, _Maker]] = {
         ("collections", "OrderedDict"): _ordered_dict,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch._utils", "_rebuild_parameter"): _parameter,

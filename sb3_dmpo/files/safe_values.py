@@ -4,6 +4,8 @@ import math
 import reprlib
 import sys
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,8 @@ class _Repr(reprlib.Repr):
     """Texts for messages; objects of a file may have texts of any length."""
 
     def repr_instance(self, x: Any, level: int) -> str:
+        if x is None or isinstance(x, bool | float):
+            return repr(x)
         return x.__qualname__ if isinstance(x, type) else f"<{type(x).__name__}>"
 
 
@@ -58,6 +62,15 @@ def check(condition: bool, what: str, value: Any) -> None:
     """
     if not condition:
         raise UnsafeFileError(f"asks for {what} {shorten(value)}")
+
+
+def classes_by_name(classes: Iterable[type]) -> dict[str, type]:
+    """
+    Classes by ``module:name``.
+
+    :param classes: the classes
+    """
+    return {f"{cls.__module__}:{cls.__qualname__}": cls for cls in classes}
 
 
 def make_dtype(code: Any) -> np.dtype[Any]:
@@ -91,56 +104,38 @@ def make_array(content: Any, dtype: Any, shape: Any, order: Any = "C", axis_orde
     return array.reshape(shape, order=order)
 
 
-def make_generator(numbers: Any) -> np.random.Generator:
-    """
-    A random generator in a state.
+def _float(value: Any) -> float:
+    check(value in ("nan", "inf", "-inf"), "the number", value)
+    return float(value)
 
-    :param numbers: ``state``, ``inc``, ``has_uint32`` and ``uinteger`` of PCG64
-    """
-    bounds = (2**128, 2**128, 2, 2**32)
-    is_right = isinstance(numbers, list) and len(numbers) == 4
-    is_right = is_right and all(type(n) is int and 0 <= n < bound for n, bound in zip(numbers, bounds, strict=True))
+
+def _generator(numbers: Any) -> np.random.Generator:
+    bounds = {"state": 2**128, "inc": 2**128, "has_uint32": 2, "uinteger": 2**32}
+    is_right = type(numbers) is list and len(numbers) == len(bounds)
+    is_right = is_right and all(type(n) is int and 0 <= n < bound for n, bound in zip(numbers, bounds.values(), strict=True))
     check(is_right, "a random generator in the state", numbers)
-    bit_generator = np.random.PCG64(0)
-    bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": numbers[0], "inc": numbers[1]},
-        "has_uint32": numbers[2],
-        "uinteger": numbers[3],
-    }
-    return np.random.Generator(bit_generator)
+    state, inc, has_uint32, uinteger = numbers
+    source = np.random.PCG64(0)
+    inner = {"state": {"state": state, "inc": inc}, "has_uint32": has_uint32, "uinteger": uinteger}
+    source.state = {"bit_generator": "PCG64", **inner}
+    return np.random.Generator(source)
 
 
-def _with_generator(space: spaces.Space[Any], generator: Any) -> Any:
+def _with_generator(space: Any, generator: Any) -> Any:
     is_right = generator is None or isinstance(generator, np.random.Generator)
     check(is_right, "a space with the random generator", generator)
     vars(space)["_np_random"] = generator
     return space
 
 
-def make_box(low: Any, high: Any, generator: Any = None) -> spaces.Box:
-    """
-    A Box.
-
-    :param low: lower bounds
-    :param high: upper bounds
-    :param generator: of its samples
-    """
+def _box(low: Any, high: Any, generator: Any) -> Any:
     for array in (low, high):
         check(type(array) is np.ndarray and not np.isnan(array).any(), "a Box with the bound", array)
     check(low.shape == high.shape and low.dtype == high.dtype, "a Box with the bounds", (low, high))
-    box: spaces.Box = _with_generator(spaces.Box(low, high, dtype=low.dtype.type), generator)
-    return box
+    return _with_generator(spaces.Box(low, high, dtype=low.dtype.type), generator)
 
 
-def make_dict(inner: Any, sort_keys: Any = None, generator: Any = None) -> spaces.Dict:
-    """
-    A Dict of Boxes and Dicts.
-
-    :param inner: spaces by name, whose order is kept
-    :param sort_keys: whether its samples are sorted; None: this version of gymnasium does not know
-    :param generator: of its samples
-    """
+def _dict(inner: Any, sort_keys: Any, generator: Any) -> Any:
     check(isinstance(inner, dict) and all(type(key) is str for key in inner), "a Dict of", inner)
     for key, value in inner.items():
         check(isinstance(value, spaces.Box | spaces.Dict), f"a Dict whose {key[:80]} is", value)
@@ -148,18 +143,11 @@ def make_dict(inner: Any, sort_keys: Any = None, generator: Any = None) -> space
     space = spaces.Dict(OrderedDict(inner))
     if "sort_keys" in vars(space):
         vars(space)["sort_keys"] = bool(sort_keys)
-    made: spaces.Dict = _with_generator(space, generator)
-    return made
+    return _with_generator(space, generator)
 
 
-def make_schedule(cls: Any, values: Any) -> Any:
-    """
-    A schedule of Stable-Baselines3.
-
-    :param cls: its class
-    :param values: its attributes
-    """
-    check(type(values) is dict and values.keys() == SB3_SCHEDULES[cls], f"a {cls.__name__} of", values)
+def _schedule(cls: type[Any], **values: Any) -> Any:
+    check(values.keys() == SB3_SCHEDULES[cls], f"a {cls.__name__} of", list(values))
     for name, value in values.items():
         is_right = callable(value) if name == "value_schedule" else type(value) in (int, float) and math.isfinite(value)
         check(is_right and not isinstance(value, type), f"a {cls.__name__} of", value)
@@ -168,25 +156,25 @@ def make_schedule(cls: Any, values: Any) -> Any:
     return schedule
 
 
-def make_deque(items: Any, maxlen: Any) -> deque[Any]:
-    """
-    A deque.
-
-    :param items: what it holds
-    :param maxlen: its largest length, or None
-    """
-    check(type(items) in (list, tuple), "a deque of", items)
+def _deque(items: Any, maxlen: Any = None) -> deque[Any]:
+    check(type(items) in (list, tuple), "a row of", items)
     check(maxlen is None or (type(maxlen) is int and 0 <= maxlen <= sys.maxsize), "a deque of length", maxlen)
     return deque(items, maxlen)
 
 
-def make_train_freq(frequency: Any, unit: Any) -> TrainFreq:
-    """
-    How often an online algorithm is updated.
-
-    :param frequency: a number
-    :param unit: of what
-    """
-    is_right = type(frequency) is int and unit in ("step", "episode", *TrainFrequencyUnit)
-    check(is_right, "a TrainFreq of", (frequency, unit))
+def _train_freq(frequency: Any, unit: Any) -> TrainFreq:
+    check(type(frequency) is int and unit in ("step", "episode"), "a TrainFreq of", (frequency, unit))
     return TrainFreq(frequency, TrainFrequencyUnit(unit))
+
+
+#: What makes an object from its parts, by its type.
+MAKERS: dict[str, Callable[..., Any]] = {
+    "float": _float,
+    "generator": _generator,
+    "Box": _box,
+    "Dict": _dict,
+    "tuple": lambda items: tuple(_deque(items)),
+    "deque": _deque,
+    "TrainFreq": _train_freq,
+    **{cls.__name__: partial(_schedule, cls) for cls in SB3_SCHEDULES},
+}

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,16 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule, TrainFreq
 
 from sb3_dmpo.files import safe_values
-from sb3_dmpo.files.safe_values import MAX_DEPTH, SB3_SCHEDULES, TORCH_CLASSES, UnsafeFileError, check, shorten
+from sb3_dmpo.files.safe_values import (
+    MAKERS,
+    MAX_DEPTH,
+    SB3_SCHEDULES,
+    TORCH_CLASSES,
+    UnsafeFileError,
+    check,
+    classes_by_name,
+    shorten,
+)
 
 #: Marks an object.
 _TYPE = "$type"
@@ -39,45 +48,32 @@ _FORMULAS: dict[str, Callable[[float, float, float], float]] = {
 }
 
 
-class FormulaSchedule:
+class PlainSchedule:
     """
-    A schedule that one of the usual formulas gives, to the last bit.
+    A schedule as plain data: one of the usual formulas, or the values that it gives along a run with straight lines between
+    them. A table is exact at its 1025 points, and up to rounding wherever the original is straight between two of them.
 
-    :param formula: which one
-    :param first: value at the beginning of a run
-    :param last: value at its end
+    :param formula: which formula, or ``"table"``
+    :param values: the first and the last value of a run, or all from the end of a run to its beginning, equally spaced
     """
 
-    def __init__(self, formula: str, first: float, last: float) -> None:
-        check(isinstance(formula, str) and formula in _FORMULAS, "the schedule", formula)
-        check(type(first) is float and type(last) is float, "a schedule of", (first, last))
-        self.formula, self.first, self.last = formula, first, last
+    def __init__(self, formula: str, values: list[float]) -> None:
+        length = _STEPS + 1 if formula == "table" else 2
+        check(formula == "table" or (type(formula) is str and formula in _FORMULAS), "the schedule", formula)
+        is_right = type(values) is list and len(values) == length and all(type(value) is float for value in values)
+        check(is_right and all(map(math.isfinite, values)), "a schedule of", values)
+        self.formula, self.values = formula, values
 
     def __call__(self, progress_remaining: float) -> float:
-        return _FORMULAS[self.formula](progress_remaining, self.first, self.last)
-
-
-class TabulatedSchedule:
-    """
-    A schedule as the values that it gives along a run, with straight lines between them. It is exact at the 1025 points of
-    the table, and up to rounding wherever the original is straight between two of them.
-
-    :param values: from the end of a run (no progress remains) to its beginning, equally spaced
-    """
-
-    def __init__(self, values: Sequence[float]) -> None:
-        is_right = type(values) is list and len(values) == _STEPS + 1 and all(type(value) is float for value in values)
-        check(is_right, "a schedule of the values", values)
-        self.values = values
-
-    def __call__(self, progress_remaining: float) -> float:
+        if self.formula in _FORMULAS:
+            return _FORMULAS[self.formula](progress_remaining, *self.values)
         position = min(max(progress_remaining, 0.0), 1.0) * _STEPS
         low = min(int(position), _STEPS - 1)
         share = position - low
         return (1.0 - share) * self.values[low] + share * self.values[low + 1]
 
 
-def represent_schedule(schedule: Schedule) -> FormulaSchedule | TabulatedSchedule:
+def plain_schedule(schedule: Schedule) -> PlainSchedule:
     """
     Any function of the remaining progress as plain data: as a formula if one gives the same values to the last bit, else as
     a table.
@@ -85,24 +81,23 @@ def represent_schedule(schedule: Schedule) -> FormulaSchedule | TabulatedSchedul
     :param schedule: the function
     :raises TypeError: it gives no finite numbers, or other ones when it is asked again
     """
-    points = [step / _STEPS for step in range(_STEPS + 1)]
     # Between the points of the table too: whoever tells formulas apart looks at all bits.
-    between = [math.sqrt(2.0) * point for point in points[:700]]
+    points = [step / _STEPS for step in range(_STEPS + 1)]
+    points += [math.sqrt(0.5) * point for point in points]
     try:
         # An object that counts its calls must not notice.
         function = copy.deepcopy(schedule)
-        values = [float(function(point)) for point in [*points, *between]]
-        again = [float(function(point)) for point in [*points, *between]]
+        values = [float(function(point)) for point in points]
+        is_steady = values == [float(function(point)) for point in points]
     except Exception as error:  # it is the user's function
         raise TypeError(f"as a schedule it fails with {type(error).__name__}: {error}") from error
-    if not all(map(math.isfinite, values)) or values != again:
+    if not is_steady or not all(map(math.isfinite, values)):
         raise TypeError("as a schedule it has to give finite numbers, the same for the same progress")
-    first, last = values[_STEPS], values[0]
-    for name in _FORMULAS:
-        formula = FormulaSchedule(name, first, last)
-        if values == [formula(point) for point in [*points, *between]]:
-            return formula
-    return TabulatedSchedule(values[: _STEPS + 1])
+    for formula in _FORMULAS:
+        candidate = PlainSchedule(formula, [values[_STEPS], values[0]])
+        if values == [candidate(point) for point in points]:
+            return candidate
+    return PlainSchedule("table", values[: _STEPS + 1])
 
 
 # Writing --------------------------------------------------------------------------------------------------------
@@ -120,7 +115,7 @@ def class_name(cls: type) -> str:
         found = getattr(found, part, None)
     if found is not cls:
         raise TypeError(f"the class {cls.__qualname__} cannot be imported: define it at the top of a module")
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return next(iter(classes_by_name([cls])))
 
 
 def _array(array: np.ndarray | np.generic) -> dict[str, Any]:
@@ -131,16 +126,16 @@ def _array(array: np.ndarray | np.generic) -> dict[str, Any]:
 
 
 def _space(space: spaces.Space[Any]) -> dict[str, Any]:
-    generator = space._np_random
-    numbers = None
-    if generator is not None and isinstance(generator.bit_generator, np.random.PCG64):
-        state: Any = generator.bit_generator.state
+    generator = None
+    if space._np_random is not None and isinstance(space._np_random.bit_generator, np.random.PCG64):
+        state: Any = space._np_random.bit_generator.state
         numbers = [state["state"]["state"], state["state"]["inc"], state["has_uint32"], state["uinteger"]]
+        generator = {_TYPE: "generator", "numbers": numbers}
     if isinstance(space, spaces.Box):
-        return {_TYPE: "Box", "low": encode(space.low), "high": encode(space.high), "generator": numbers}
+        return {_TYPE: "Box", "low": encode(space.low), "high": encode(space.high), "generator": generator}
     assert isinstance(space, spaces.Dict)
     inner = {key: encode(value) for key, value in space.spaces.items()}
-    return {_TYPE: "Dict", "spaces": inner, "sort_keys": getattr(space, "sort_keys", None), "generator": numbers}
+    return {_TYPE: "Dict", "inner": inner, "sort_keys": getattr(space, "sort_keys", None), "generator": generator}
 
 
 def encode(value: Any) -> Any:
@@ -172,7 +167,7 @@ def encode(value: Any) -> Any:
         return _space(value)
     if isinstance(value, type):
         return {_TYPE: "class", "name": class_name(value)}
-    if type(value) in (*SB3_SCHEDULES, FormulaSchedule, TabulatedSchedule):
+    if type(value) in (*SB3_SCHEDULES, PlainSchedule):
         inner = {key: encode_schedule(item) if callable(item) else encode(item) for key, item in vars(value).items()}
         return {_TYPE: type(value).__name__, **inner}
     raise TypeError(f"a {type(value).__name__} has no form as plain data")
@@ -190,7 +185,7 @@ def encode_schedule(value: Any) -> Any:
     except TypeError:
         if not callable(value) or isinstance(value, type):
             raise
-        return encode(represent_schedule(value))
+        return encode(plain_schedule(value))
 
 
 # Reading --------------------------------------------------------------------------------------------------------
@@ -220,57 +215,27 @@ def parse(content: bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def _text_of_array(value: dict[str, Any]) -> np.ndarray:
-    text, shape = value["content"], value["shape"]
-    check(type(text) is str and type(shape) is list, "an array of", text)
-    try:
-        content = base64.b64decode(text, validate=True)
-    except ValueError:
-        raise UnsafeFileError("asks for an array whose bytes are no base64") from None
-    dtype = safe_values.make_dtype(value["dtype"]).newbyteorder("<")
-    array = safe_values.make_array(content, dtype, tuple(shape))
-    return array.astype(dtype.newbyteorder("="))
+def _array_of(dtype: Any, shape: Any, content: Any) -> np.ndarray:
+    check(type(content) is str and type(shape) is list, "an array of", content)
+    stored = safe_values.make_dtype(dtype).newbyteorder("<")
+    array = safe_values.make_array(base64.b64decode(content, validate=True), stored, tuple(shape))
+    return array.astype(stored.newbyteorder("="))
 
 
 def _class_of(name: Any, classes: Mapping[str, type]) -> type:
     check(type(name) is str, "the class", name)
     module, _, qualname = name.partition(":")
-    if name in classes:
-        return classes[name]
-    if qualname not in TORCH_CLASSES.get(module, ()):
+    if name not in classes and qualname not in TORCH_CLASSES.get(module, ()):
         text = shorten(name)[1:-1].replace(":", ".")
-        raise UnsafeFileError(
-            f"asks for the class {text}; pass it as `trusted_classes=[{shorten(qualname)[1:-1]}]` if you know it"
-        )
-    found: type = getattr(importlib.import_module(module), qualname)
+        raise UnsafeFileError(f"asks for the class {text} (`trusted_classes=[...]` takes those that you know)")
+    found: type = classes.get(name) or getattr(importlib.import_module(module), qualname)
     return found
 
 
-def _float_of(text: Any) -> float:
-    check(text in ("nan", "inf", "-inf"), "the number", text)
-    return float(text)
-
-
-def _generator_of(numbers: Any) -> np.random.Generator | None:
-    return None if numbers is None else safe_values.make_generator(numbers)
-
-
-_SCHEDULES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "FormulaSchedule": lambda value: FormulaSchedule(value["formula"], value["first"], value["last"]),
-    "TabulatedSchedule": lambda value: TabulatedSchedule(value["values"]),
-    **{cls.__name__: lambda value, cls=cls: safe_values.make_schedule(cls, value) for cls in SB3_SCHEDULES},  # type: ignore[misc]
-}
-#: What objects are made by, from their decoded entries.
-_MAKERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "float": lambda value: _float_of(value["value"]),
-    "tuple": lambda value: tuple(safe_values.make_deque(value["items"], None)),
-    "deque": lambda value: safe_values.make_deque(value["items"], value["maxlen"]),
-    "array": _text_of_array,
-    "scalar": lambda value: _text_of_array(value | {"shape": []})[()],
-    "Box": lambda value: safe_values.make_box(value["low"], value["high"], _generator_of(value["generator"])),
-    "Dict": lambda value: safe_values.make_dict(value["spaces"], value["sort_keys"], _generator_of(value["generator"])),
-    "TrainFreq": lambda value: safe_values.make_train_freq(value["frequency"], value["unit"]),
-    **_SCHEDULES,
+_MAKERS: dict[str, Callable[..., Any]] = MAKERS | {
+    "array": _array_of,
+    "scalar": lambda dtype, shape, content: _array_of(dtype, [], content)[()],
+    "PlainSchedule": PlainSchedule,
 }
 
 
@@ -290,14 +255,10 @@ def decode(value: Any, classes: Mapping[str, type], depth: int = 0) -> Any:
         content = {key: decode(item, classes, depth + 1) for key, item in value.items() if key != _TYPE}
         if _TYPE not in value:
             return content
-        kind = value[_TYPE]
-        try:
-            if kind == "class":
-                return _class_of(content["name"], classes)
-            check(type(kind) is str and kind in _MAKERS, "an object of the type", kind)
-            return _MAKERS[kind](content)
-        except KeyError as error:
-            raise UnsafeFileError(f"asks for a {shorten(kind)} without {error}") from None
+        if value[_TYPE] == "class":
+            return _class_of(content.get("name"), classes)
+        check(type(value[_TYPE]) is str and value[_TYPE] in _MAKERS, "an object of the type", value[_TYPE])
+        return _MAKERS[value[_TYPE]](**content)
     # As text, numbers can be larger than a float is.
     check(type(value) is not float or math.isfinite(value), "the number", value)
     return value
