@@ -205,7 +205,7 @@ def checked_attributes(
 # Networks -------------------------------------------------------------------------------------------------------
 
 
-class _Budget(TorchDispatchMode):
+class _Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
     Counts the tensors that are made in this thread, while networks are built without memory.
 
@@ -213,7 +213,7 @@ class _Budget(TorchDispatchMode):
     """
 
     def __init__(self, stored: Collection[StoredTensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.used, self.stored = 0, sum(tensor.n_bytes for tensor in stored)
         # Initialising a weight may take another tensor of its size or two.
         self.allowed = 4 * sum(max(tensor.n_bytes, _MIN_TENSOR) for tensor in stored) + _MAX_COMPUTED

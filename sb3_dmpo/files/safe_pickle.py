@@ -135,7 +135,7 @@ def _device(state: Any, kind: Any, index: Any = None) -> str:
 
 def _buffer(state: Any, *arguments: Any, cls: type[ReplayBuffer]) -> ReplayBuffer:
     values = _fields(state, *arguments)
-    kinds = bool | int | float | str | tuple | type | np.ndarray | spaces.Space | None
+    kinds = (bool, int, float, str, tuple, type, np.ndarray, spaces.Space, type(None))
     for key, value in values.items():
         check(type(key) is str and not hasattr(cls, key), "a buffer with the attribute", key)
         parts = value.values() if isinstance(value, dict) else [value]

@@ -80,7 +80,8 @@ def make_dtype(code: Any) -> np.dtype[Any]:
     :param code: e.g. ``"f4"``
     """
     check(isinstance(code, str) and code in _DTYPES, "the data type", code)
-    return np.dtype(code)
+    dtype: np.dtype[Any] = np.dtype(code)
+    return dtype
 
 
 def make_array(content: Any, dtype: Any, shape: Any, order: Any = "C", axis_order: Any = None) -> npt.NDArray[Any]:
@@ -116,8 +117,12 @@ def _generator(numbers: Any) -> np.random.Generator:
     check(is_right, "a random generator in the state", numbers)
     state, inc, has_uint32, uinteger = numbers
     source = np.random.PCG64(0)
-    inner = {"state": {"state": state, "inc": inc}, "has_uint32": has_uint32, "uinteger": uinteger}
-    source.state = {"bit_generator": "PCG64", **inner}
+    source.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": inc},
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }
     return np.random.Generator(source)
 
 
@@ -146,7 +151,7 @@ def _dict(inner: Any, sort_keys: Any, generator: Any) -> Any:
     return _with_generator(space, generator)
 
 
-def _schedule(cls: type[Any], **values: Any) -> Any:
+def _schedule(cls: Any, /, **values: Any) -> Any:
     check(values.keys() == SB3_SCHEDULES[cls], f"a {cls.__name__} of", list(values))
     for name, value in values.items():
         is_right = callable(value) if name == "value_schedule" else type(value) in (int, float) and math.isfinite(value)

@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sb3_dmpo.files.safe_pickle import AllowListUnpickler, read_structure
-from sb3_dmpo.files.safe_values import UnsafeFileError
+from sb3_dmpo.files.safe_pickle import AllowListUnpickler as AllowListUnpickler
+from sb3_dmpo.files.safe_pickle import read_structure
+from sb3_dmpo.files.safe_values import UnsafeFileError as UnsafeFileError
 from sb3_dmpo.files.settings import decode, parse
 
 #: A stored array takes as much room in the zip as in memory; more than this factor is a decompression bomb.

@@ -226,7 +226,7 @@ def _class_of(name: Any, classes: Mapping[str, type]) -> type:
     check(type(name) is str, "the class", name)
     module, _, qualname = name.partition(":")
     if name not in classes and qualname not in TORCH_CLASSES.get(module, ()):
-        text = shorten(name)[1:-1].replace(":", ".")
+        text = repr(name[:100])[1:-1].replace(":", ".")
         raise UnsafeFileError(f"asks for the class {text} (`trusted_classes=[...]` takes those that you know)")
     found: type = classes.get(name) or getattr(importlib.import_module(module), qualname)
     return found
