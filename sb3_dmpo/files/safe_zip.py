@@ -23,7 +23,7 @@ SETTINGS, FORMAT = "settings.json", 1
 
 
 class DamagedFileError(ValueError):
-    """The file is no zip, not complete, or not of this package."""
+    """The file is no zip, not complete, or not of this package or algorithm."""
 
 
 @dataclass(frozen=True)
