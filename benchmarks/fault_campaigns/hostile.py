@@ -13,6 +13,7 @@ import lzma
 import os
 import pathlib
 import pickle
+import pickletools
 import shutil
 import subprocess
 import tarfile
@@ -22,6 +23,7 @@ import timeit
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from benchmarks.fault_campaigns.common import OURS, STOCK, Row, make_model, make_stock, row, saved
 from benchmarks.fault_campaigns.damage import unzipped, zipped
 from sb3_dmpo import DMPO
+from sb3_dmpo.files.safe_zip import SETTINGS
 
 
 class Call:
@@ -101,14 +104,21 @@ def _call_it(function: Callable[[], None]) -> None:
 
 
 def hostile_files() -> list[Row]:
-    """Every payload in attributes that are pickled, and in place of the weights: how many are executed."""
+    """
+    Every payload in attributes that are pickled, in place of the weights, and as names in the settings: how many are
+    executed. Ours are attacked as they are and without settings, as release 0.1.0 wrote them.
+    """
     rows = []
     for system, model, load in ((OURS, make_model("dmpo"), DMPO.load), (STOCK, make_stock(), TD3.load)):
-        content, executed, trials = saved(model), [], 0
-        for place in ("learning_rate", "observation_space", "ep_info_buffer", "policy.pth"):
-            for name in executed_payloads(lambda hostile, load=load: load(hostile, device="cpu"), content, place):
-                trials += 1
-                executed += [name] if name is not None else []
+        executed, trials = [], 0
+        entries = unzipped(saved(model))
+        forms = [entries] if SETTINGS not in entries else [entries, {k: v for k, v in entries.items() if k != SETTINGS}]
+        for form in forms:
+            places = ("learning_rate", "observation_space", "ep_info_buffer", "policy.pth", *({SETTINGS} & set(form)))
+            for place in places:
+                for name in executed_payloads(lambda file, load=load: load(file, device="cpu"), zipped(form), place):
+                    trials += 1
+                    executed += [name] if name is not None else []
         rows.append(row("hostile file", system, trials, trials - len(executed), f"{len(executed)} executed"))
     return rows
 
@@ -118,7 +128,8 @@ def executed_payloads(load: Callable[[io.BytesIO], Any], content: bytes, place: 
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
         marker = os.path.join(folder, "executed")
         for name, payload in payloads(marker).items():
-            hostile = with_tensors(content, payload) if place == "policy.pth" else with_attribute(content, place, payload)
+            change = {"policy.pth": with_tensors, SETTINGS: with_settings}.get(place, partial(with_attribute, key=place))
+            hostile = change(content, payload=payload)
             with contextlib.suppress(BaseException), warnings.catch_warnings(), contextlib.redirect_stdout(null):
                 warnings.simplefilter("ignore")
                 load(io.BytesIO(hostile))
@@ -134,6 +145,24 @@ def with_tensors(content: bytes, payload: bytes) -> bytes:
     inner = unzipped(entries["policy.pth"])
     inner[next(name for name in inner if name.endswith("data.pkl"))] = payload
     return zipped(entries | {"policy.pth": zipped(inner)})
+
+
+def with_settings(content: bytes, payload: bytes) -> bytes:
+    """The zip whose settings name what the payload calls, or hold the payload itself, wherever an object may stand."""
+    entries = unzipped(content)
+    settings = json.loads(entries[SETTINGS])
+    called = next((argument for code, argument, _ in pickletools.genops(payload) if code.name == "GLOBAL"), None)
+    texts = [argument for code, argument, _ in pickletools.genops(payload) if "UNICODE" in code.name]
+    name = ":".join(called.split(" ") if called else texts[:2])
+    serialized = base64.b64encode(payload).decode()
+    settings["policy"] = name
+    settings["attributes"] |= {
+        "learning_rate": {"$type": "class", "name": name},
+        "policy_kwargs": {"activation_fn": {"$type": "class", "name": name}},
+        "observation_space": {":type:": name, ":serialized:": serialized},
+        "train_freq": {"$type": name, "arguments": texts},
+    }
+    return zipped(entries | {SETTINGS: json.dumps(settings).encode()})
 
 
 def with_attribute(content: bytes, key: str, payload: bytes) -> bytes:

@@ -36,7 +36,12 @@ def _attributes(change: Callable[[dict[str, Any]], Any]) -> Change:
     def apply(entries: Entries) -> Entries:
         attributes = json.loads(entries["data"])
         change(attributes)
-        return entries | {"data": json.dumps(attributes).encode()}
+        changed = {"data": json.dumps(attributes).encode()}
+        if "settings.json" in entries:
+            settings = json.loads(entries["settings.json"])
+            change(settings["attributes"])
+            changed["settings.json"] = json.dumps(settings).encode()
+        return entries | changed
 
     return apply
 

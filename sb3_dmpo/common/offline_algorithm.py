@@ -3,10 +3,12 @@
 import contextlib
 import io
 import pathlib
+import pickle
 import sys
 import time
+import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -22,26 +24,38 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from sb3_dmpo.common import arguments
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
-from sb3_dmpo.common.metrics import MetricAverager
+from sb3_dmpo.common.metrics import MetricAverager, check_finite
+from sb3_dmpo.common.model_zip import (
+    cannot_be_saved,
+    check_optimizers,
+    on_its_own,
+    prepare_load,
+    random_state_of,
+    read_file,
+    set_random_state_of,
+    settings_of,
+)
 from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
-from sb3_dmpo.common.zip_mixin import ZipMixin
 from sb3_dmpo.data.loading import dataset_identifier, dataset_spaces
 from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
+from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError
+from sb3_dmpo.files.save_util import atomic_write, preserved_random_state, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
 
-class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
+class OfflineAlgorithm(OffPolicyAlgorithm):
     """
     Base of the offline algorithms. One timestep is one gradient update; no environment is needed to learn.
 
@@ -106,6 +120,12 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
     learns_online: ClassVar[bool] = True
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
+    #: Random states found in a zip; applied when training continues, never on load.
+    _random_state: dict[str, Any] | None = None
+    #: What the last evaluation in training found, see :meth:`EvaluationResult.summary`.
+    last_evaluation: dict[str, Any] | None = None
+    #: The file that was saved or loaded last.
+    _last_good: pathlib.Path | None = None
 
     def __init__(
         self,
@@ -758,4 +778,177 @@ class OfflineAlgorithm(ZipMixin, OffPolicyAlgorithm):
 
     # Saving and loading ----------------------------------------------------------------------------------------------
 
-    # (The thin methods over common/model_zip.py come here.)
+    def _excluded_save_params(self) -> list[str]:
+        runtime = [
+            "lr_schedule",
+            "dataset",
+            "_optimizers",
+            "_targets",
+            "_noise_generator",
+            "_metrics",
+            "_compiled",
+            "_rates",
+            "_last_batch",
+            "_placeholder_env",
+            "_is_online",
+            "action_noise",
+            "_last_good",
+        ]
+        return [*super()._excluded_save_params(), *runtime]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"{name}_optimizer" for name in self._optimizers)], []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model, its optimizers and its random states in a zip file of SB3's format, atomically.
+
+        :meth:`load` reads attributes as plain data, so what has no such form is refused here. A learning rate may be any
+        function of the remaining progress: it comes back as a formula (constants, straight lines and half a cosine, to the
+        last bit), else as a table of 1025 values with straight lines between them. Classes, e.g. an ``activation_fn`` of
+        your own, have to be importable. Attributes that you have added to the model are for ``trust_pickle=True`` only.
+
+        :param path: path of the file (``.zip`` is appended if there is no suffix) or a file object
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to keep that are left out by default, for SB3's ``load``
+        :raises FloatingPointError: a loss or a weight is no longer finite
+        :raises TypeError: an attribute cannot be saved
+        :raises OSError: the disk is full, the folder is read-only, ...; in every case the previous file is left as it was
+        """
+        self.check_finite()
+        pending, excluded = self._random_state, set(exclude or ())
+        self._random_state = pending or random_state_of(self)
+        # In memory first: a disk that is full then says so itself, and not PyTorch or zipfile in words of their own.
+        content = io.BytesIO()
+        try:
+            settings = settings_of(self, excluded)
+            super().save(content, excluded, include)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            name = unpicklable_attribute(vars(self), {*self._excluded_save_params(), *excluded} - {*(include or ())})
+            raise (error if name is None else cannot_be_saved(name, error)) from error
+        finally:
+            self._random_state = pending
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.writestr(SETTINGS, settings)
+        if not isinstance(path, str | pathlib.Path):
+            path.write(content.getbuffer())
+            return
+        path = pathlib.Path(path)
+        path = path if path.suffix else path.with_suffix(".zip")
+        with atomic_write(path) as file:
+            file.write(content.getbuffer())
+        self._last_good = path
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        As in SB3. Tensors that are parts of larger ones, as while several seeds learn at once, are copied: a file would hold
+        the whole.
+        """
+        parameters: dict[str, dict[str, Any]] = super().get_parameters()
+        for name, values in parameters.items():
+            if name == "policy":
+                values.update({key: on_its_own(value) for key, value in values.items()})
+            else:
+                parameters[name] = tree_map(on_its_own, values)
+        return parameters
+
+    def check_finite(self) -> None:
+        """
+        Stop here if training has diverged: look at the losses since the last log, the weights and the optimizers.
+
+        :raises FloatingPointError: the message names the term, the update and the last good file
+        """
+        try:
+            self._metrics.check()
+            optimizers = {name: optimizer for name, (optimizer, _, _) in self._optimizers.items()}
+            check_finite(self.policy, optimizers, self._n_updates)
+        except FloatingPointError as error:
+            if self._last_good is None:
+                raise
+            raise FloatingPointError(f"{error} The last good state is {self._last_good}.") from None
+
+    def export(self, path: str | pathlib.Path) -> None:
+        """
+        Write the whole policy as one graph that runs without this package: what ``predict(observation,
+        deterministic=True)`` returns, for any number of observations, see :func:`~sb3_dmpo.common.export.export_policy`.
+
+        :param path: file ending in ``.onnx`` (needs the extra ``export``) or ``.pt2`` (a ``torch.export`` program)
+        :raises ValueError: another ending
+        :raises NotImplementedError: the policy remembers the episode (Decision Transformer)
+        :raises ImportError: onnx or onnxscript is missing
+        """
+        # Not with the package: the exporter is rarely needed.
+        from sb3_dmpo.common.export import export_policy
+
+        metadata = {"algorithm": type(self).__name__, "dataset": str(self.dataset_id), "updates": str(self._n_updates)}
+        export_policy(self.policy, path, metadata)
+
+    @classmethod
+    def load(
+        cls: type[SelfOfflineAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trust_pickle: bool = False,
+        trusted_classes: Collection[type] = (),
+        **kwargs: Any,
+    ) -> SelfOfflineAlgorithm:
+        """
+        Load a model. No dataset and no environment are needed, and global random generators are left alone.
+
+        Nothing in the file is executed: attributes are read as plain data, and checksums, sizes and names are checked first.
+        (Zips of release 0.1.0 and before hold pickles only, which are read through a list of exact class names.)
+
+        :param path: path of the file (``.zip`` is tried if there is no suffix) or a file object
+        :param env: environment to go on with; None for acting and for learning from a dataset
+        :param device: device of the networks
+        :param custom_objects: replacements for attributes in the file, which are then not decoded
+        :param print_system_info: print on which system the file was made
+        :param force_reset: reset the environment before it is stepped
+        :param trust_pickle: unpickle what the file holds, e.g. the very function that was given as a learning rate; a file
+            from somebody else can then execute anything
+        :param trusted_classes: classes of your own that the file may name, e.g. an ``activation_fn``
+        :param kwargs: attributes to change, e.g. ``dataset=...``
+        :raises FileNotFoundError: there is no such file
+        :raises DamagedFileError: the file is not complete, or its weights do not fit
+        :raises UnsafeFileError: the file asks for something that a model does not need
+        :return: the model
+        """
+        content = read_file(path)
+        file, objects = prepare_load(cls, content, custom_objects, trust_pickle, trusted_classes)
+        try:
+            with preserved_random_state():
+                model = super().load(file, env, device, objects, print_system_info, force_reset, **kwargs)
+        except Exception as error:  # depends on what is in the file
+            is_of_weights = isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError)
+            if not is_of_weights and (env is not None or kwargs):
+                # Whose fault is it? On its own the file loads, or says what is wrong with it.
+                cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
+                raise
+            raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
+        check_optimizers(model)
+        model._last_good = pathlib.Path(path) if isinstance(path, str | pathlib.Path) else None
+        if "dataset" in kwargs:
+            # The hash stays: what is passed has to be the data that the run began with.
+            fingerprint = model.dataset_fingerprint
+            model.set_dataset(kwargs["dataset"])
+            model.dataset_fingerprint = fingerprint
+        return model
+
+    def _take_over_random_state(self, continuing: bool) -> None:
+        """
+        Use the random states of the zip up: a continued run draws what the interrupted one would have drawn.
+
+        :param continuing: whether the run continues; otherwise the states are dropped
+        """
+        state, self._random_state = self._random_state, None
+        if state is not None and continuing:
+            set_random_state_of(self, state)

@@ -1,52 +1,221 @@
 """
-An unpickler for files from elsewhere. A pickle is a program; this one runs on a machine that can do little: classes are
-looked up by exact names, only a few of them can be made, and those are made here from values that were checked, not by
-what the file calls.
+Pickles of unknown origin: replay buffers and agents of Stable-Baselines3, models of release 0.1.0 and before, and what
+``torch.save`` writes. A pickle is a program. This machine only notes what it asks for, by exact names from a short list;
+the objects are made afterwards, from values that were checked, and never by what the file calls.
 """
 
+import importlib
 import io
+import math
 import pickle
 import struct
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, BinaryIO, ClassVar
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from sb3_dmpo.files.safe_values import BUILDERS, MAKERS, UnsafeFileError, is_unfinished, make_device, shorten
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
-#: Classes that files may name, by module. Naming one does not allow to call or to change it: see ``MAKERS``, ``BUILDERS``.
-ALLOWED: dict[str, Collection[str]] = {
-    "builtins": ("getattr",),
-    "collections": ("deque", "OrderedDict"),
-    "gymnasium.spaces.box": ("Box",),
-    "gymnasium.spaces.dict": ("Dict",),
-    "numpy": ("ndarray", "dtype", "float32", "float64", "int64"),
-    "numpy._core.multiarray": ("_reconstruct", "scalar"),
-    "numpy._core.numeric": ("_frombuffer",),
-    "numpy.core.multiarray": ("_reconstruct", "scalar"),
-    "numpy.core.numeric": ("_frombuffer",),
-    "numpy.random._pcg64": ("PCG64",),
-    "numpy.random._pickle": ("__bit_generator_ctor", "__generator_ctor"),
-    "numpy.random.bit_generator": ("SeedSequence", "__pyx_unpickle_SeedSequence"),
-    "stable_baselines3.common.buffers": ("DictReplayBuffer", "NStepReplayBuffer", "ReplayBuffer"),
-    "stable_baselines3.common.type_aliases": ("TrainFreq", "TrainFrequencyUnit"),
-    "stable_baselines3.common.utils": ("ConstantSchedule", "FloatSchedule", "LinearSchedule"),
-    "torch": ("device",),
-    "torch.nn.modules.activation": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
-    "torch.optim.adam": ("Adam",),
-    "torch.optim.adamw": ("AdamW",),
-    "torch.optim.rmsprop": ("RMSprop",),
-    "torch.optim.sgd": ("SGD",),
-}
+from sb3_dmpo.files.safe_values import (
+    MAKERS,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    SB3_SCHEDULES,
+    TORCH_CLASSES,
+    UnsafeFileError,
+    check,
+    make_array,
+    make_dtype,
+    shorten,
+)
+
+Name = tuple[str, str]
+_Maker = Callable[..., Any]
+_Handler = Callable[[Any], None]
+
 #: What the machine can do. Not among it: persistent ids, copyreg's extensions, calls with keywords, sets, old-style classes.
 _OPCODES = (
     "PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT "
     "BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINBYTES BINBYTES8 SHORT_BINBYTES UNICODE "
     "BINUNICODE BINUNICODE8 SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST EMPTY_DICT DICT GLOBAL "
-    "STACK_GLOBAL"
+    "STACK_GLOBAL APPEND APPENDS SETITEM SETITEMS"
 )
-_STANDARD: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
-#: Depth and number of entries (references counted as often as they occur) of what comes out.
-_MAX_DEPTH, _MAX_ENTRIES = 32, 10**6
+_STANDARD: dict[int, _Handler] = pickle._Unpickler.dispatch
+
+
+# What may be asked for ------------------------------------------------------------------------------------------
+# A maker takes what ``__setstate__`` would get (None: nothing), and the arguments of the call.
+
+
+def _dtype(state: Any, code: Any, *flags: Any) -> np.dtype[Any]:
+    is_native = state is None or (
+        isinstance(state, tuple) and len(state) > 1 and state[1] in ("=", "|", np.dtype("<i4").str[0])
+    )
+    check(is_native, "a data type with", state)
+    return make_dtype(code)
+
+
+def _array(state: Any, content: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Any:
+    check(state is None, "an array in the state", state)
+    return make_array(content, dtype, shape, order, axis_order)
+
+
+def _array_of_state(state: Any, kind: Any, shape: Any, *typecode: Any) -> Any:
+    # NumPy's own function allocates whatever shape it is given; the content comes with the state.
+    check(kind is np.ndarray and shape == (0,), "an array of shape", shape)
+    check(isinstance(state, tuple) and len(state) == 5, "an array in the state", state)
+    return make_array(state[4], state[2], state[1], "F" if state[3] else "C").copy(order="K")
+
+
+def _scalar(state: Any, dtype: Any, content: Any) -> Any:
+    return _array(state, content, dtype, (), "C")[()]
+
+
+def _generator(state: Any, source: Any = "PCG64", *rest: Any) -> Any:
+    if isinstance(source, np.random.Generator) and state is None:
+        return source
+    check(source is np.random.PCG64 or source == "PCG64", "the random generator", source)
+    values = state[0] if isinstance(state, tuple) and len(state) == 2 else state
+    try:
+        numbers = [values["state"]["state"], values["state"]["inc"], values["has_uint32"], values["uinteger"]]
+    except (KeyError, TypeError, IndexError):
+        numbers = [None]
+    return MAKERS["generator"](numbers)
+
+
+def _fields(state: Any, *arguments: Any) -> dict[Any, Any]:
+    check(type(state) is dict and arguments == (), "an object of", state)
+    return dict(state)
+
+
+def _box(state: Any, *arguments: Any) -> Any:
+    # What else is in the state follows from the bounds, and depends on the version of gymnasium.
+    values = _fields(state, *arguments)
+    low = values.get("low")
+    is_right = isinstance(low, np.ndarray) and low.shape == values.get("_shape") and low.dtype == values.get("dtype")
+    check(is_right, "a Box with the bound", low)
+    return MAKERS["Box"](low, values.get("high"), values.get("_np_random"))
+
+
+def _dict_space(state: Any, *arguments: Any) -> Any:
+    values = _fields(state, *arguments)
+    return MAKERS["Dict"](values.get("spaces"), values.get("sort_keys"), values.get("_np_random"))
+
+
+def _schedule(state: Any, *arguments: Any, cls: type) -> Any:
+    return MAKERS[cls.__name__](**_fields(state, *arguments))
+
+
+def _deque(state: Any, content: Any = (), maxlen: Any = None) -> Any:
+    check(type(content) in (tuple, list) and len(content) == 0, "a deque of", content)
+    return MAKERS["deque"]([] if state is None else state, maxlen)
+
+
+def _train_freq(state: Any, frequency: Any, unit: Any) -> Any:
+    return MAKERS["TrainFreq"](frequency, unit.value if isinstance(unit, TrainFrequencyUnit) else None)
+
+
+def _unit(state: Any, *arguments: Any) -> TrainFrequencyUnit:
+    """Some versions of Python (3.11.2, which Debian 12 has) write the member of an enumeration by ``getattr``."""
+    is_right = arguments in (("step",), ("episode",), (TrainFrequencyUnit, "STEP"), (TrainFrequencyUnit, "EPISODE"))
+    check(is_right, "a TrainFrequencyUnit of", arguments)
+    return TrainFrequencyUnit(arguments[-1].lower())
+
+
+def _device(state: Any, kind: Any, index: Any = None) -> str:
+    # Not a device of PyTorch: nothing that is read here computes with it, and reading data does not import PyTorch.
+    check(type(kind) is str and (index is None or type(index) is int), "the device", (kind, index))
+    return str(kind)
+
+
+def _buffer(state: Any, *arguments: Any, cls: type[ReplayBuffer]) -> ReplayBuffer:
+    values = _fields(state, *arguments)
+    kinds = (bool, int, float, str, tuple, type, np.ndarray, spaces.Space, type(None))
+    for key, value in values.items():
+        check(type(key) is str and not hasattr(cls, key), "a buffer with the attribute", key)
+        parts = value.values() if isinstance(value, dict) else [value]
+        check(all(isinstance(part, kinds) for part in parts), f"a buffer whose {key} is", value)
+    buffer = cls.__new__(cls)
+    vars(buffer).update(values)
+    return buffer
+
+
+def _ordered_dict(state: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict(state or {})
+
+
+_NUMPY_CORES = ("numpy._core", "numpy.core")
+#: What may be called, by module and name.
+FUNCTIONS: dict[Name, _Maker] = {
+    ("builtins", "getattr"): _unit,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "deque"): _deque,
+    ("gymnasium.spaces.box", "Box"): _box,
+    ("gymnasium.spaces.dict", "Dict"): _dict_space,
+    ("numpy", "dtype"): _dtype,
+    **{(f"{core}.multiarray", "_reconstruct"): _array_of_state for core in _NUMPY_CORES},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _NUMPY_CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _array for core in _NUMPY_CORES},
+    ("numpy.random._pickle", "__bit_generator_ctor"): _generator,
+    ("numpy.random._pickle", "__generator_ctor"): _generator,
+    # What a generator was seeded with, which its state does not depend on.
+    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): lambda state, *arguments: None,
+    **{
+        (cls.__module__, cls.__name__): partial(_buffer, cls=cls)
+        for cls in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+    },
+    ("stable_baselines3.common.type_aliases", "TrainFreq"): _train_freq,
+    ("stable_baselines3.common.type_aliases", "TrainFrequencyUnit"): _unit,
+    **{(cls.__module__, cls.__name__): partial(_schedule, cls=cls) for cls in SB3_SCHEDULES},
+    ("torch", "device"): _device,
+}
+#: Classes that may be named, and not called, by module.
+NAMED: dict[str, tuple[str, ...]] = TORCH_CLASSES | {
+    "numpy": ("ndarray", "dtype", "float32", "float64", "int64"),
+    "numpy.random._pcg64": ("PCG64",),
+    "numpy.random.bit_generator": ("SeedSequence",),
+    "stable_baselines3.common.type_aliases": ("TrainFrequencyUnit",),
+}
+
+
+# The machine ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Object:
+    """
+    What a pickle says about an object.
+
+    :param name: module and name of its class, or of the function that makes it
+    :param arguments: of the call; None: it is only named
+    :param state: what ``__setstate__`` would get
+    :param content: entries that are added to it
+    """
+
+    name: Name
+    arguments: Any = None
+    state: Any = None
+    content: Any = field(default_factory=list)
+
+    def append(self, item: Any) -> None:
+        """An entry of a deque."""
+        self.content.append(item)
+
+    def extend(self, items: list[Any]) -> None:
+        """Entries of a deque."""
+        self.content.extend(items)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.content.append((key, value))
+
+
+def _text(value: Any) -> str:
+    return value.name[1][:80] if isinstance(value, _Object) else shorten(value)
 
 
 class _BoundedFile:
@@ -67,23 +236,24 @@ class _BoundedFile:
 
 class AllowListUnpickler(pickle._Unpickler):
     """
-    An unpickler that finds nothing but the classes that files of this package hold, and executes none of them.
+    An unpickler that makes the objects of the lists above, and executes nothing.
 
     :param file: the pickle
-    :param classes: further classes that may be named, e.g. the policies of the algorithm that loads
+    :param classes: further classes that may be named, by ``module:name``, e.g. the policies of the algorithm that loads
     """
 
-    #: Functions that the machine knows besides those of ``MAKERS``.
-    functions: ClassVar[Mapping[tuple[str, str], Callable[..., Any]]] = {}
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+    functions: ClassVar[Mapping[Name, _Maker]] = FUNCTIONS
+    dispatch: ClassVar[dict[int, _Handler]] = {
         getattr(pickle, name)[0]: _STANDARD[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
 
-    def __init__(self, file: BinaryIO, classes: Collection[type] = ()) -> None:
+    def __init__(self, file: BinaryIO, classes: Mapping[str, type] | None = None) -> None:
         self._size = file.seek(0, io.SEEK_END)
         file.seek(0)
         super().__init__(_BoundedFile(file, self._size))
-        self._classes = {(cls.__module__, cls.__qualname__): cls for cls in classes}
+        self._classes = classes or {}
+        #: What was made already and the number of its entries, by id; None: it is being made.
+        self._made: dict[int, tuple[Any, int] | None] = {}
 
     def load(self) -> Any:
         """
@@ -93,70 +263,39 @@ class AllowListUnpickler(pickle._Unpickler):
         :raises Exception: whatever a damaged pickle leads to
         """
         try:
-            value = super().load()
+            noted = super().load()
         except KeyError as error:
             # What the loop of the base does with an operation that is not in the table.
             if error.args and type(error.args[0]) is int:
                 raise UnsafeFileError(f"asks for the operation {error.args[0]:#x}") from None
             raise
-        _count_entries(value, 0, {})
-        return value
+        return self._make(noted, 0)[0]
 
     def find_class(self, module: str, name: str) -> Any:
         """
-        The object behind a global of the pickle.
+        What the pickle refers to by name, to be made later.
 
-        :raises UnsafeFileError: it is not on the list
+        :raises UnsafeFileError: it is not on a list
         """
-        if (module, name) in self._classes:
-            return self._classes[module, name]
-        if name in ALLOWED.get(module, ()):
-            # The functions that pickles call are known by name only: their counterparts here take their place.
-            return MAKERS[name] if name in MAKERS else super().find_class(module, name)
-        raise UnsafeFileError(f"asks for {shorten(module)[1:-1]}.{shorten(name)[1:-1]}")
+        is_known = (module, name) in self.functions or f"{module}:{name}" in self._classes or name in NAMED.get(module, ())
+        if not is_known:
+            raise UnsafeFileError(f"asks for {shorten(module)[1:-1]}.{shorten(name)[1:-1]}")
+        return _Object((module, name))
 
-    def _make(self) -> None:
-        arguments = self.stack.pop()  # type: ignore[attr-defined]
-        cls = self.stack[-1]  # type: ignore[attr-defined]
-        maker = MAKERS.get(cls) if isinstance(cls, type) else cls
-        if isinstance(cls, type) and (cls.__module__, cls.__qualname__) == ("torch", "device"):
-            self.stack[-1] = make_device(cls, *arguments)  # type: ignore[attr-defined]
-            return
-        makers = (*MAKERS.values(), *self.functions.values())
-        if maker is None or not any(maker is known for known in makers):
-            raise UnsafeFileError(f"asks for a call of {shorten(cls)}")
-        if type(arguments) is not tuple:
-            raise UnsafeFileError(f"asks for a call with {shorten(arguments)}")
-        self.stack[-1] = maker(*arguments)  # type: ignore[attr-defined]
+    def _call(self) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        is_named = isinstance(called, _Object) and called.arguments is None and called.name in self.functions
+        if not is_named or type(arguments) is not tuple:
+            raise UnsafeFileError(f"asks for a call of {_text(called)}")
+        self.append(_Object(called.name, arguments))  # type: ignore[attr-defined]
 
     def _build(self) -> None:
-        state = self.stack.pop()  # type: ignore[attr-defined]
-        instance = self.stack[-1]  # type: ignore[attr-defined]
-        for cls, builder in BUILDERS.items():
-            # Never on a class: what is set on it would stay after loading.
-            if isinstance(instance, cls):
-                return builder(instance, state)
-        raise UnsafeFileError(f"asks for a change of {shorten(instance)}")
-
-    def _append(self) -> None:
-        if type(self.stack[-2]) not in (list, deque):  # type: ignore[attr-defined]
-            raise UnsafeFileError("appends to something that is no list")
-        _STANDARD[pickle.APPEND[0]](self)
-
-    def _appends(self) -> None:
-        if type(self.metastack[-1][-1]) not in (list, deque):  # type: ignore[attr-defined]
-            raise UnsafeFileError("appends to something that is no list")
-        _STANDARD[pickle.APPENDS[0]](self)
-
-    def _setitem(self) -> None:
-        if type(self.stack[-3]) not in (dict, OrderedDict):  # type: ignore[attr-defined]
-            raise UnsafeFileError("sets items of something that is no dict")
-        _STANDARD[pickle.SETITEM[0]](self)
-
-    def _setitems(self) -> None:
-        if type(self.metastack[-1][-1]) not in (dict, OrderedDict):  # type: ignore[attr-defined]
-            raise UnsafeFileError("sets items of something that is no dict")
-        _STANDARD[pickle.SETITEMS[0]](self)
+        state, changed = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
+        # Once, and never a class: what is set on it would stay after loading.
+        is_new = isinstance(changed, _Object) and changed.arguments is not None and changed.state is None
+        if not is_new:
+            raise UnsafeFileError(f"asks for a change of {_text(changed)}")
+        changed.state = state
 
     def _bytearray(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
@@ -167,37 +306,156 @@ class AllowListUnpickler(pickle._Unpickler):
         self.append(content)  # type: ignore[attr-defined]
 
     dispatch |= {pickle.BYTEARRAY8[0]: _bytearray}
-    dispatch |= {pickle.REDUCE[0]: _make, pickle.NEWOBJ[0]: _make, pickle.BUILD[0]: _build}
-    dispatch |= {pickle.APPEND[0]: _append, pickle.APPENDS[0]: _appends}
-    dispatch |= {pickle.SETITEM[0]: _setitem, pickle.SETITEMS[0]: _setitems}
+    dispatch |= {pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call, pickle.BUILD[0]: _build}
+
+    def _make(self, noted: Any, depth: int) -> tuple[Any, int]:
+        """
+        What was noted, made, and the number of its entries. Every reference counts: a small pickle can refer to a list ten
+        times, to the list of these ten times, and so on.
+
+        :param noted: anything that the machine has put together
+        :param depth: how deep it lies
+        :raises UnsafeFileError: too many, too deep, a container that contains itself, or not allowed
+        """
+        if not isinstance(noted, list | tuple | dict | _Object):
+            return noted, 1
+        if id(noted) in self._made:
+            made = self._made[id(noted)]
+            check(made is not None, "a container that contains itself:", type(noted))
+            return made  # type: ignore[return-value]
+        check(depth <= MAX_DEPTH, "containers that are nested too deep:", type(noted))
+        self._made[id(noted)] = None
+        parts: Any = noted
+        if isinstance(noted, _Object):
+            parts = [noted.arguments, noted.state, noted.content]
+        elif isinstance(noted, dict):
+            parts = [*noted, *noted.values()]
+        values, total = [], 1
+        for part in parts:
+            value, count = self._make(part, depth + 1)
+            values.append(value)
+            total += count
+            check(total <= MAX_ENTRIES, "more entries than", MAX_ENTRIES)
+        if isinstance(noted, _Object):
+            result = self._make_object(noted.name, *values)
+        elif isinstance(noted, dict):
+            result = dict(zip(values[: len(noted)], values[len(noted) :], strict=True))
+        else:
+            result = type(noted)(values)
+        self._made[id(noted)] = result, total
+        return result, total
+
+    def _make_object(self, name: Name, arguments: Any, state: Any, content: list[Any]) -> Any:
+        if content:
+            # What containers are filled with takes the place of their state.
+            check(
+                arguments is not None and name[0] == "collections" and (state is None or name[1] != "deque"), "items of", name
+            )
+            if name[1] == "OrderedDict":
+                # The state is the versions of modules, which PyTorch writes beside weights: this is no use of them.
+                content = dict(content)  # type: ignore[assignment]
+            state = content
+        elif name == ("collections", "OrderedDict"):
+            state = None
+        if arguments is not None:
+            return self.functions[name](state, *arguments)
+        if ":".join(name) in self._classes:
+            return self._classes[":".join(name)]
+        if name[1] in NAMED.get(name[0], ()):
+            return getattr(importlib.import_module(name[0]), name[1])
+        return ".".join(name)
 
 
-def _count_entries(value: Any, depth: int, counted: dict[int, int]) -> int:
+# Tensors --------------------------------------------------------------------------------------------------------
+
+#: Bytes of a number, by the class that names its type in the file.
+_STORAGES = {
+    ("torch", f"{kind}Storage"): size
+    for size, kinds in {1: "Bool Byte Char", 2: "BFloat16 Half Short", 4: "Float Int", 8: "Double Long"}.items()
+    for kind in kinds.split()
+}
+
+
+class StoredTensor(NamedTuple):
     """
-    Number of entries of nested containers, every reference counted: a small pickle can refer to a list ten times, to the
-    list of these ten times, and so on.
+    A tensor in a file.
 
-    :param value: anything
-    :param depth: how deep it lies
-    :param counted: counts by id; containers that are being counted have -1
-    :raises UnsafeFileError: too many, too deep, or a container that contains itself
+    :param shape: its shape
+    :param n_bytes: its size
     """
-    if is_unfinished(value):
-        raise UnsafeFileError(f"leaves a {type(value).__name__} without content")
-    if not isinstance(value, list | tuple | dict | deque):
-        return 1
-    if id(value) in counted:
-        if counted[id(value)] < 0:
-            raise UnsafeFileError("holds a container that contains itself")
-        return counted[id(value)]
-    if depth > _MAX_DEPTH:
-        raise UnsafeFileError("holds containers that are nested too deep")
-    counted[id(value)] = -1
-    inner = [*value, *value.values()] if isinstance(value, dict) else value
-    total = 1
-    for entry in inner:
-        total += _count_entries(entry, depth + 1, counted)
-        if total > _MAX_ENTRIES:
-            raise UnsafeFileError("holds too many entries")
-    counted[id(value)] = total
-    return total
+
+    shape: tuple[int, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class _Storage:
+    n_numbers: int
+    size: int
+
+
+def _tensor(state: Any, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
+    numbers = [offset, *shape, *strides] if isinstance(shape, tuple) and isinstance(strides, tuple) else [None]
+    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers) or len(shape) != len(strides):
+        raise UnsafeFileError(f"asks for a tensor of shape {shorten(shape)}")
+    n_numbers = math.prod(shape)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    # A tensor that repeats its numbers, or reads beyond them, takes more memory than the file.
+    if n_numbers > 0 and (last >= storage.n_numbers or n_numbers > storage.n_numbers):
+        raise UnsafeFileError(f"asks for a tensor of shape {shorten(shape)}, but holds {storage.n_numbers} numbers for it")
+    return StoredTensor(shape, n_numbers * storage.size)
+
+
+def _parameter(state: Any, tensor: Any, *rest: Any) -> StoredTensor:
+    check(isinstance(tensor, StoredTensor), "a parameter of", tensor)
+    return tensor  # type: ignore[no-any-return]
+
+
+class _TensorUnpickler(AllowListUnpickler):
+    """
+    Reads the structure of what ``torch.save`` has written.
+
+    :param content: the pickle
+    :param records: sizes of the numbers beside it, by name
+    """
+
+    functions: ClassVar[Mapping[Name, _Maker]] = {
+        ("collections", "OrderedDict"): _ordered_dict,
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
+    }
+    dispatch: ClassVar[dict[int, _Handler]] = AllowListUnpickler.dispatch | {
+        pickle.BINPERSID[0]: _STANDARD[pickle.BINPERSID[0]]
+    }
+
+    def __init__(self, content: bytes, records: Mapping[str, int]) -> None:
+        super().__init__(io.BytesIO(content), {":".join(name): object for name in _STORAGES})
+        self._records = records
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """
+        The numbers that a tensor refers to.
+
+        :param pid: how it refers to them
+        :raises UnsafeFileError: they are not there
+        """
+        is_right = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], _Object)
+        check(is_right and pid[1].name in _STORAGES, "the numbers of", pid)
+        _, kind, key, _, n_numbers = pid
+        size = _STORAGES[kind.name]
+        if type(n_numbers) is not int or n_numbers < 0 or n_numbers * size != self._records.get(key):
+            raise UnsafeFileError(f"refers to {shorten(n_numbers)} numbers that are not there")
+        return _Storage(n_numbers, size)
+
+
+def read_structure(archive: zipfile.ZipFile) -> Any:
+    """
+    What ``torch.save`` has written, with a :class:`StoredTensor` for every tensor.
+
+    :param archive: a ``.pth`` entry, whose sizes and checksums were checked
+    :raises UnsafeFileError: it asks for something else than tensors, or for more numbers than it holds
+    """
+    (pickle_name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    folder = pickle_name.removesuffix("data.pkl") + "data/"
+    records = {entry.filename.removeprefix(folder): entry.file_size for entry in archive.infolist()}
+    return _TensorUnpickler(archive.read(pickle_name), records).load()

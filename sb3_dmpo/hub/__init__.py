@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import sb3_dmpo
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.hub.summary import evaluation_text, plain_text, read_summary, summary_lines
 
@@ -96,12 +97,11 @@ def write_repository(
     :param observations: raw observations for the picture of the sub-policies; None: those of the model's dataset if it is
         on this machine
     """
-    from sb3_dmpo import ALGOS
     from sb3_dmpo.data.loading import DatasetError, load_transitions
     from sb3_dmpo.plots.components import plot_components
 
     name = model_file_name(path)
-    model = ALGOS[str(read_summary(path).algorithm)].load(path, device="cpu")
+    model = sb3_dmpo.load(path, device="cpu")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(path.read_bytes())
     if command is None:
@@ -166,8 +166,6 @@ def load_from_hub(repo_id: str, filename: str | None = None, api: Any = None, **
     :raises DamagedFileError: the file is not complete
     :raises UnsafeFileError: the file asks for something that a model does not need
     """
-    from sb3_dmpo import ALGOS
-
     if api is None:
         from huggingface_hub import HfApi
 
@@ -178,11 +176,7 @@ def load_from_hub(repo_id: str, filename: str | None = None, api: Any = None, **
             raise ValueError(f"{repo_id} holds the zips {zips}: name one as `filename`.")
         filename = zips[0]
     # Not huggingface_sb3.load_from_hub: it asks to trust the file, which is not needed here.
-    path = Path(api.hf_hub_download(repo_id=repo_id, filename=filename))
-    algorithm = read_summary(path).algorithm
-    if algorithm is None:
-        raise ValueError(f"{filename} of {repo_id} is of no algorithm of this package.")
-    return ALGOS[algorithm].load(path, **kwargs)
+    return sb3_dmpo.load(Path(api.hf_hub_download(repo_id=repo_id, filename=filename)), **kwargs)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,19 @@
 """What a model's zip says about itself, read as plain data: nothing in it is unpickled, no network is built."""
 
-import io
-import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
+
 import sb3_dmpo
 from sb3_dmpo.common.arguments import constructor_arguments
-from sb3_dmpo.files.safe_zip import DamagedFileError, check_archive
+from sb3_dmpo.common.model_zip import NOT_HYPERPARAMETERS, find_algorithm
+from sb3_dmpo.files.safe_zip import read_model
+from sb3_dmpo.files.settings import decode
 
-#: Arguments that are no hyperparameters.
-_NOT_HYPERPARAMETERS = frozenset(
-    {"policy", "env", "dataset", "device", "seed", "verbose", "tensorboard_log", "download", "stats_window_size"}
-)
 #: A file may hold megabytes of text; nobody wants them on the screen.
 _MAX_TEXT = 300
 
@@ -66,32 +63,12 @@ class ModelSummary:
         """Constructor arguments that are plain data."""
         if self.algorithm is None:
             return {}
-        names = _hyperparameters_of(self.algorithm)
-        return {name: value for name, value in self.attributes.items() if name in names and not _is_pickle(value)}
+        names = set(constructor_arguments(sb3_dmpo.ALGOS[self.algorithm])) - NOT_HYPERPARAMETERS
+        return {name: value for name, value in self.attributes.items() if name in names and not _is_object(value)}
 
 
-def _is_pickle(value: Any) -> bool:
-    return isinstance(value, dict) and ":serialized:" in value
-
-
-def _hyperparameters_of(algorithm: str | None) -> set[str]:
-    """Names of the hyperparameters of an algorithm; None: those that all have."""
-    cls = sb3_dmpo.OfflineAlgorithm if algorithm is None else sb3_dmpo.ALGOS[algorithm]
-    return set(constructor_arguments(cls)) - _NOT_HYPERPARAMETERS
-
-
-def _find_algorithm(attributes: Mapping[str, Any]) -> str | None:
-    """The algorithm whose policy it is and that explains most of the attributes."""
-    policy = attributes.get("policy_class")
-    module = policy.get("__module__") if isinstance(policy, dict) else None
-    common = _hyperparameters_of(None)
-    scores = {}
-    for name, algorithm in sb3_dmpo.ALGOS.items():
-        if module in {cls.__module__ for cls in algorithm.policy_aliases.values()}:
-            own = _hyperparameters_of(name) - common
-            # What is missing may be younger than the file, but weighs more than what is there.
-            scores[name] = len(own & set(attributes)) - 2 * len(own - set(attributes))
-    return max(scores, key=lambda name: scores[name], default=None)
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and not {":serialized:", "$type"}.isdisjoint(value)
 
 
 def read_summary(path: str | os.PathLike[str]) -> ModelSummary:
@@ -106,24 +83,24 @@ def read_summary(path: str | os.PathLike[str]) -> ModelSummary:
     path = Path(path)
     if not path.exists() and not path.suffix:
         path = path.with_suffix(".zip")
-    content = path.read_bytes()
-    check_archive(content)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        try:
-            attributes = json.loads(archive.read("data"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise DamagedFileError(f"The attributes of the model cannot be read ({error}).") from None
-        if not isinstance(attributes, dict):
-            raise DamagedFileError("The attributes of the model are not a JSON object.")
-        system = archive.read("system_info.txt").decode("utf-8", "replace") if "system_info.txt" in archive.namelist() else ""
-        weight_bytes = archive.getinfo("policy.pth").file_size
-    lines = tuple(plain_text(line.lstrip("- ")) for line in system.splitlines() if line.strip())
-    return ModelSummary(path, _find_algorithm(attributes), attributes, lines, weight_bytes)
+    stored = read_model(path.read_bytes())
+    lines = tuple(plain_text(line.lstrip("- ")) for line in stored.system.splitlines() if line.strip())
+    weights = stored.tensors["policy.pth"]
+    weight_bytes = sum(tensor.n_bytes for tensor in weights.values()) if isinstance(weights, dict) else 0
+    return ModelSummary(path, find_algorithm(stored, sb3_dmpo.ALGOS), stored.attributes, lines, weight_bytes)
 
 
 def _space(space: Any) -> str:
     if not isinstance(space, dict):
         return "unknown"
+    if "$type" in space:
+        try:
+            space = decode(space, {})
+        except Exception:  # what a damaged file leads to has no end
+            return "unknown"
+        if not isinstance(space, spaces.Box):
+            return plain_text(space)
+        space = {"_shape": list(space.shape), "dtype": space.dtype, "low": space.low, "high": space.high}
     if space.get("_shape") is not None:
         shape = "x".join(map(str, space["_shape"])) if isinstance(space["_shape"], list) else "unknown"
         return plain_text(f"{shape} numbers ({space.get('dtype')}) from {space.get('low')} to {space.get('high')}")

@@ -15,7 +15,7 @@ from sb3_dmpo.data.loading import DatasetError
 from sb3_dmpo.files.safe_zip import UnsafeFileError
 from sb3_dmpo.hub import load_from_hub
 from tests.cli.test_train import Outcome, assert_one_line
-from tests.files.test_safe_zip import PAYLOADS, pickled, with_attribute
+from tests.files.test_safe_zip import PAYLOADS, pickled, with_attribute, with_setting
 from tests.toy_data import make_transitions
 
 pytest.importorskip("rl_zoo3")
@@ -52,13 +52,21 @@ def make_hostile(path: Path, marker: Path) -> None:
     path.write_bytes(with_attribute(path.read_bytes(), "observation_space", attribute).getvalue())
 
 
+def name_a_class(path: Path, marker: Path) -> None:
+    attribute = {"$type": "class", "name": "builtins:exec"}
+    path.write_bytes(with_setting(path.read_bytes(), "observation_space", attribute).getvalue())
+
+
 def damage(path: Path, marker: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize(("spoil", "words"), [(make_hostile, "asks for builtins.exec"), (damage, "checksum")])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(make_hostile, "asks for builtins.exec"), (name_a_class, "asks for the class builtins.exec"), (damage, "checksum")],
+)
 def test_zips_of_the_command_line(
     call: Callable[..., Outcome], run: Path, spoil: Callable[[Path, Path], None], words: str
 ) -> None:

@@ -44,7 +44,19 @@ def with_attributes(path: Path, **changes: Any) -> None:
     """Rewrite attributes of a zip."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
+    if "settings.json" in entries:
+        settings = json.loads(entries["settings.json"])
+        entries["settings.json"] = json.dumps(settings | {"attributes": settings["attributes"] | changes}).encode()
     entries["data"] = json.dumps(json.loads(entries["data"]) | changes).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def remove_settings(path: Path) -> None:
+    """What is left is a zip of release 0.1.0."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist() if name != "settings.json"}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
@@ -55,6 +67,8 @@ def test_every_algorithm_is_recognised(name: str, tmp_path: Path) -> None:
     make(name, dataset=DATA).save(tmp_path / "model")
     summary = read_summary(tmp_path / "model")
     assert (summary.algorithm, summary.class_name) == (name, ALGOS[name].__name__)
+    remove_settings(tmp_path / "model.zip")
+    assert read_summary(tmp_path / "model").algorithm == name
     assert summary.hyperparameters["batch_size"] == 16 and "seed" not in summary.hyperparameters
 
 
@@ -63,7 +77,7 @@ def test_files_of_older_versions_are_recognised(name: str, tmp_path: Path) -> No
     """Those that lack an argument of today."""
     make(name, dataset=DATA).save(tmp_path / "model.zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+        entries = {entry: archive.read(entry) for entry in archive.namelist() if entry != "settings.json"}
     attributes = json.loads(entries["data"])
     del attributes["tau"], attributes["policy_delay"]
     if name != "td3_bc":
@@ -111,16 +125,19 @@ def test_models_of_stable_baselines3(inspect: Callable[..., Outcome], tmp_path: 
     assert code == 0 and "none of this package" in out and "3 numbers (float32)" in out
 
 
-def test_hostile_texts_stay_texts(inspect: Callable[..., Outcome], tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_settings", [True, False])
+def test_hostile_texts_stay_texts(inspect: Callable[..., Outcome], tmp_path: Path, has_settings: bool) -> None:
     """Escape sequences, endless texts and values of a wrong kind."""
     make("dmpo", dataset=DATA).save(tmp_path / "model.zip")
+    if not has_settings:
+        remove_settings(tmp_path / "model.zip")
     with_attributes(
         tmp_path / "model.zip",
         dataset_id="\x1b[2J\u202eevil\n" + "x" * 10_000,
         seed=[1],
         last_evaluation={"mean_return": "high"},
         observation_space=[],
-        action_space={"_shape": "x"},
+        action_space={"$type": "Box"} if has_settings else {"_shape": "x"},
         policy_class="none",
     )
     code, out, _ = inspect("model.zip")

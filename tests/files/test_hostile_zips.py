@@ -1,8 +1,10 @@
 """Zips whose settings or tensors ask for more than they hold: refused before networks take memory."""
 
+import base64
 import io
 import json
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +20,9 @@ from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.files.safe_zip import MAX_DATA_BYTES, DamagedFileError, UnsafeFileError, check_archive
+from sb3_dmpo.files.settings import encode
 from tests.files.test_hostile_pickles import named
-from tests.files.test_safe_zip import pickled, rewritten, with_attribute
+from tests.files.test_safe_zip import pickled, rewritten, with_attribute, with_setting
 from tests.toy_data import make_transitions
 
 #: Integers of the constructors that nothing is allocated for.
@@ -50,14 +53,18 @@ def dmpo(contents: Callable[[str], bytes]) -> bytes:
     return contents("dmpo")
 
 
+CHANGES: Any = pytest.mark.parametrize("change", [with_attribute, with_setting])
+
+
 def attributes_of(content: bytes) -> dict[str, Any]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         attributes: dict[str, Any] = json.loads(archive.read("data"))
     return attributes
 
 
+@CHANGES
 @pytest.mark.parametrize("name", ALGOS)
-def test_absurd_sizes_of_every_algorithm(contents: Callable[[str], bytes], name: str) -> None:
+def test_absurd_sizes_of_every_algorithm(contents: Callable[[str], bytes], name: str, change: Any) -> None:
     content = contents(name)
     stored = attributes_of(content)
     counts = {
@@ -69,7 +76,7 @@ def test_absurd_sizes_of_every_algorithm(contents: Callable[[str], bytes], name:
         for size in (10**9, 10**4 if key in ("embed_dim", "n_components", "latent_size") else 10**12):
             value = [size] if isinstance(stored[key], list) else size
             with pytest.raises(UnsafeFileError, match=r"The file's|The weights"):
-                ALGOS[name].load(with_attribute(content, key, value), device="cpu")
+                ALGOS[name].load(change(content, key, value), device="cpu")
 
 
 def policy_kwargs(entry: str, value: bytes) -> dict[str, str]:
@@ -108,11 +115,161 @@ def test_settings_that_make_no_model(dmpo: bytes, name: str) -> None:
         DMPO.load(with_attribute(dmpo, *HOSTILE_ATTRIBUTES[name]), device="cpu")
 
 
+def array(content: bytes = b"\0" * 4, dtype: Any = "f4", shape: Any = (1,)) -> dict[str, Any]:
+    text = base64.b64encode(content).decode()
+    return {"$type": "array", "dtype": dtype, "shape": shape, "content": text}
+
+
+def box(low: Any, high: Any, **more: Any) -> dict[str, Any]:
+    return {"$type": "Box", "low": low, "high": high, "generator": None} | more
+
+
+def dict_space(inner: Any, **more: Any) -> dict[str, Any]:
+    return {"$type": "Dict", "inner": inner, "sort_keys": True, "generator": None} | more
+
+
+def nested(value: Any, wrap: Callable[[Any], Any], times: int) -> Any:
+    for _ in range(times):
+        value = wrap(value)
+    return value
+
+
+HUGE = 10**11
+HOSTILE_SETTINGS: dict[str, tuple[str, Any]] = {
+    **{name: value for name, value in HOSTILE_ATTRIBUTES.items() if ":serialized:" not in repr(value)},
+    **{
+        f"{key} of the class {name}": (key, value if key == "learning_rate" else {"activation_fn": value})
+        for key in ("learning_rate", "policy_kwargs")
+        for name in (
+            "os:system",
+            "builtins:eval",
+            "torch.optim.sgd:SGD",
+            "torch.nn.modules.linear:Linear",
+            "nowhere",
+            ":",
+            "a:b.c",
+        )
+        for value in [{"$type": "class", "name": name}]
+    },
+    "class of a number": ("policy_kwargs", {"activation_fn": {"$type": "class", "name": 1}}),
+    "class without a name": ("policy_kwargs", {"activation_fn": {"$type": "class"}}),
+    "another type": ("learning_rate", {"$type": "eval", "value": "1"}),
+    "type of a list": ("learning_rate", {"$type": ["float"], "value": "nan"}),
+    "type of nothing": ("learning_rate", {"$type": None}),
+    "rate that is nan": ("learning_rate", {"$type": "float", "value": "nan"}),
+    "rate that is infinite": ("learning_rate", {"$type": "float", "value": "inf"}),
+    "float of a word": ("learning_rate", {"$type": "float", "value": "1e-3"}),
+    "gamma that is infinite": ("gamma", {"$type": "float", "value": "-inf"}),
+    "gamma that is nan": ("gamma", {"$type": "float", "value": "nan"}),
+    "schedule without values": ("learning_rate", {"$type": "PlainSchedule"}),
+    "schedule of few values": ("learning_rate", {"$type": "PlainSchedule", "formula": "table", "values": [1.0]}),
+    "schedule of texts": ("learning_rate", {"$type": "PlainSchedule", "formula": "table", "values": ["1"] * 1025}),
+    "schedule of infinities": (
+        "learning_rate",
+        {"$type": "PlainSchedule", "formula": "table", "values": [{"$type": "float", "value": "inf"}] * 1025},
+    ),
+    "another formula": ("learning_rate", {"$type": "PlainSchedule", "formula": "eval", "values": [1.0, 1.0]}),
+    "formula of texts": ("learning_rate", {"$type": "PlainSchedule", "formula": "constant", "values": ["1", 1.0]}),
+    "schedule with a method": ("learning_rate", {"$type": "ConstantSchedule", "val": 1.0, "__class__": 1}),
+    "schedule of a class": (
+        "learning_rate",
+        {"$type": "FloatSchedule", "value_schedule": {"$type": "class", "name": "torch.optim.sgd:SGD"}},
+    ),
+    "schedules in schedules": (
+        "learning_rate",
+        nested(
+            {"$type": "ConstantSchedule", "val": 1.0}, lambda inner: {"$type": "FloatSchedule", "value_schedule": inner}, 200
+        ),
+    ),
+    "lists in lists": ("_last_obs", nested(1, lambda inner: [inner], 200)),
+    "array without bytes": ("_last_obs", array(shape=[HUGE])),
+    "array of a negative shape": ("_last_obs", array(shape=[-1])),
+    "array of many axes": ("_last_obs", array(shape=[1] * 1000)),
+    "array of a text": ("_last_obs", array(shape="1")),
+    "array of floats as shape": ("_last_obs", array(shape=[1.0])),
+    "array of objects": ("_last_obs", array(dtype="O8", content=b"\0" * 8)),
+    "array of fields": ("_last_obs", array(dtype=[["a", "f4"]])),
+    "array of no base64": ("_last_obs", array() | {"content": "?"}),
+    "array of a number": ("_last_obs", array() | {"content": 1}),
+    "box without bounds": ("observation_space", {"$type": "Box"}),
+    "box of numbers": ("observation_space", box(1.0, 2.0)),
+    "box of two shapes": ("observation_space", box(array(), array(b"\0" * 8, shape=[2]))),
+    "box of two types": ("observation_space", box(array(), array(b"\0" * 8, dtype="f8"))),
+    "box of nan": ("observation_space", box(array(b"\0\0\xc0\x7f"), array())),
+    "box with a generator": ("observation_space", box(array(), array(), generator={"$type": "generator", "numbers": [HUGE]})),
+    "box with a generator of floats": (
+        "observation_space",
+        box(array(), array(), generator={"$type": "generator", "numbers": [1.0, 1, 1, 1]}),
+    ),
+    "box with a negative generator": (
+        "observation_space",
+        box(array(), array(), generator={"$type": "generator", "numbers": [-1, 1, 1, 1]}),
+    ),
+    "dict of texts": ("observation_space", dict_space({"a": "b"})),
+    "dict of a list": ("observation_space", dict_space([1])),
+    "dicts in dicts": ("observation_space", nested(box(array(), array()), lambda inner: dict_space({"a": inner}), 100)),
+    "box with a text as generator": ("observation_space", box(array(), array(), generator="PCG64")),
+    "frequency of a list": ("train_freq", {"$type": "TrainFreq", "frequency": [1], "unit": "step"}),
+    "frequency of years": ("train_freq", {"$type": "TrainFreq", "frequency": 1, "unit": "year"}),
+    "deque of a negative length": ("ep_info_buffer", {"$type": "deque", "items": [], "maxlen": -1}),
+    "deque of a number": ("ep_info_buffer", {"$type": "deque", "items": 3, "maxlen": 1}),
+    "tuple of a number": ("policy_kwargs", {"net_arch": {"$type": "tuple", "items": 3}}),
+    "policy of its own": ("policy_class", {"$type": "class", "name": "os:system"}),
+    "another attribute": ("__class__", 1),
+    "a method": ("save", 1),
+    "a dataset": ("dataset", "D4RL/pen/human-v2"),
+    "a device": ("device", "cuda"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_SETTINGS)
+def test_hostile_settings(dmpo: bytes, name: str) -> None:
+    """Wrong kinds, counts, names and numbers in the settings: refused before anything large is allocated."""
+    hostile = with_setting(dmpo, *HOSTILE_SETTINGS[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises((UnsafeFileError, DamagedFileError)) as caught:
+            DMPO.load(hostile, device="cpu")
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"format": "1"},
+        {"algorithm": 1},
+        {"algorithm": "eval"},
+        {"algorithm": "\x1b[2J"},
+        {"policy": "os:system"},
+        {"policy": "MixturePolicy"},
+        {"policy": None},
+        {"attributes": []},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_hostile_heads(dmpo: bytes, change: dict[str, Any]) -> None:
+    def rewrite(entries: dict[str, bytes]) -> None:
+        entries["settings.json"] = json.dumps(json.loads(entries["settings.json"]) | change).encode()
+
+    with pytest.raises((UnsafeFileError, DamagedFileError)) as caught:
+        DMPO.load(rewritten(dmpo, rewrite), device="cpu")
+    assert str(caught.value).isprintable()
+
+
 def test_observations_of_many_entries(dmpo: bytes) -> None:
     """They fit into the file, and the first layer over them does not."""
     space = spaces.Box(-1, 1, (4 * 10**5,), np.int8)
-    with pytest.raises(UnsafeFileError, match="need networks of more than"):
-        DMPO.load(with_attribute(dmpo, "observation_space", pickled(pickle.dumps(space))), device="cpu")
+    for hostile in (
+        with_attribute(dmpo, "observation_space", pickled(pickle.dumps(space))),
+        with_setting(dmpo, "observation_space", encode(space)),
+    ):
+        with pytest.raises(UnsafeFileError, match=r"need networks of more than|The weights"):
+            DMPO.load(hostile, device="cpu")
 
 
 def test_no_memory_is_taken_for_what_is_not_in_the_file(dmpo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +283,8 @@ def test_no_memory_is_taken_for_what_is_not_in_the_file(dmpo: bytes, monkeypatch
             largest.append(self.weight.numel())
 
     monkeypatch.setattr(nn.Linear, "__init__", watched)
+    with pytest.raises(UnsafeFileError, match="need networks of more than"):
+        DMPO.load(with_setting(dmpo, "policy_kwargs", {"net_arch": [1000, 2**32]}), device="cpu")
     with pytest.raises(UnsafeFileError, match="need networks of more than"):
         DMPO.load(with_attribute(dmpo, "policy_kwargs", {"net_arch": [1000, 2**32]}), device="cpu")
     assert largest == []
@@ -163,7 +322,7 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_that_are_not_what_they_say(dmpo: bytes, name: str) -> None:
     file = rewritten(dmpo, lambda entries: entries.update({"policy.pth": TENSORS[name]}))
-    with pytest.raises(UnsafeFileError, match=r"policy\.pth|bytes of weights"):
+    with pytest.raises(UnsafeFileError, match=r"policy\.pth|bytes of weights|The weights"):
         DMPO.load(file, device="cpu")
 
 
@@ -202,12 +361,39 @@ def test_what_the_caller_passes_is_not_the_files_fault(dmpo: bytes) -> None:
     assert not isinstance(caught.value, DamagedFileError)
 
 
-@pytest.mark.parametrize(
-    "data", [b"[" * 10**6, b'{"gamma":' * 10**5, b"[1]", b"\xff", b"{", b'"' + b"x" * MAX_DATA_BYTES + b'"']
-)
+NO_OBJECTS = [b"[" * 10**6, b'{"gamma":' * 10**5, b"[1]", b"\xff", b"{", b'"' + b"x" * MAX_DATA_BYTES + b'"']
+
+
+@pytest.mark.parametrize("data", NO_OBJECTS)
 def test_attributes_that_are_no_object(dmpo: bytes, data: bytes) -> None:
     with pytest.raises((DamagedFileError, UnsafeFileError), match="attributes"):
-        DMPO.load(rewritten(dmpo, lambda entries: entries.update(data=data)))
+        DMPO.load(rewritten(dmpo, lambda entries: (entries.update(data=data), entries.pop("settings.json"))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *NO_OBJECTS,
+        b"{}",
+        b'{"format": 1, "format": 1}',
+        b'{"format": NaN}',
+        b'{"format": Infinity}',
+        b'{"format": 1e999}',
+        b"9" * 10**5,
+        b'{"format": 1, "algorithm": "DMPO", "policy": "MlpPolicy", "attributes": {"gamma": 0.9, "gamma": 0.9}}',
+    ],
+)
+def test_settings_that_are_no_object(dmpo: bytes, text: bytes) -> None:
+    with pytest.raises((DamagedFileError, UnsafeFileError), match="attributes"):
+        DMPO.load(rewritten(dmpo, lambda entries: entries.update({"settings.json": text})))
+
+
+def test_numbers_beyond_floats(dmpo: bytes) -> None:
+    def change(entries: dict[str, bytes]) -> None:
+        entries["settings.json"] = entries["settings.json"].replace(b'"gamma": 0.99', b'"gamma": 1e999')
+
+    with pytest.raises(UnsafeFileError, match="'gamma' asks for the number inf"):
+        DMPO.load(rewritten(dmpo, change))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +415,7 @@ def test_random_states_that_are_none(dmpo: bytes, state: Any) -> None:
     """Found out when they are needed; what was there before stays."""
     stored = attributes_of(dmpo)["_random_state"]
     changed = stored | state if isinstance(state, dict) and state != {"device": "cpu"} else state
-    model = DMPO.load(with_attribute(dmpo, "_random_state", changed), dataset=make_transitions(), device="cpu")
+    model = DMPO.load(with_setting(dmpo, "_random_state", changed), dataset=make_transitions(), device="cpu")
     before = th.get_rng_state()
     with pytest.raises(DamagedFileError, match="random states"):
         model.learn(1, reset_num_timesteps=False)

@@ -20,7 +20,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_dmpo import DMPO
+import sb3_dmpo
+from sb3_dmpo import DMPO, IQL
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
 
@@ -52,10 +53,24 @@ def rewritten(content: bytes, change: Callable[[dict[str, bytes]], None], compre
 
 
 def with_attribute(content: bytes, key: str, value: Any) -> io.BytesIO:
+    """A zip as release 0.1.0 wrote it, with pickles as attributes and no settings, and one attribute changed."""
+
     def change(entries: dict[str, bytes]) -> None:
+        entries.pop("settings.json", None)
         attributes = json.loads(entries["data"])
         attributes[key] = value
         entries["data"] = json.dumps(attributes).encode()
+
+    return rewritten(content, change)
+
+
+def with_setting(content: bytes, key: str, value: Any) -> io.BytesIO:
+    """A zip of today with one attribute changed."""
+
+    def change(entries: dict[str, bytes]) -> None:
+        settings = json.loads(entries["settings.json"])
+        settings["attributes"][key] = value
+        entries["settings.json"] = json.dumps(settings).encode()
 
     return rewritten(content, change)
 
@@ -140,18 +155,32 @@ def test_units_as_some_pythons_write_them(content: bytes) -> None:
 
 
 def test_payload_would_run_in_a_plain_loader(content: bytes, tmp_path: Path) -> None:
-    """The payloads are live: SB3's loader executes them."""
+    """The payloads are live: SB3's loader executes them, and ours does not look at them."""
     for name in ("exec", "os.mkdir", "wrapper built", "logger"):
         target = tmp_path / name.replace(" ", "-")
         load_from_zip_file(with_attribute(content, "learning_rate", pickled(PAYLOADS[name](str(target)))))
         assert target.exists(), name
 
 
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_pickles_beside_the_settings_are_not_looked_at(content: bytes, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "executed"
+
+    def change(entries: dict[str, bytes]) -> None:
+        payload = pickled(PAYLOADS[name](str(target)))
+        entries["data"] = json.dumps(json.loads(entries["data"]) | {"learning_rate": payload, "more": payload}).encode()
+
+    model = DMPO.load(rewritten(content, change), device="cpu")
+    assert model.lr_schedule(0.5) == 3e-4 and not hasattr(model, "more") and not target.exists()
+
+
 def test_trust_pickle_and_custom_objects() -> None:
     file = io.BytesIO()
     small_model(learning_rate=lambda progress: 1e-3 * progress).save(file)
+    old = with_attribute(file.getvalue(), "verbose", 0)
     with pytest.raises(UnsafeFileError, match="'learning_rate' asks for"):
-        DMPO.load(io.BytesIO(file.getvalue()))
+        DMPO.load(old)
+    assert DMPO.load(io.BytesIO(file.getvalue())).lr_schedule(0.5) == 5e-4
     trusted = DMPO.load(io.BytesIO(file.getvalue()), trust_pickle=True)
     assert trusted.lr_schedule(0.5) == 5e-4
     replaced = DMPO.load(io.BytesIO(file.getvalue()), custom_objects={"learning_rate": 1e-4})
@@ -159,10 +188,11 @@ def test_trust_pickle_and_custom_objects() -> None:
 
 
 def test_unknown_attribute_and_absurd_sizes(content: bytes) -> None:
-    with pytest.raises(UnsafeFileError, match="does not have: predict"):
-        DMPO.load(with_attribute(content, "predict", 1))
-    with pytest.raises(UnsafeFileError, match="need networks of more than"):
-        DMPO.load(with_attribute(content, "policy_kwargs", {"net_arch": [100_000, 100_000]}))
+    for change in (with_attribute, with_setting):
+        with pytest.raises(UnsafeFileError, match="does not have: predict"):
+            DMPO.load(change(content, "predict", 1))
+        with pytest.raises(UnsafeFileError, match="need networks of more than"):
+            DMPO.load(change(content, "policy_kwargs", {"net_arch": [100_000, 100_000]}))
     huge = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I10000000000\ntS'd'\ntR."
     with pytest.raises(UnsafeFileError, match="array of shape"):
         DMPO.load(with_attribute(content, "_last_obs", pickled(huge)))
@@ -206,5 +236,8 @@ def test_damaged_end_of_the_directory(content: bytes) -> None:
 def test_other_algorithm_and_no_model(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match="no model"):
         DMPO.load(rewritten(content, lambda entries: entries.pop("policy.pth")))
+    with pytest.raises(DamagedFileError, match=r"This is a DMPO zip: use DMPO\.load"):
+        IQL.load(io.BytesIO(content))
+    assert type(sb3_dmpo.load(io.BytesIO(content))) is DMPO
     with pytest.raises(FileNotFoundError, match="nothing-here"):
         DMPO.load(tmp_path / "nothing-here")

@@ -3,7 +3,6 @@
 import inspect
 import io
 import itertools
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.errors import UsageError, suggest
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive, read_attributes
+from sb3_dmpo.files.safe_values import classes_by_name
+from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, read_model
 
 #: Attributes that decide what a policy looks like; nothing else of the zip is decoded.
 _NEEDED = ("policy_class", "policy_kwargs", "use_sde")
@@ -94,14 +94,13 @@ def _check_policy_kwargs(policy_kwargs: Any, n_bytes: int) -> None:
 
 
 def _load_checked(algorithm: type[BaseAlgorithm], content: bytes, env: gym.Env[Any, Any]) -> BaseAlgorithm:
-    tensors = check_archive(content)
+    stored = read_model(content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = set(json.loads(archive.read("data")))
         weights = th.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
-    policies = set(algorithm.policy_aliases.values())
-    data = read_attributes(content, names, policies, replaced=names - set(_NEEDED))
+    names, policies = set(stored.attributes), set(algorithm.policy_aliases.values())
+    data = stored.decode(names, classes_by_name(policies), replaced=names - set(_NEEDED))
     policy_kwargs = data.get("policy_kwargs") or {}
-    _check_policy_kwargs(policy_kwargs, sum(tensor.n_bytes for tensor in tensors["policy.pth"].values()))
+    _check_policy_kwargs(policy_kwargs, sum(tensor.n_bytes for tensor in stored.tensors["policy.pth"].values()))
     arguments: dict[str, Any] = {"policy_kwargs": policy_kwargs}
     if issubclass(algorithm, OffPolicyAlgorithm):
         # Nothing is learned, so nothing has to be remembered.
