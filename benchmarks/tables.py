@@ -17,15 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from sb3_dmpo.cli.sweep.scores import (
-    Cell,
     ScoresByDataset,
+    TableCell,
     bootstrap_interval,
     collect_cells,
-    family_of,
     interquartile_mean,
     read_results,
-    task_of,
 )
+from sb3_dmpo.data.tasks import family_of, task_of
 from sb3_dmpo.files.save_util import atomic_write
 
 HERE = Path(__file__).parent
@@ -46,7 +45,7 @@ METHODS = {
     "infoDMPO": "infodmpo",
 }
 MISSING = "-"
-Cells = dict[tuple[str, int, str], Cell]
+Cells = dict[tuple[str, int, str], TableCell]
 
 
 @dataclass(frozen=True)

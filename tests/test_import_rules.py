@@ -72,7 +72,7 @@ def test_the_rules_look_at_something() -> None:
     assert len(MODULES) > 10
     assert "sb3_dmpo.common.buffers" in MODULES and "sb3_dmpo.common.policies" in named("policies")
     assert is_algorithm("sb3_dmpo.dmpo.dmpo") and is_algorithm("sb3_dmpo.dmpo.DMPO") and not is_algorithm("sb3_dmpo.envs")
-    assert is_torch("torch.nn") and is_data("sb3_dmpo.data.loading.load_transitions")
+    assert is_torch("torch.nn") and is_data("sb3_dmpo.data.load_transitions")
     assert "sb3_dmpo.data.preprocessing" in reachable("sb3_dmpo.envs")
 
 

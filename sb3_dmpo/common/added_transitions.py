@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.data.preprocessing import flatten_observations
-from sb3_dmpo.data.transitions import DatasetError
 
 CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"
 TRANSITION_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")

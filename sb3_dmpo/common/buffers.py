@@ -13,8 +13,9 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dmpo.common.added_transitions import CANNOT_ADD, TRANSITION_TENSORS, AddedTransitionsMixin
+from sb3_dmpo.data import Transitions
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
-from sb3_dmpo.data.transitions import Transitions, check_memory, dataset_label, transition_bytes
+from sb3_dmpo.data.transitions import check_memory, dataset_label, transition_bytes
 
 _TENSORS = (*TRANSITION_TENSORS, "observation_mean", "observation_std")
 

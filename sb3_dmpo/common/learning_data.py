@@ -10,7 +10,7 @@ from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.type_aliases import OfflineBatch
 from sb3_dmpo.common.updates import draw_noise
-from sb3_dmpo.data.loading import DatasetError, dataset_identifier, load_transitions
+from sb3_dmpo.data import DatasetError, dataset_identifier, load_transitions
 from sb3_dmpo.data.preprocessing import action_spaces_match, observation_spaces_match
 
 

@@ -30,7 +30,7 @@ from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from sb3_dmpo.common.updates import Target, error_quantiles
 from sb3_dmpo.common.updating import UpdateMixin
 from sb3_dmpo.common.zip_mixin import ZipMixin
-from sb3_dmpo.data.loading import dataset_identifier, dataset_spaces
+from sb3_dmpo.data import dataset_identifier, dataset_spaces
 from sb3_dmpo.data.preprocessing import canonical_observation_space
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TrainFr
 
 from sb3_dmpo.common.arguments import check_arguments
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.data.preprocessing import action_spaces_match, observation_spaces_match
 from sb3_dmpo.files.save_util import atomic_write
 

@@ -83,7 +83,7 @@ def estimate_multimodality(transitions: Transitions, seed: int = 0) -> Multimoda
 
     :param transitions: the dataset
     :param seed: seed of the choice of states
-    :return: None where there are too few episodes to say anything
+    :return: none where there are too few episodes to say anything
     """
     n_neighbours = min(MAX_NEIGHBOURS, len(transitions.episode_lengths) // 2)
     if n_neighbours < MIN_NEIGHBOURS:

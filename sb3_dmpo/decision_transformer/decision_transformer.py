@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.decision_transformer.buffers import SequenceBatch, SequenceReplayBuffer
 from sb3_dmpo.decision_transformer.policies import DecisionTransformerPolicy
 

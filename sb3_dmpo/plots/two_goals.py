@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, Patch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.two_goals import GOAL_RADIUS, GOALS, LIMIT, OBSTACLE_RADIUS, OBSTACLES, START, START_NOISE
 from sb3_dmpo.plots.overlay import PALETTE
@@ -41,7 +41,7 @@ def plot_two_goals(model: BaseAlgorithm, path: str | Path, title: str = "", n_tr
     sub-policy acts where.
 
     :param model: model trained on TwoGoals
-    :param path: PNG file to write
+    :param path: pNG file to write
     :param title: name of the algorithm
     :param n_trajectories: number of trajectories
     :param seed: seed of their starts

@@ -11,13 +11,12 @@ from sb3_dmpo.cli.results import COLUMNS
 from sb3_dmpo.cli.sweep.scores import (
     bootstrap_interval,
     collect_cells,
-    family_of,
     interquartile_mean,
     performance_profile,
     profile_band,
     read_results,
-    task_of,
 )
+from sb3_dmpo.data.tasks import family_of, task_of
 
 tables = pytest.importorskip("benchmarks.tables")
 

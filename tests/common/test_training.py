@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from sb3_dmpo import CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.updates import denormals_flushed, error_quantiles
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.several_seeds.several_seeds import learn_together
 from tests.toy_data import make_transitions
 

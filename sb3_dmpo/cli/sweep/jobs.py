@@ -5,19 +5,32 @@ import getpass
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.sweep.cells import Worker, read_json, write_json
-from sb3_dmpo.cli.train.interrupt import ignored_interrupts
+from sb3_dmpo.cli.sweep.runs import Worker, read_json, write_json
 
 #: submitit ends local jobs after this time; a run ends by itself.
 _TEN_YEARS = 10 * 365 * 24 * 60
 #: How long local runs may take to stop in peace.
 _PATIENCE = 10.0
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """No Ctrl-C for the duration of a block, nor for the processes that are started in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class Jobs(Protocol):
@@ -117,7 +130,7 @@ class LocalJobs:
             # submitit hides all devices from local jobs.
             worker.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         # Its processes inherit that: a Ctrl-C in the terminal is for the sweep, which tells them.
-        with ignored_interrupts():
+        with _ignored_interrupts():
             job = self.executor.submit(worker)
         self._jobs[job.job_id] = (job, gpu)
         return str(job.job_id)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dmpo.cli.configs import entry_keys
 from sb3_dmpo.cli.results import COLUMNS, TRAINING_COLUMNS
 
 FloatArray = npt.NDArray[np.float64]
@@ -80,30 +79,10 @@ def read_training(folder: Path) -> list[dict[str, str]]:
     return read_runs(folder, TRAINING_COLUMNS)
 
 
-def task_of(dataset: str) -> str:
-    """
-    The task that a dataset stands for, without its version: ``D4RL/pen/human-v2`` and ``pen-human-v0`` are ``pen-human``.
-
-    :param dataset: Minari id, path of a D4RL file or the paper's name
-    """
-    keys = entry_keys(dataset)
-    return keys[1].rstrip("-") if len(keys) > 2 else dataset
-
-
-def family_of(dataset: str) -> str:
-    """
-    The family of tasks that a dataset belongs to, ``default`` if to none.
-
-    :param dataset: as in :func:`task_of`
-    """
-    keys = entry_keys(dataset)
-    return keys[-2] if len(keys) > 2 else "default"
-
-
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """
-    What a cell of a table is made of.
+    What one number of a table is made of.
 
     :param scores: of every seed, the mean over the episodes of its last evaluation, shape (seeds,)
     :param returns: the same as returns
@@ -115,7 +94,7 @@ class Cell:
     label: str
 
 
-def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> dict[tuple[str, int, str], Cell]:
+def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> dict[tuple[str, int, str], TableCell]:
     """
     Final evaluations by dataset, number of updates and algorithm.
 
@@ -128,7 +107,7 @@ def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> d
             key = (row["dataset"], int(row["updates"]), row["algorithm"])
             chosen.setdefault(key, {})[int(row["seed"])] = row
     return {
-        key: Cell(
+        key: TableCell(
             np.array([float(by_seed[seed]["score"]) for seed in sorted(by_seed)]),
             np.array([float(by_seed[seed]["return_mean"]) for seed in sorted(by_seed)]),
             next(iter(by_seed.values()))["label"],
