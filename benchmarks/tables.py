@@ -110,7 +110,7 @@ TABLES = (
 )
 
 
-def format_cell(cell: Cell, uses_returns: bool) -> str:
+def format_cell(cell: TableCell, uses_returns: bool) -> str:
     """
     Mean, standard deviation over seeds and number of seeds: ``5.4 ± 3.0 (5)``; of one seed ``5.4 (1)``.
 
@@ -133,7 +133,7 @@ def ours(table: Table, cells: Cells) -> list[tuple[str, int, str, dict[str, str]
     for dataset, updates in sorted({key[:2] for key in cells}):
         if family_of(dataset) not in table.families:
             continue
-        found: dict[str, Cell] = {}
+        found: dict[str, TableCell] = {}
         for method in table.methods():
             for algorithm in table.algorithms(method, dataset):
                 if method not in found and (dataset, updates, algorithm) in cells:

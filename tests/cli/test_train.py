@@ -27,6 +27,7 @@ from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.cli.configs import check_hyperparameters, config_path, find_entry, load_config, parse_values
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value, plain
+from sb3_dmpo.cli.results import COLUMNS, ResultsFile
 from sb3_dmpo.common.evaluation import EvaluationResult, ReferenceScores
 from sb3_dmpo.data.tasks import describe_data, entry_keys
 from sb3_dmpo.envs import TwoGoals
@@ -464,11 +465,11 @@ def test_search(call: Callable[..., Outcome], tmp_path: Path) -> None:
 
 
 def test_rows_of_runs_at_the_same_time_stay_whole(tmp_path: Path) -> None:
-    constant = dict.fromkeys(results.COLUMNS, "x, y")
-    files = [results.ResultsFile(tmp_path / "new" / "r.csv", {**constant, "seed": seed}) for seed in range(4)]
+    constant = dict.fromkeys(COLUMNS, "x, y")
+    files = [ResultsFile(tmp_path / "new" / "r.csv", {**constant, "seed": seed}) for seed in range(4)]
     result = EvaluationResult(np.array([1.0, 3.0]), np.array([5, 5]), None, ReferenceScores(0.0, 10.0, "a test"))
 
-    def write(file: results.ResultsFile) -> None:
+    def write(file: ResultsFile) -> None:
         for updates in range(10):
             file.append(result, updates=updates)
 

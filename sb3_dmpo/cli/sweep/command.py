@@ -20,6 +20,7 @@ from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
 from sb3_dmpo.cli.sweep.options import make_grid, make_jobs, make_parser
 from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, read_json
+from sb3_dmpo.data import open_dataset
 
 #: Variables that set the number of threads of the libraries below PyTorch.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
