@@ -21,7 +21,7 @@ def plot_components(policy: Any, observations: NDArray[np.float32], path: str | 
 
     :param policy: a mixture policy
     :param observations: flat observations of its dataset, shape ``(n, observation_size)``
-    :param path: pNG file to write
+    :param path: PNG file to write
     :param title: name of the algorithm
     """
     chosen = observations[np.random.default_rng(0).permutation(len(observations))[:_MAX_POINTS]]

@@ -15,7 +15,7 @@ def plot_report(report: DatasetReport, path: Path) -> None:
     Draw how returns and lengths of the episodes are spread, and how often every action entry lies on a bound.
 
     :param report: the report
-    :param path: pNG file to write
+    :param path: PNG file to write
     """
     figure = Figure(figsize=(12.0, 3.8), layout="constrained")
     returns, lengths, actions = figure.subplots(1, 3)

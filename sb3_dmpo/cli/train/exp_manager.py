@@ -411,7 +411,7 @@ class OfflineExperimentManager(ExperimentManager):
             print("Figure: not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
             return
         path = Path(self.save_path) / "two_goals.png"
-        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET)
+        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET, dataset=self.source)
         print(f"Figure: {path}")
 
     # Search -----------------------------------------------------------------------------------------------------
