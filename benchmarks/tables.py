@@ -16,16 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sb3_dmpo.cli.sweep.scores import (
-    ScoresByDataset,
-    TableCell,
-    bootstrap_interval,
-    collect_cells,
-    interquartile_mean,
-    read_results,
-)
 from sb3_dmpo.data.tasks import family_of, task_of
 from sb3_dmpo.files.save_util import atomic_write
+
+try:
+    from scores import ScoresByDataset, TableCell, bootstrap_interval, collect_cells, interquartile_mean, read_results
+except ImportError:
+    from benchmarks.scores import (
+        ScoresByDataset,
+        TableCell,
+        bootstrap_interval,
+        collect_cells,
+        interquartile_mean,
+        read_results,
+    )
 
 HERE = Path(__file__).parent
 #: Our algorithms by the paper's names. MAPLE is a model-based method, quoted by the paper.

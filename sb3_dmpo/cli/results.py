@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ COLUMNS = (
     "version",
 )
 
+#: What says which evaluation a row is.
+EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
 FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
 #: What a sweep keeps of the logs of its runs, for the figures.
@@ -160,6 +162,23 @@ class ResultsFile:
             # One write for all of it: a kill leaves it there or not, but never half of a row.
             file.write(("" if found else header).encode("utf-8") + lines.encode("utf-8"))
             os.fsync(file.fileno())
+
+
+def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
+    """
+    Rows of the CSV files that have certain columns; others are passed over. Of rows that say the same evaluation, the last
+    counts: a run that was killed has repeated some.
+
+    :param paths: the files
+    :param columns: names of all columns
+    """
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in paths:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if list(reader.fieldnames or []) == list(columns):
+                rows |= {tuple(row.get(key, "") for key in EVALUATION_KEYS): row for row in reader}
+    return list(rows.values())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

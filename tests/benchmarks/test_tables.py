@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_dmpo.cli.results import COLUMNS
-from sb3_dmpo.cli.sweep.scores import (
+from benchmarks.scores import (
     bootstrap_interval,
     collect_cells,
     interquartile_mean,
@@ -16,6 +15,7 @@ from sb3_dmpo.cli.sweep.scores import (
     profile_band,
     read_results,
 )
+from sb3_dmpo.cli.results import COLUMNS
 from sb3_dmpo.data.tasks import family_of, task_of
 
 tables = pytest.importorskip("benchmarks.tables")

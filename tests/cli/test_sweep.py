@@ -24,11 +24,10 @@ from tests.cli.test_train import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("submitit")
 
-from sb3_dmpo.cli.results import COLUMNS
+from sb3_dmpo.cli.results import COLUMNS, read_tables
 from sb3_dmpo.cli.sweep.jobs import LocalJobs
 from sb3_dmpo.cli.sweep.options import minutes
 from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker
-from sb3_dmpo.cli.sweep.scores import read_tables
 from tests.doors import sweep
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,8 +14,7 @@ from typing import IO, Any
 
 from sb3_dmpo.cli.configs import config_path, find_entry
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS
-from sb3_dmpo.cli.sweep.scores import read_tables
+from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, read_tables
 from sb3_dmpo.cli.train.callbacks import UPDATES, read_progress
 from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.files.save_util import atomic_write

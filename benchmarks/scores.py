@@ -5,7 +5,6 @@ Interquartile mean, stratified bootstrap and performance profile are those of Ag
 Bellemare: *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,38 +12,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dmpo.cli.results import COLUMNS, TRAINING_COLUMNS
+from sb3_dmpo.cli.results import COLUMNS, EVALUATION_KEYS, TRAINING_COLUMNS, read_tables
 
 FloatArray = npt.NDArray[np.float64]
 #: Scores of one algorithm: of every dataset, one per seed.
 ScoresByDataset = Mapping[str, FloatArray]
 
-_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
 _RUN_KEYS = ("algorithm", "dataset", "seed", "command")
 #: Column that is added on reading a folder: all updates of the run that a row comes from.
 RUN_UPDATES = "run_updates"
 
 
-def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
-    """
-    Rows of the CSV files that have certain columns; others are passed over. Of rows that say the same evaluation, the last
-    counts: a run that was killed has repeated some.
-
-    :param paths: the files
-    :param columns: names of all columns
-    """
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for path in paths:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if list(reader.fieldnames or []) == list(columns):
-                rows |= {tuple(row.get(key, "") for key in _KEYS): row for row in reader}
-    return list(rows.values())
-
-
 def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
-    Rows of the CSV files of a folder as :func:`read_tables` reads them, with the length of their runs in the column
+    Rows of the CSV files of a folder as :func:`~sb3_dmpo.cli.results.read_tables` reads them, with the length of their runs in the column
     :data:`RUN_UPDATES`: what two runs of different length say after the same number of updates is not the same evaluation.
 
     :param folder: the folder
@@ -57,7 +38,7 @@ def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             runs.setdefault(tuple(row.get(key, "") for key in _RUN_KEYS), []).append(row)
         for run in runs.values():
             length = str(max(int(row["updates"]) for row in run))
-            rows |= {(length, *(row.get(key, "") for key in _KEYS)): row | {RUN_UPDATES: length} for row in run}
+            rows |= {(length, *(row.get(key, "") for key in EVALUATION_KEYS)): row | {RUN_UPDATES: length} for row in run}
     return list(rows.values())
 
 
