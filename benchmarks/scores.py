@@ -25,7 +25,7 @@ RUN_UPDATES = "run_updates"
 
 def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
-    Rows of the CSV files of a folder as :func:`~sb3_dmpo.cli.results.read_tables` reads them, with the length of their runs in the column
+    Rows of the CSV files of a folder as ``read_tables`` reads them, with the length of their runs in the column
     :data:`RUN_UPDATES`: what two runs of different length say after the same number of updates is not the same evaluation.
 
     :param folder: the folder
