@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_dmpo.cli.main import collect
+from sb3_dmpo.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(collect())
+    sys.exit(main(["collect", *sys.argv[1:]]))

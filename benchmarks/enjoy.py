@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_dmpo.cli.main import enjoy
+from sb3_dmpo.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(enjoy())
+    sys.exit(main(["enjoy", *sys.argv[1:]]))

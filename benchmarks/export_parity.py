@@ -23,9 +23,9 @@ from gymnasium import spaces
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, OfflineAlgorithm
-from sb3_dmpo.cli.environments import make_evaluation_env
 from sb3_dmpo.cli.results import commit
 from sb3_dmpo.data.preprocessing import flat_slices
+from sb3_dmpo.envs.registration import make_evaluation_env
 
 #: What has to agree, up to this.
 TOLERANCE = 1e-5

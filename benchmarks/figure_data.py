@@ -16,10 +16,10 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_dmpo import ALGOS
-from sb3_dmpo.cli.environments import make_evaluation_env
 from sb3_dmpo.cli.errors import UsageError, exit_code
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.envs.registration import make_evaluation_env
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.two_goals import RESOLUTION, component_map, trajectories
 

@@ -18,17 +18,18 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from sb3_dmpo.cli.sweep.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.two_goals import PALETTE, draw_components, draw_map, draw_trajectories
 
 try:
     from figure_styles import STYLES, Drawing, style
     from learning_curves import figure_3
+    from scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
     from tables import TABLES, comparable
 except ImportError:
     from benchmarks.figure_styles import STYLES, Drawing, style
     from benchmarks.learning_curves import figure_3
+    from benchmarks.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
     from benchmarks.tables import TABLES, comparable
 
 HERE = Path(__file__).parent

@@ -22,11 +22,11 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.configs import RUN_KEYS, config_path, find_entry, parse_values
-from sb3_dmpo.cli.environments import make_evaluation_env
 from sb3_dmpo.cli.results import commit, read_rows
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.common.offline_selection import offline_measures, offline_score
-from sb3_dmpo.data.loading import dataset_spaces, load_transitions
+from sb3_dmpo.data import dataset_spaces, load_transitions
+from sb3_dmpo.envs.registration import make_evaluation_env
 from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
 
 CRITERIA = ("fqe", "initial_value", "action_distance")

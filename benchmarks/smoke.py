@@ -9,6 +9,7 @@ fails by itself. The exit code is 1 if anything failed or did not score above th
 import argparse
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS
-from sb3_dmpo.cli.environments import environment_name, make_evaluation_env
-from sb3_dmpo.cli.results import ResultsFile, commit, describe_data, score_of, typed_command
+from sb3_dmpo.cli.results import ResultsFile, commit, score_of
 from sb3_dmpo.common.evaluation import evaluate_policy
+from sb3_dmpo.data.tasks import describe_data
+from sb3_dmpo.envs.registration import environment_name, make_evaluation_env
 
 PREDICT = """
 import sys
@@ -76,7 +78,7 @@ def score_random(options: argparse.Namespace) -> float:
         "dataset": options.dataset,
         "label": describe_data(options.dataset),
         "seed": options.seed,
-        "command": typed_command(),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": commit(),
         "version": sb3_dmpo.__version__,
     }

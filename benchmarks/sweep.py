@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_dmpo.cli.main import sweep
+from sb3_dmpo.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(sweep())
+    sys.exit(main(["sweep", *sys.argv[1:]]))

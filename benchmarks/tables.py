@@ -16,17 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sb3_dmpo.cli.sweep.scores import (
-    Cell,
-    ScoresByDataset,
-    bootstrap_interval,
-    collect_cells,
-    family_of,
-    interquartile_mean,
-    read_results,
-    task_of,
-)
+from sb3_dmpo.data.tasks import family_of, task_of
 from sb3_dmpo.files.save_util import atomic_write
+
+try:
+    from scores import ScoresByDataset, TableCell, bootstrap_interval, collect_cells, interquartile_mean, read_results
+except ImportError:
+    from benchmarks.scores import (
+        ScoresByDataset,
+        TableCell,
+        bootstrap_interval,
+        collect_cells,
+        interquartile_mean,
+        read_results,
+    )
 
 HERE = Path(__file__).parent
 #: Our algorithms by the paper's names. MAPLE is a model-based method, quoted by the paper.
@@ -46,7 +49,7 @@ METHODS = {
     "infoDMPO": "infodmpo",
 }
 MISSING = "-"
-Cells = dict[tuple[str, int, str], Cell]
+Cells = dict[tuple[str, int, str], TableCell]
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ TABLES = (
 )
 
 
-def format_cell(cell: Cell, uses_returns: bool) -> str:
+def format_cell(cell: TableCell, uses_returns: bool) -> str:
     """
     Mean, standard deviation over seeds and number of seeds: ``5.4 ± 3.0 (5)``; of one seed ``5.4 (1)``.
 
@@ -134,7 +137,7 @@ def ours(table: Table, cells: Cells) -> list[tuple[str, int, str, dict[str, str]
     for dataset, updates in sorted({key[:2] for key in cells}):
         if family_of(dataset) not in table.families:
             continue
-        found: dict[str, Cell] = {}
+        found: dict[str, TableCell] = {}
         for method in table.methods():
             for algorithm in table.algorithms(method, dataset):
                 if method not in found and (dataset, updates, algorithm) in cells:

@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_dmpo.cli.main import train
+from sb3_dmpo.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(main(["train", *sys.argv[1:]]))

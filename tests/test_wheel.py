@@ -52,8 +52,8 @@ def test_nothing_is_missing_and_nothing_too_much(installed: Path) -> None:
 def test_the_command_line_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed)}
 
-    def run(module: str, *arguments: str) -> str:
-        command = [sys.executable, "-m", f"sb3_dmpo.{module}", *arguments]
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "sb3_dmpo", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -61,6 +61,6 @@ def test_the_command_line_works_from_the_wheel(installed: Path, tmp_path: Path) 
     out = run("train", "--algo", "bc", "-n", "3", "--eval-episodes", "2", "--seed", "0", "--num-threads", "1")
     assert f"{installed}/sb3_dmpo/zoo_configs/bc.yml" in out and "Score:" in out
     command = (tmp_path / "logs/bc/TwoGoals-v0_1/TwoGoals-v0/command.txt").read_text()
-    assert command.startswith("python -m sb3_dmpo.train --algo bc")
+    assert command.startswith("python -m sb3_dmpo train --algo bc")
     assert "over 2 episodes" in run("enjoy", "--algo", "bc", "--no-render", "--episodes", "2")
     assert "BC (--algo bc)" in run("inspect", "logs/bc/TwoGoals-v0_1/TwoGoals-v0.zip")

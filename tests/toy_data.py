@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dmpo.common.type_aliases import OfflineBatch
-from sb3_dmpo.data.loading import Transitions
+from sb3_dmpo.data import Transitions
 
 #: Not [-1, 1], and different for every entry
 ACTION_LOW, ACTION_HIGH = (-2.0, 0.0), (1.0, 5.0)

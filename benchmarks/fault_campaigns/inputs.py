@@ -19,7 +19,7 @@ from benchmarks.fault_campaigns.common import ACTION_SPACE, OBSERVATION_SPACE, O
 from benchmarks.fault_campaigns.hdf5 import HDF5_FAULTS
 from benchmarks.fault_campaigns.hostile import Call
 from sb3_dmpo import ALGOS
-from sb3_dmpo.data.loading import DatasetError, load_transitions
+from sb3_dmpo.data import DatasetError, load_transitions
 
 CONFIGURATION_FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("dmpo", {"gamma": 1.5}),

@@ -31,7 +31,7 @@ from benchmarks.fault_campaigns.common import (
 )
 from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.cli.train.resume import newest_state
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 
 N_UPDATES, CHECKPOINT_EVERY = 60, 5
 
@@ -152,12 +152,13 @@ def stock_training(trials: int) -> Row:
 def kills_of_commands(trials: int) -> Row:
     """The command line, killed and typed again with ``--resume``."""
     rng, same = np.random.default_rng(0), 0
-    script = "import sys, torch; torch.set_num_threads(1); from sb3_dmpo.cli.main import train; sys.exit(train())"
+    script = "import sys, torch; torch.set_num_threads(1); from sb3_dmpo.__main__ import main; sys.exit(main())"
     options = "--algo dmpo -n 400 --seed 1 --save-freq 10 --eval-freq 100 --eval-episodes 1"
     command = [
         sys.executable,
         "-c",
         script,
+        "train",
         *shlex.split(options),
         "-params",
         "policy_kwargs:dict(net_arch=[8])",

@@ -57,9 +57,9 @@ class TimedCheckpoints(BaseCallback):
 def train(name: str, folder: Path, every: float, seconds: float) -> None:
     """The process that is watched: training, evaluations and checkpoints."""
     from sb3_dmpo import DMPO
-    from sb3_dmpo.cli.environments import register_environment
     from sb3_dmpo.common.callbacks import NormalizedEvalCallback
     from sb3_dmpo.envs import make_two_goals_dataset
+    from sb3_dmpo.envs.registration import register_environment
 
     th.set_num_threads(1)
     dataset, env_id, settings = RUNS[name]

@@ -25,7 +25,7 @@ from benchmarks.fault_campaigns.common import (
 )
 from benchmarks.fault_campaigns.damage import unzipped, zipped
 from sb3_dmpo import DMPO
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 
 Entries = dict[str, bytes]

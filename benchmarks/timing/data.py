@@ -68,7 +68,7 @@ def load(memory_map: bool) -> dict[str, float]:
     :param memory_map: whether the data stay on disk
     """
     from sb3_dmpo.common.buffers import OfflineReplayBuffer
-    from sb3_dmpo.data.loading import load_transitions
+    from sb3_dmpo.data import load_transitions
     from sb3_dmpo.data.transitions import transition_bytes
 
     # The peak begins here, without what the imports took.

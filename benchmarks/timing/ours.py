@@ -21,7 +21,7 @@ from sb3_dmpo import ALGOS
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import SuccessInfo
 

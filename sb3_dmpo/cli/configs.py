@@ -15,16 +15,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.common.arguments import constructor_arguments
-
-#: Families of tasks: settings that the tasks of a family share stand under its name.
-TASK_FAMILIES: dict[str, tuple[str, ...]] = {
-    "mujoco": ("hopper", "halfcheetah", "walker2d", "ant", "humanoid", "humanoidstandup", "swimmer", "reacher", "pusher"),
-    "adroit": ("pen", "hammer", "door", "relocate"),
-    "antmaze": ("antmaze",),
-    "pointmaze": ("pointmaze", "maze2d"),
-    "kitchen": ("kitchen",),
-    "two-goals": ("two-goals",),
-}
+from sb3_dmpo.data.tasks import entry_keys
 
 #: Keys of an entry that are for the command line; all others are arguments of the algorithm.
 RUN_KEYS = frozenset(
@@ -94,34 +85,12 @@ def load_config(config: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def entry_keys(dataset: str) -> list[str]:
-    """
-    Keys under which the settings for a dataset are looked up, the most specific first: its id, task and quality, family
-    and quality, task, family, ``default``. For ``D4RL/pen/human-v2``: that id, ``pen-human``, ``adroit-human``, ``pen``,
-    ``adroit``, ``default``.
-
-    :param dataset: Minari id, or path of a D4RL file (``hopper-medium-v2.hdf5``)
-    """
-    name = re.sub(r"(-v\d+)?(\.\w+)?$", "", dataset)
-    parts = name.split("/")
-    tasks = {task: family for family, members in TASK_FAMILIES.items() for task in members}
-    if len(parts) > 1 and parts[-2].lower() in tasks:
-        task, quality = parts[-2].lower(), parts[-1].lower()
-    else:
-        task, _, quality = parts[-1].lower().partition("-")
-    keys = [dataset]
-    if task in tasks:
-        family = tasks[task]
-        keys += [f"{task}-{quality}", f"{family}-{quality}", task, family]
-    return list(dict.fromkeys([*keys, "default"]))
-
-
 def find_entry(config: str, dataset: str) -> tuple[str, dict[str, Any]]:
     """
     The entry of a config for a dataset: its key and a copy of its settings.
 
     :param config: as in :func:`load_config`
-    :param dataset: as in :func:`entry_keys`
+    :param dataset: as in :func:`~sb3_dmpo.data.tasks.entry_keys`
     :raises UsageError: no key of the dataset is there, or the config cannot be read
     """
     entries = load_config(config)

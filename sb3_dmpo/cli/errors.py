@@ -1,12 +1,15 @@
 """Faults of what was typed: one line on stderr, never a traceback."""
 
+import argparse
 import difflib
+import importlib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import gymnasium as gym
 
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 
 #: Exit codes of the command line. 130 is the shell's for Ctrl-C.
@@ -32,20 +35,56 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(names)}."
 
 
+def check_env_id(env_id: str) -> None:
+    """
+    Refuse an environment that gymnasium does not know.
+
+    :param env_id: id
+    :raises UsageError: unknown; the nearest ones are named
+    """
+    if env_id not in gym.registry:
+        raise UsageError(f"There is no environment {env_id!r} (--gym-packages imports more). {suggest(env_id, gym.registry)}")
+
+
+def import_packages(packages: Iterable[str]) -> None:
+    """
+    Import packages that register environments.
+
+    :param packages: what was typed after ``--gym-packages``
+    :raises UsageError: one of them cannot be imported
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(f"--gym-packages {package}: {error}.") from error
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose faults are single lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """
+        :param message: what is wrong
+        :raises UsageError: always
+        """
+        raise UsageError(message)
+
+
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def exit_code(program: Callable[[], None], name: str) -> int:
+def exit_code(program: Callable[[], int | None], name: str) -> int:
     """
     Run a program; the faults that it can foresee become one line on stderr and an exit code.
 
-    :param program: the program
-    :param name: how it calls itself, e.g. ``train.py``
+    :param program: the program; what it returns is its exit code, None is 0
+    :param name: how it calls itself, e.g. ``sb3_dmpo train``
     :return: 0, 1 (training or the disk failed), 2 (what was asked for cannot be done) or 130 (Ctrl-C)
     """
     try:
-        program()
+        return program() or 0
     except (UsageError, DatasetError, DamagedFileError, UnsafeFileError, gym.error.Error) as error:
         code, message = EXIT_USAGE, _one_line(error)
     except ImportError as error:
@@ -55,7 +94,5 @@ def exit_code(program: Callable[[], None], name: str) -> int:
         code, message = EXIT_FAILURE, _one_line(error)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
-    else:
-        return 0
     sys.stderr.write(f"{name}: {'error: ' if code != EXIT_INTERRUPTED else ''}{message}\n")
     return code

@@ -1,16 +1,15 @@
 """Scores on the screen and in CSV files, with everything that is needed to get them again."""
 
-import contextlib
 import csv
 import io
 import os
-import shlex
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError
@@ -36,6 +35,8 @@ COLUMNS = (
     "version",
 )
 
+#: What says which evaluation a row is.
+EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
 FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
 #: What a sweep keeps of the logs of its runs, for the figures.
@@ -44,36 +45,6 @@ TRAINING_METRICS = (
     *(f"bellman_error_p{level:02d}" for level in ERROR_PERCENTILES),
 )
 TRAINING_COLUMNS = ("algorithm", "dataset", "seed", "updates", *TRAINING_METRICS)
-
-#: What the data of a namespace are. Only D4RL's own data give scores that compare with published ones.
-_DATA_OF_NAMESPACE = {
-    "D4RL": "Minari port of D4RL",
-    "mujoco": "Minari MuJoCo, not D4RL",
-    "sb3_dmpo": "toy",
-    "zoo": "stand-in, not D4RL",
-}
-
-
-def describe_data(dataset: str) -> str:
-    """
-    What a dataset is, so that nobody takes the score on one for the score on another.
-
-    :param dataset: Minari id or path of a file
-    """
-    if dataset.endswith((".hdf5", ".h5")):
-        return "D4RL file"
-    return _DATA_OF_NAMESPACE.get(dataset.split("/")[0], "own data")
-
-
-def typed_command(argv: Sequence[str] | None = None) -> str:
-    """
-    The command line as it was typed, to be typed again in the same folder.
-
-    :param argv: the arguments if they did not come from the shell
-    """
-    if argv is not None:
-        return shlex.join(["python", "benchmarks/train.py", *argv])
-    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def commit() -> str:
@@ -123,25 +94,6 @@ def score_line(result: EvaluationResult, with_source: bool = True) -> str:
     if result.success_rate is not None:
         parts.append(f"success rate {100 * result.success_rate:.0f}%")
     return ", ".join(parts)
-
-
-@contextlib.contextmanager
-def locked(descriptor: int) -> Iterator[None]:
-    """
-    Only one process at a time is in the block for a file.
-
-    :param descriptor: the open file
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on this platform; a single write with O_APPEND is all there is
-        yield
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True)
@@ -200,17 +152,33 @@ class ResultsFile:
     def _append(self, lines: str, is_unique: bool = False) -> None:
         header = _csv_line(self.columns)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        with os.fdopen(descriptor, "r+", encoding="utf-8", newline="") as file, locked(descriptor):
-            found = file.readline()
-            if found not in ("", header):
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")), open(self.path, "a+b", buffering=0) as file:
+            file.seek(0)
+            found = file.read().decode("utf-8").splitlines(keepends=True)
+            if found and found[0] != header:
                 raise UsageError(f"--results {self.path} has other columns; expected {','.join(self.columns)}.")
             if is_unique:
-                present = set(file)
-                lines = "".join(line for line in lines.splitlines(keepends=True) if line not in present)
+                lines = "".join(line for line in lines.splitlines(keepends=True) if line not in found)
             # One write for all of it: a kill leaves it there or not, but never half of a row.
-            os.write(descriptor, ((header if not found else "") + lines).encode("utf-8"))
-            os.fsync(descriptor)
+            file.write(("" if found else header).encode("utf-8") + lines.encode("utf-8"))
+            os.fsync(file.fileno())
+
+
+def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
+    """
+    Rows of the CSV files that have certain columns; others are passed over. Of rows that say the same evaluation, the last
+    counts: a run that was killed has repeated some.
+
+    :param paths: the files
+    :param columns: names of all columns
+    """
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in paths:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if list(reader.fieldnames or []) == list(columns):
+                rows |= {tuple(row.get(key, "") for key in EVALUATION_KEYS): row for row in reader}
+    return list(rows.values())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -15,16 +15,19 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import yaml
 from minari.storage import get_dataset_path
 
 import sb3_dmpo
-from sb3_dmpo.cli.environments import register_environment
-from sb3_dmpo.cli.errors import UsageError, exit_code, suggest
+from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, exit_code, import_packages, suggest
 from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.data import open_dataset
+from sb3_dmpo.data.minari import recorded_environment_spec
 from sb3_dmpo.data.minari_download import local_dataset_ids
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
+from sb3_dmpo.envs.registration import register_environment
 
 #: rl_zoo3 evaluates hyperparameters as Python in these modules.
 _MODULES_WITH_EVAL = ("rl_zoo3.utils", "rl_zoo3.exp_manager")
@@ -103,11 +106,11 @@ def algorithm_name(name: str) -> str:
     return name
 
 
-class ZooParser(argparse.ArgumentParser):
+class ZooParser(Parser):
     """
-    The parser that rl_zoo3's scripts fill with their options, with ours beside them. Faults are single lines.
+    The parser that rl_zoo3's scripts fill with their options, with ours beside them.
 
-    :param argv: arguments; None: those of the process
+    :param argv: arguments
     :param options: where the parsed options go, for those who are not rl_zoo3
     """
 
@@ -117,7 +120,7 @@ class ZooParser(argparse.ArgumentParser):
         "--env": {"type": str, "default": None, "help": "environment to evaluate in, if not the one the dataset recorded"},
     }
 
-    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace, **kwargs: Any) -> None:
+    def __init__(self, argv: Sequence[str], options: argparse.Namespace, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.argv = argv
         self.options = options
@@ -134,13 +137,6 @@ class ZooParser(argparse.ArgumentParser):
             kwargs |= self.changes.get(name, {})
         return super().add_argument(*args, **kwargs)
 
-    def error(self, message: str) -> NoReturn:
-        """
-        :param message: what is wrong
-        :raises UsageError: always
-        """
-        raise UsageError(message)
-
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """
         Options of the command line, checked and made ready for rl_zoo3.
@@ -153,13 +149,32 @@ class ZooParser(argparse.ArgumentParser):
         if unknown:
             names = [name for action in self._actions for name in action.option_strings]
             raise UsageError(f"There is no option {unknown[0]!r}. {suggest(unknown[0], names)}")
-        for package in options.gym_packages:
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise UsageError(f"--gym-packages {package}: {error}.") from error
+        import_packages(options.gym_packages)
         self.prepare(options)
         return options
+
+    @staticmethod
+    def open_dataset(options: argparse.Namespace, is_stepped: bool) -> None:
+        """
+        Open the dataset, once for all that needs it (``source``), and register the environment to evaluate in (``env``;
+        what was typed becomes ``eval_env_id``).
+
+        :param options: the options, changed in place
+        :param is_stepped: whether the environment is needed for more than its spaces
+        :raises UsageError: there is no such environment, or the dataset knows none
+        :raises DatasetError: the dataset is not there
+        """
+        options.dataset = options.dataset or TWO_GOALS_DATASET_ID
+        options.source = open_dataset(options.dataset, download=getattr(options, "download", False))
+        options.eval_env_id = options.env
+        if options.env is not None:
+            check_env_id(options.env)
+        elif is_stepped and recorded_environment_spec(options.source.metadata, eval_env=True) is None:
+            raise UsageError(
+                f"{options.dataset} knows no environment: name one with --env ID, or train without evaluation "
+                "(--eval-freq -1)."
+            )
+        options.env = register_environment(options.source, options.env, is_stepped)
 
     def prepare(self, options: argparse.Namespace) -> None:
         """
@@ -170,7 +185,7 @@ class ZooParser(argparse.ArgumentParser):
         raise NotImplementedError()
 
     @classmethod
-    def module(cls, argv: Sequence[str] | None, options: argparse.Namespace) -> SimpleNamespace:
+    def module(cls, argv: Sequence[str], options: argparse.Namespace) -> SimpleNamespace:
         """
         What stands in for the module ``argparse`` in a script of rl_zoo3.
 

@@ -16,10 +16,10 @@ from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dmpo.data.loading import DatasetError, load_transitions
+from sb3_dmpo.data import DatasetError, Transitions, load_transitions
 from sb3_dmpo.data.preprocessing import action_spaces_match, flatten_observations, observation_spaces_match
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
-from sb3_dmpo.data.transitions import Transitions, check_memory, dataset_label, transition_bytes
+from sb3_dmpo.data.transitions import check_memory, dataset_label, transition_bytes
 from sb3_dmpo.files.save_util import atomic_write
 
 _CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"

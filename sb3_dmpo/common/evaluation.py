@@ -1,101 +1,22 @@
 """Evaluation: episodes on vector environments, success, and D4RL's normalised score with its reference scores."""
 
 import contextlib
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from minari import MinariDataset
-from minari.dataset.minari_storage import MinariStorage
-from minari.storage import get_dataset_path
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common import evaluation as sb3_evaluation
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_dmpo.data.tasks import ReferenceScores as ReferenceScores
+from sb3_dmpo.data.tasks import reference_scores as reference_scores
 from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
-
-#: Environment family (a pattern of its ids), lowest and highest reference score, who says so. D4RL measured them on its
-#: own environments and with its own versions of the simulator; sparse and dense variants of a reward differ, so those
-#: without scores in D4RL (sparse Adroit, dense AntMaze) are left out.
-REFERENCE_SCORES: tuple[tuple[str, float, float, str], ...] = (
-    (r"HalfCheetah-v\d+", -280.178953, 12135.0, "D4RL's table for HalfCheetah"),
-    (r"Hopper-v\d+", -20.272305, 3234.3, "D4RL's table for Hopper"),
-    (r"Walker2d-v\d+", 1.629008, 4592.3, "D4RL's table for Walker2d"),
-    (r"AntMaze_(?!.*Dense).*-v\d+", 0.0, 1.0, "D4RL's table for AntMaze"),
-    (r"AdroitHandPen-v\d+", 96.262799, 3076.8331017826877, "D4RL's table for pen"),
-    (r"AdroitHandHammer-v\d+", -274.856578, 12794.134825156867, "D4RL's table for hammer"),
-    (r"AdroitHandDoor-v\d+", -56.512833, 2880.5693087298737, "D4RL's table for door"),
-    (r"AdroitHandRelocate-v\d+", -6.425911, 4233.877797728884, "D4RL's table for relocate"),
-    (r"TwoGoals-v\d+", 0.0, 1.0, "the definition of TwoGoals"),
-)
-
-
-class ReferenceScores(NamedTuple):
-    """
-    What 0 and 100 mean in a normalised score.
-
-    :param min: mean return that counts as 0
-    :param max: mean return that counts as 100
-    :param source: where the two come from, in words
-    """
-
-    min: float
-    max: float
-    source: str
-
-    def normalize(self, returns: ArrayLike) -> NDArray[np.float64]:
-        """
-        Scores between 0 and 100 for returns between ``min`` and ``max``, same shape.
-
-        :param returns: undiscounted returns of episodes
-        """
-        return 100.0 * (np.asarray(returns, np.float64) - self.min) / (self.max - self.min)
-
-
-def _metadata(dataset: str | MinariDataset) -> dict[str, Any]:
-    """
-    A dataset's metadata, empty if it is not there: scores are a courtesy that must not end an evaluation.
-
-    :param dataset: Minari id or dataset
-    """
-    path = get_dataset_path(dataset) / "data" if isinstance(dataset, str) else dataset.storage.data_path
-    try:
-        return dict(MinariStorage.read_raw_metadata(path))
-    except (OSError, ValueError):
-        return {}
-
-
-def _env_ids(metadata: dict[str, Any]) -> list[str]:
-    specs = [metadata[key] for key in ("eval_env_spec", "env_spec") if key in metadata]
-    return [match[1] for spec in specs if (match := re.search(r'"id":\s*"([^"]+)"', str(spec)))]
-
-
-def reference_scores(dataset: str | MinariDataset | None = None, env_id: str | None = None) -> ReferenceScores | None:
-    """
-    Reference scores: those in the dataset's metadata, or else D4RL's for the family of its environment, or of ``env_id``.
-
-    :param dataset: Minari id (read if it is local, never downloaded) or dataset; an environment id is understood too
-    :param env_id: id of the environment
-    :return: the scores and where they come from, or None if nothing is known
-    """
-    names = []
-    if dataset is not None:
-        metadata = _metadata(dataset)
-        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-        if isinstance(low, int | float) and isinstance(high, int | float) and math.isfinite(high - low) and high > low:
-            return ReferenceScores(float(low), float(high), f"the metadata of {metadata.get('dataset_id', dataset)}")
-        names = _env_ids(metadata) + ([dataset] if isinstance(dataset, str) else [])
-    for name in [*names, env_id or ""]:
-        for family, minimum, maximum, source in REFERENCE_SCORES:
-            if re.fullmatch(family, name.rpartition(":")[2]):
-                return ReferenceScores(minimum, maximum, source)
-    return None
 
 
 def normalized_score(

@@ -11,7 +11,7 @@ from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.updates import Target
-from sb3_dmpo.data.loading import DatasetError, Transitions, load_transitions
+from sb3_dmpo.data import DatasetError, Transitions, load_transitions
 from sb3_dmpo.files.save_util import preserved_random_state
 
 #: Rows of the dataset that networks see at once.

@@ -14,7 +14,7 @@ from sb3_dmpo.common.offline_evaluation import (
     fitted_q_evaluation,
     initial_state_value,
 )
-from sb3_dmpo.data.loading import Transitions
+from sb3_dmpo.data import Transitions
 from sb3_dmpo.files.save_util import preserved_random_state
 
 Criterion = Literal["fqe", "initial_value", "action_distance"]

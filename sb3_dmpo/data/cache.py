@@ -73,11 +73,11 @@ class CacheEntry:
     """
     Where the transitions of a dataset are, or would be, in the cache.
 
-    :param source: The dataset
-    :param folder: Folder of the entry
-    :param family: Start of the names of all entries made from the same paths
-    :param identity: What the files looked like
-    :param is_settled: Whether a later change of the files is sure to be seen
+    :param source: the dataset
+    :param folder: folder of the entry
+    :param family: start of the names of all entries made from the same paths
+    :param identity: what the files looked like
+    :param is_settled: whether a later change of the files is sure to be seen
     """
 
     source: DatasetSource
@@ -91,7 +91,7 @@ class CacheEntry:
         """
         The entry of a dataset as its files are now, None for a dataset without files.
 
-        :param source: The dataset
+        :param source: the dataset
         """
         if not source.files:
             return None
@@ -116,7 +116,7 @@ class CacheEntry:
         """
         Arrays and their fingerprint; None if there is no entry or it is damaged, in which case it is removed.
 
-        :param memory_map: Whether the arrays stay on disk and are read where they are touched; they cannot be written to
+        :param memory_map: whether the arrays stay on disk and are read where they are touched; they cannot be written to
         """
         if not self.folder.is_dir():
             return None
@@ -144,8 +144,8 @@ class CacheEntry:
         """
         Write the entry and drop those of earlier states of the dataset. A cache that cannot be written is no error.
 
-        :param arrays: By the names in ``ARRAYS``
-        :param fingerprint: Hash of their content
+        :param arrays: by the names in ``ARRAYS``
+        :param fingerprint: hash of their content
         """
         if not self.is_settled:
             return
@@ -173,9 +173,9 @@ class CacheEntry:
         """
         Make a folder the entry, unless somebody has changed the dataset while it was read.
 
-        :param folder: What :meth:`new_folder` gave
-        :param arrays: By the names in ``ARRAYS``; those mapped from this folder are written already
-        :param fingerprint: Hash of their content
+        :param folder: what :meth:`new_folder` gave
+        :param arrays: by the names in ``ARRAYS``; those mapped from this folder are written already
+        :param fingerprint: hash of their content
         """
         if _identity(self.source.files) != self.identity:
             return

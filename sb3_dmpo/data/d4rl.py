@@ -1,6 +1,6 @@
 """D4RL's HDF5 files: one long recording, cut into episodes by two flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,20 @@ class D4rlSource(DatasetSource):
     file, so the step is left out, and so is a last step that carries neither flag. A terminal step is always kept; its
     own observation stands in for the successor, which no target uses.
 
-    :param path: The file
+    :param path: the file
     """
 
     path: Path
 
     @classmethod
-    def from_path(cls, path: Path, env: Any = None) -> "D4rlSource":
+    def from_path(cls, path: Path) -> "D4rlSource":
         """
         A file by its path.
 
         The format records no spaces: they come from the environment, and without one the actions are taken to lie in
         [-1, 1], as those of all D4RL tasks do.
 
-        :param path: The file
-        :param env: Gymnasium environment or VecEnv that the policy is meant for
+        :param path: the file
         :raises DatasetError: if the file cannot be read or lacks an array
         """
         import h5py
@@ -70,17 +69,21 @@ class D4rlSource(DatasetSource):
             if len(shapes[name]) != 2:
                 what = f"it has the shape {shapes[name]}, expected (steps, width)"
                 raise DatasetError.at(label, what, "Flatten every row", field=name)
-        observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (shapes["observations"][1],), np.float32)
-        action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (shapes["actions"][1],), np.float32)
-        if env is not None:
-            env_observation_space, env_action_space = environment_spaces(env)
-            if env_action_space.shape == action_space.shape:
-                action_space = env_action_space
-            if isinstance(env_observation_space, spaces.Box) and flat_size(env_observation_space) == flat_size(
-                observation_space
-            ):
-                observation_space = env_observation_space
+        observation_space = spaces.Box(-np.inf, np.inf, (shapes["observations"][1],), np.float32)
+        action_space = spaces.Box(-1.0, 1.0, (shapes["actions"][1],), np.float32)
         return cls(label, path.name, *checked_spaces(observation_space, action_space, label), path, files=[path])
+
+    def for_environment(self, env: Any) -> "D4rlSource":
+        found = dict(zip(("observation_space", "action_space"), environment_spaces(env, self.label), strict=True))
+        # Spaces of another size stay out: the comparison with the environment says which they are.
+        fitting = {
+            name: space
+            for name, space in found.items()
+            if isinstance(space, spaces.Box) and np.prod(space.shape) == np.prod(getattr(self, name).shape)
+        }
+        own = {"observation_space": self.observation_space, "action_space": self.action_space}
+        observation_space, action_space = checked_spaces(**(own | fitting), label=self.label)
+        return replace(self, observation_space=observation_space, action_space=action_space)
 
     def read(self, progress_bar: bool | None) -> RawTransitions:
         import h5py

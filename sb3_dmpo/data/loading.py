@@ -1,14 +1,7 @@
-"""
-Datasets of all supported formats as transitions: the public face of the data layer.
+"""Datasets of all supported formats as transitions."""
 
-``python -m sb3_dmpo.data.loading describe ID`` says what a dataset is like.
-"""
-
-import importlib
 import os
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +12,31 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmpo.data.cache import ARRAYS, CACHE_VARIABLE, SETTLE_SECONDS, Arrays, CacheEntry
 from sb3_dmpo.data.d4rl import D4rlSource
-from sb3_dmpo.data.minari import (
-    MinariSource,
-    find_minari,
-    read_minari_metadata,
-    recorded_environment_spec,
-)
+from sb3_dmpo.data.minari import MinariSource, recorded_environment_spec
 from sb3_dmpo.data.recorded_env import make_recorded_environment
 from sb3_dmpo.data.replay_buffer import ReplayBufferSource
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, Transitions, array_fingerprint, dataset_label
 from sb3_dmpo.data.validation import check_environment, validate
 
-__all__ = [
-    "DatasetError",
-    "Transitions",
-    "dataset_identifier",
-    "dataset_spaces",
-    "load_transitions",
-    "recover_environment",
-]
-
-# Run as a program this file is executed beside its import, which does no harm: it keeps no state.
-warnings.filterwarnings("ignore", message="'sb3_dmpo.data.loading' found in sys.modules", category=RuntimeWarning)
-
 _HDF5_SUFFIXES = (".hdf5", ".h5")
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 
 
-def _open(dataset: Any, download: bool, env: Any = None) -> DatasetSource:
-    """Find a dataset and its spaces, without reading its data."""
+def open_dataset(dataset: Any, *, download: bool = False) -> DatasetSource:
+    """
+    Find a dataset and its spaces, without reading its data (but a pickle has no other way). Everything that takes a dataset
+    takes what comes back, and does not open it again.
+
+    :param dataset: as in :func:`load_transitions`
+    :param download: whether to fetch a Minari dataset that is not in the local root
+    :raises DatasetError: if the dataset is not there or the package cannot learn in its spaces
+    """
+    if isinstance(dataset, DatasetSource):
+        return dataset
     if isinstance(dataset, str | os.PathLike):
         path = Path(dataset)
         if path.suffix.lower() in _HDF5_SUFFIXES:
-            return D4rlSource.from_path(path, env)
+            return D4rlSource.from_path(path)
         if path.suffix.lower() in _PICKLE_SUFFIXES:
             return ReplayBufferSource.from_pickle(path)
         return MinariSource.from_id(str(dataset), download)
@@ -81,12 +66,12 @@ def load_transitions(
 
     :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``/``DictReplayBuffer``, path to its pickle
         (``*.pkl``; only SB3's own classes are read from it), path to a D4RL file
-        (``*.hdf5``), or ``Transitions``, which are returned as they are
-    :param download: Whether to fetch a Minari dataset that is not in the local root
-    :param env: Environment that the policy is meant for; its spaces are compared with those of the dataset
-    :param progress_bar: Whether to show a progress bar, None: only if loading takes more than a moment
-    :param cache: Whether to keep a decoded copy on disk, which makes the next time fast
-    :param memory_map: Whether the data stay on disk, in that copy, and are read where they are touched: for datasets in
+        (``*.hdf5``), what :func:`open_dataset` gave, or ``Transitions``, which are returned as they are
+    :param download: whether to fetch a Minari dataset that is not in the local root
+    :param env: environment that the policy is meant for; its spaces are compared with those of the dataset
+    :param progress_bar: whether to show a progress bar, None: only if loading takes more than a moment
+    :param cache: whether to keep a decoded copy on disk, which makes the next time fast
+    :param memory_map: whether the data stay on disk, in that copy, and are read where they are touched: for datasets in
         files that do not fit into memory
     :raises DatasetError: for every fault of the dataset, naming episode, step and field where there is one
     """
@@ -95,8 +80,9 @@ def load_transitions(
             label = dataset_label(dataset.dataset_id)
             check_environment(label, dataset.observation_space, dataset.action_space, env)
         return dataset
-    source = _open(dataset, download, env)
+    source = open_dataset(dataset, download=download)
     if env is not None:
+        source = source.for_environment(env)
         check_environment(source.label, source.observation_space, source.action_space, env)
     if memory_map:
         arrays, fingerprint = _mapped_arrays(source, progress_bar)
@@ -152,13 +138,13 @@ def dataset_spaces(dataset: Any, *, download: bool = False) -> tuple[spaces.Box 
     """
     Canonical observation space and action space of a dataset, without reading its data (but a pickle has no other way).
 
-    :param dataset: As in ``load_transitions``, or a buffer that an algorithm trains on
-    :param download: Whether to fetch a Minari dataset that is not in the local root
+    :param dataset: as in ``load_transitions``, or a buffer that an algorithm trains on
+    :param download: whether to fetch a Minari dataset that is not in the local root
     :raises DatasetError: if the dataset is not there or the package cannot learn in its spaces
     """
     if isinstance(dataset, Transitions):
         return dataset.observation_space, dataset.action_space
-    source = _open(dataset, download)
+    source = open_dataset(dataset, download=download)
     return source.observation_space, source.action_space
 
 
@@ -166,45 +152,37 @@ def dataset_identifier(dataset: Any) -> str | None:
     """
     Name of a dataset: the id of a Minari dataset, the name of a file without its folder, None for a buffer in memory.
 
-    :param dataset: As in ``load_transitions``, or None
+    :param dataset: as in ``load_transitions``, or None
     """
     if isinstance(dataset, str | os.PathLike):
         path = Path(dataset)
         return path.name if path.suffix.lower() in _HDF5_SUFFIXES + _PICKLE_SUFFIXES else str(dataset)
-    # Transitions and OfflineReplayBuffer, then MinariDataset
+    # Transitions, OfflineReplayBuffer and DatasetSource, then MinariDataset
     identifier = getattr(dataset, "dataset_id", None) or getattr(dataset, "id", None)
     return identifier if isinstance(identifier, str) else None
 
 
-def recover_environment(dataset_id: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
+def recover_environment(dataset: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     The environment that a Minari dataset recorded, made by what gymnasium has registered under its id.
 
     Unlike ``MinariDataset.recover_environment`` this never imports an entry point or a wrapper that the dataset names.
 
-    :param dataset_id: Minari id or ``MinariDataset``
-    :param eval_env: Whether to prefer the environment meant for evaluation
-    :param download: Whether to fetch a dataset that is not in the local root
-    :param kwargs: Further arguments of ``gymnasium.make``, e.g. ``render_mode``
+    :param dataset: Minari id, ``MinariDataset`` or what :func:`open_dataset` gave
+    :param eval_env: whether to prefer the environment meant for evaluation
+    :param download: whether to fetch a dataset that is not in the local root
+    :param kwargs: further arguments of ``gymnasium.make``, e.g. ``render_mode``
     :raises DatasetError: if the dataset recorded no environment or one that gymnasium does not know, if making it
         fails, or if its spaces are not those of the dataset
     """
-    if isinstance(dataset_id, str):
-        label, data_path = dataset_label(dataset_id), find_minari(dataset_id, download)
-    else:
-        label, data_path = dataset_label(dataset_id.id), Path(dataset_id.storage.data_path)
-    spec = recorded_environment_spec(read_minari_metadata(data_path, label), eval_env)
+    source = open_dataset(dataset, download=download)
+    spec = recorded_environment_spec(source.metadata, eval_env)
     if spec is None:
-        raise DatasetError.at(label, "it recorded no environment", "Make the environment yourself and pass it as env=")
-    env = make_recorded_environment(spec, label, **kwargs)
+        raise DatasetError.at(source.label, "it recorded no environment", "Make the environment yourself and pass it as env=")
+    env = make_recorded_environment(spec, source.label, **kwargs)
     try:
-        check_environment(label, *dataset_spaces(dataset_id), env)
+        check_environment(source.label, source.observation_space, source.action_space, env)
     except DatasetError:
         env.close()
         raise
     return env
-
-
-if __name__ == "__main__":
-    # By name: the data layer depends on no command line.
-    sys.exit(importlib.import_module("sb3_dmpo.cli.data.describe").main())

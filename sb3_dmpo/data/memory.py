@@ -48,7 +48,7 @@ def format_bytes(size: float) -> str:
     """
     A size for people, e.g. ``"1.4 GiB"``.
 
-    :param size: Bytes
+    :param size: bytes
     """
     for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale:

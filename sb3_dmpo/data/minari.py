@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from sb3_dmpo.data.minari_download import ROOT_VARIABLE, download_minari, local_dataset_ids
 from sb3_dmpo.data.minari_episodes import EpisodeReader, Hdf5EpisodeReader, StorageEpisodeReader
-from sb3_dmpo.data.preprocessing import flat_slices
+from sb3_dmpo.data.preprocessing import flat_slices, leaf_shapes
 from sb3_dmpo.data.recorded_env import make_recorded_environment
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, IntArray, RawTransitions, dataset_label
 from sb3_dmpo.data.validation import checked_spaces
@@ -47,7 +47,7 @@ def find_minari(dataset_id: str, download: bool) -> Path:
     Folder that holds the data of a Minari dataset.
 
     :param dataset_id: Minari id
-    :param download: Whether to fetch the dataset if it is not there
+    :param download: whether to fetch the dataset if it is not there
     :raises DatasetError: for something that is no id, a dataset that is not there, or a failed download
     """
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -83,8 +83,8 @@ def read_minari_metadata(data_path: Path, label: str) -> dict[str, Any]:
     """
     Content of ``metadata.json``, of a version that the installed Minari knows.
 
-    :param data_path: Folder that holds the data
-    :param label: The dataset, for messages
+    :param data_path: folder that holds the data
+    :param label: the dataset, for messages
     :raises DatasetError: for a file that is missing, damaged or of another version
     """
     from minari import supported_dataset_versions
@@ -109,8 +109,8 @@ def recorded_environment_spec(metadata: Mapping[str, Any], eval_env: bool) -> An
     """
     What the dataset recorded about its environment, as JSON, None if nothing.
 
-    :param metadata: Content of ``metadata.json``
-    :param eval_env: Whether to prefer the environment meant for evaluation
+    :param metadata: content of ``metadata.json``
+    :param eval_env: whether to prefer the environment meant for evaluation
     """
     return (metadata.get("eval_env_spec") if eval_env else None) or metadata.get("env_spec")
 
@@ -138,8 +138,8 @@ def minari_spaces(metadata: Mapping[str, Any], label: str) -> tuple[spaces.Box |
     """
     Canonical observation space and checked action space of a dataset, without reading its data.
 
-    :param metadata: Content of ``metadata.json``
-    :param label: The dataset, for messages
+    :param metadata: content of ``metadata.json``
+    :param label: the dataset, for messages
     :raises DatasetError: for spaces that are not recorded or that the package cannot learn in
     """
     return checked_spaces(
@@ -168,9 +168,9 @@ class MinariSource(DatasetSource):
     """
     A Minari dataset in the local root, or a ``MinariDataset`` object (possibly with a selection of its episodes).
 
-    :param open_reader: Opens the episodes
-    :param episodes: Numbers of the episodes to read
-    :param total_steps: Number of steps that the metadata announce, None for a selection of episodes
+    :param open_reader: opens the episodes
+    :param episodes: numbers of the episodes to read
+    :param total_steps: number of steps that the metadata announce, None for a selection of episodes
     """
 
     open_reader: Callable[[], EpisodeReader]
@@ -183,7 +183,7 @@ class MinariSource(DatasetSource):
         A dataset by its id.
 
         :param dataset_id: Minari id
-        :param download: Whether to fetch it if it is not there
+        :param download: whether to fetch it if it is not there
         :raises DatasetError: if it is not there or its metadata are unusable
         """
         label = dataset_label(dataset_id)
@@ -205,6 +205,7 @@ class MinariSource(DatasetSource):
             open_reader,
             np.arange(episodes, dtype=np.int64),
             steps,
+            metadata=metadata,
             files=_data_files(data_path),
         )
 
@@ -234,6 +235,7 @@ class MinariSource(DatasetSource):
             open_reader,
             episodes,
             int(storage.total_steps) if is_whole else None,
+            metadata=read_minari_metadata(data_path, label),
             files=_data_files(data_path) if is_whole else [],
         )
 
@@ -295,11 +297,10 @@ class MinariSource(DatasetSource):
 
     def _layout(self) -> list[tuple[str, slice, tuple[int, ...]]]:
         """Field, columns of the flat observations and shape of every part of the observations."""
-        space = self.observation_space
-        leaves = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        shapes = leaf_shapes(self.observation_space)
         return [
-            (f"observations/{key}" if key else "observations", columns, leaves[key].shape or ())
-            for key, columns in flat_slices(space).items()
+            (f"observations/{key}" if key else "observations", columns, shapes[key])
+            for key, columns in flat_slices(self.observation_space).items()
         ]
 
     def _array(self, reader: EpisodeReader, episode: int, field: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:

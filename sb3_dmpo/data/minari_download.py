@@ -51,7 +51,7 @@ def local_dataset_ids(root: Path) -> list[str]:
     """
     Ids of the datasets below a Minari root, sorted.
 
-    :param root: Folder, e.g. ``~/.minari/datasets``
+    :param root: folder, e.g. ``~/.minari/datasets``
     """
     return sorted(folder.as_posix() for folder in _dataset_folders(root))
 

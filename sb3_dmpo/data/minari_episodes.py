@@ -22,9 +22,9 @@ class EpisodeReader(ABC):
         """
         One array of an episode, as float32 where that saves a conversion.
 
-        :param episode: Number of the episode
-        :param name: Field
-        :param shape: Expected shape; of an array of another shape only the shape has to be right
+        :param episode: number of the episode
+        :param name: field
+        :param shape: expected shape; of an array of another shape only the shape has to be right
         """
 
     @abstractmethod

@@ -81,9 +81,14 @@ def estimate_multimodality(transitions: Transitions, seed: int = 0) -> Multimoda
     actions are projected on the direction of most variance, and the emptiness of the middle (:func:`valley`) is compared with
     that of as many uniform numbers.
 
+    Hartigan's dip test (5% level) in its place tells less about such data. Bounded policies put many actions exactly on a
+    bound, and it takes such ties for modes: of normal numbers clipped at one standard deviation it calls 97% bimodal (this
+    one 2%). Of two normals four standard deviations apart, one with 30% of the numbers, it finds 13% (this one 52%), and on
+    the toy two ways in 8% of the states (this one 17%).
+
     :param transitions: the dataset
     :param seed: seed of the choice of states
-    :return: None where there are too few episodes to say anything
+    :return: none where there are too few episodes to say anything
     """
     n_neighbours = min(MAX_NEIGHBOURS, len(transitions.episode_lengths) // 2)
     if n_neighbours < MIN_NEIGHBOURS:

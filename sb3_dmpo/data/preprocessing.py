@@ -39,8 +39,8 @@ def canonical_observation_space(space: spaces.Space[Any]) -> spaces.Box | spaces
 
     The keys of nested Dicts are joined with ``/`` (``"achieved_goal/kettle"``) and sorted.
 
-    :param space: Observation space of an environment or of a dataset
-    :return: A Box, or a Dict of Boxes with sorted keys
+    :param space: observation space of an environment or of a dataset
+    :return: a Box, or a Dict of Boxes with sorted keys
     :raises ValueError: for a leaf that is not a numeric Box (naming its key), for an empty Dict, and for keys
         that coincide when joined
     """
@@ -60,8 +60,8 @@ def canonical_observation(observation: Any) -> Any:
     """
     The observation as the canonical space describes it: an array as it is, a nested dict with a single level.
 
-    :param observation: What an environment gives, single or batched
-    :return: An array, or a dict of arrays with ``/`` in the keys of nested entries
+    :param observation: what an environment gives, single or batched
+    :return: an array, or a dict of arrays with ``/`` in the keys of nested entries
     """
     if not isinstance(observation, Mapping):
         return np.asarray(observation)
@@ -75,34 +75,36 @@ def canonical_observation(observation: Any) -> Any:
     return joined
 
 
+def leaf_shapes(space: spaces.Space[Any]) -> dict[str, tuple[int, ...]]:
+    """
+    Shape of every entry of the observation by its key; a Box has the single key ``""``.
+
+    :param space: canonical observation space
+    """
+    leaves = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return {key: leaf.shape or () for key, leaf in leaves.items()}
+
+
 def flat_slices(space: spaces.Space[Any]) -> dict[str, slice]:
     """
     Where each entry of the observation lies in the flat vector.
 
-    :param space: Observation space, canonical or not
-    :return: Columns by canonical key; a Box has the single key ``""``
+    :param space: canonical observation space
+    :return: columns by key; a Box has the single key ``""``
     """
-    canonical = canonical_observation_space(space)
-    if isinstance(canonical, spaces.Box):
-        return {"": slice(0, int(np.prod(canonical.shape)))}
-    columns: dict[str, slice] = {}
-    start = 0
-    for key, leaf in canonical.spaces.items():
-        assert leaf.shape is not None
-        stop = start + int(np.prod(leaf.shape))
-        columns[key] = slice(start, stop)
-        start = stop
-    return columns
+    shapes = leaf_shapes(space)
+    stops = np.cumsum([int(np.prod(shape)) for shape in shapes.values()]).tolist()
+    return {key: slice(start, stop) for key, start, stop in zip(shapes, [0, *stops], stops, strict=False)}
 
 
 def flat_size(space: spaces.Space[Any]) -> int:
     """
     Width of the flat observation vector.
 
-    :param space: Observation space, canonical or not
-    :return: Number of columns that ``flatten_observations`` gives
+    :param space: canonical observation space
+    :return: number of columns that ``flatten_observations`` gives
     """
-    return sum(columns.stop - columns.start for columns in flat_slices(space).values())
+    return sum(int(np.prod(shape)) for shape in leaf_shapes(space).values())
 
 
 def _flatten_leaf(array: npt.ArrayLike, space: spaces.Space[Any], name: str) -> npt.NDArray[np.float32]:
@@ -121,33 +123,24 @@ def flatten_observations(observation: Any, space: spaces.Space[Any]) -> npt.NDAr
 
     The entries of a Dict are put side by side in the order of the canonical space's keys.
 
-    :param observation: Array ``(batch, *shape)`` or (nested) dict of such arrays
-    :param space: Observation space, canonical or not
-    :return: Flat observations; shares memory with the input where nothing had to be converted
+    :param observation: array ``(batch, *shape)`` or dict of such arrays, with one level
+    :param space: canonical observation space
+    :return: flat observations; shares memory with the input where nothing had to be converted
     :raises ValueError: for missing or unknown keys, wrong shapes or batch sizes that differ, naming the key
     """
-    canonical = canonical_observation_space(space)
-    if isinstance(canonical, spaces.Box):
+    if not isinstance(space, spaces.Dict):
         if isinstance(observation, Mapping):
             raise ValueError(f"The observation is a dict with the keys {sorted(observation)}, expected an array")
-        return _flatten_leaf(observation, canonical, "The observation")
+        return _flatten_leaf(observation, space, "The observation")
     if not isinstance(observation, Mapping):
-        raise ValueError(f"The observation is no dict, expected one with the keys {list(canonical.spaces)}")
-    joined = canonical_observation(observation)
-    if set(joined) != set(canonical.spaces):
-        raise ValueError(f"The observation has the keys {sorted(joined)}, expected {list(canonical.spaces)}")
-    leaves = [_flatten_leaf(joined[key], leaf, f"Observation {key!r}") for key, leaf in canonical.spaces.items()]
+        raise ValueError(f"The observation is no dict, expected one with the keys {list(space.spaces)}")
+    if set(observation) != set(space.spaces):
+        raise ValueError(f"The observation has the keys {sorted(observation)}, expected {list(space.spaces)}")
+    leaves = [_flatten_leaf(observation[key], leaf, f"Observation {key!r}") for key, leaf in space.spaces.items()]
     if len({len(leaf) for leaf in leaves}) > 1:
-        sizes = {key: len(leaf) for key, leaf in zip(canonical.spaces, leaves, strict=True)}
+        sizes = {key: len(leaf) for key, leaf in zip(space.spaces, leaves, strict=True)}
         raise ValueError(f"The entries of the observation differ in their batch size: {sizes}")
     return leaves[0] if len(leaves) == 1 else np.concatenate(leaves, axis=1)
-
-
-def _leaf_shapes(space: spaces.Space[Any]) -> dict[str, tuple[int, ...] | None]:
-    canonical = canonical_observation_space(space)
-    if isinstance(canonical, spaces.Box):
-        return {"": canonical.shape}
-    return {key: leaf.shape for key, leaf in canonical.spaces.items()}
 
 
 def observation_spaces_match(expected: spaces.Space[Any], found: spaces.Space[Any]) -> bool:
@@ -156,18 +149,18 @@ def observation_spaces_match(expected: spaces.Space[Any], found: spaces.Space[An
 
     Bounds and dtypes of observations are not compared, versions of an environment differ in them.
 
-    :param expected: Observation space, canonical or not
-    :param found: Observation space, canonical or not
+    :param expected: canonical observation space
+    :param found: canonical observation space
     """
-    return _leaf_shapes(expected) == _leaf_shapes(found)
+    return leaf_shapes(expected) == leaf_shapes(found)
 
 
 def action_spaces_match(expected: spaces.Box, found: spaces.Box) -> bool:
     """
     Whether scaled actions mean the same in both spaces: same shape, same bounds up to rounding.
 
-    :param expected: Action space
-    :param found: Action space
+    :param expected: action space
+    :param found: action space
     """
     return expected.shape == found.shape and np.allclose([expected.low, expected.high], [found.low, found.high], rtol=1e-5)
 
@@ -176,9 +169,9 @@ def check_action_space(space: spaces.Space[Any], where: str) -> spaces.Box:
     """
     The space itself if the package can act in it: a bounded, one-dimensional, real-valued Box.
 
-    :param space: Action space of an environment or of a dataset
-    :param where: What the space belongs to, for the message, e.g. ``"dataset 'D4RL/pen/human-v2'"``
-    :return: The same space
+    :param space: action space of an environment or of a dataset
+    :param where: what the space belongs to, for the message, e.g. ``"dataset 'D4RL/pen/human-v2'"``
+    :return: the same space
     :raises ValueError: for any other space, saying how to mend it
     """
     if not isinstance(space, spaces.Box):
@@ -220,8 +213,8 @@ def scale_actions(actions: npt.ArrayLike, action_space: spaces.Box) -> npt.NDArr
 
     Actions of a space that already is [-1, 1] keep their exact values.
 
-    :param actions: Actions in the units of the environment, shape ``(..., A)``
-    :param action_space: Bounded Box of shape ``(A,)``
+    :param actions: actions in the units of the environment, shape ``(..., A)``
+    :param action_space: bounded Box of shape ``(A,)``
     """
     values = np.asarray(actions)
     if not _has_unit_bounds(action_space):
@@ -235,7 +228,7 @@ class ActionUnscaler:
     """
     Maps actions from [-1, 1] to the bounds of a space; what depends on the space alone is worked out once.
 
-    :param action_space: Bounded Box of shape ``(A,)``
+    :param action_space: bounded Box of shape ``(A,)``
     """
 
     def __init__(self, action_space: spaces.Box) -> None:
@@ -247,7 +240,7 @@ class ActionUnscaler:
         """
         Actions in the units of the environment, same shape, in the dtype of the space.
 
-        :param actions: Actions in [-1, 1], shape ``(..., A)``; what lies outside is clipped
+        :param actions: actions in [-1, 1], shape ``(..., A)``; what lies outside is clipped
         """
         values = np.asarray(actions).clip(-1.0, 1.0)
         if not self.is_identity:

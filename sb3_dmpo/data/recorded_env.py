@@ -34,8 +34,8 @@ def make_recorded_environment(spec_json: Any, label: str, **kwargs: Any) -> gym.
     with the environment are left out with a warning.
 
     :param spec_json: ``EnvSpec`` as JSON, as Minari stores it
-    :param label: The dataset, for messages
-    :param kwargs: Further arguments of ``gymnasium.make``, e.g. ``render_mode``
+    :param label: the dataset, for messages
+    :param kwargs: further arguments of ``gymnasium.make``, e.g. ``render_mode``
     :raises DatasetError: if the record cannot be read, its id is not registered, or making the environment fails
     """
     try:

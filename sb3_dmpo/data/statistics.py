@@ -29,10 +29,10 @@ def reward_transform(transitions: Transitions, reward_scale: float | str, reward
     """
     Numbers ``(scale, shift)`` of the transformed reward ``scale * (r + shift)``.
 
-    :param transitions: The dataset
-    :param reward_scale: A factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"`` (1 / max reward)
+    :param transitions: the dataset
+    :param reward_scale: a factor, ``"return_range"`` (1000 / (max - min episode return)), ``"max"`` (1 / max reward)
         or ``"standardize"`` (1 / std, shifted by -mean)
-    :param reward_shift: Added to the rewards before they are scaled; without effect under ``"standardize"``
+    :param reward_shift: added to the rewards before they are scaled; without effect under ``"standardize"``
     :raises ValueError: for an unknown name or a factor that is not finite
     :raises DatasetError: if the rewards of the dataset do not allow the scaling
     """

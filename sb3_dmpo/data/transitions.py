@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,12 @@ class DatasetError(ValueError):
         """
         A fault with its place, e.g. ``"Dataset 'a/b-v0', episode 3, step 7, field 'rewards': it is nan. <how>."``
 
-        :param dataset: The dataset as ``DatasetSource.label`` names it
-        :param what: What is wrong
-        :param how: How to mend it
-        :param episode: Number of the episode in the dataset
-        :param step: Number of the step in the episode (in the file, for formats without episodes)
-        :param field: Name of the array in the dataset
+        :param dataset: the dataset as ``DatasetSource.label`` names it
+        :param what: what is wrong
+        :param how: how to mend it
+        :param episode: number of the episode in the dataset
+        :param step: number of the step in the episode (in the file, for formats without episodes)
+        :param field: name of the array in the dataset
         """
         place = [dataset]
         if episode is not None:
@@ -66,17 +67,17 @@ class Transitions:
     """
     All transitions of a dataset, episode after episode, ready to become tensors. ``N`` transitions, ``E`` episodes.
 
-    :param observations: Flat observations, shape ``(N, S)``, float32
-    :param next_observations: Flat observations after the step, shape ``(N, S)``, float32
-    :param actions: Actions scaled to [-1, 1], shape ``(N, A)``, float32
-    :param rewards: Rewards as recorded, shape ``(N,)``, float32
-    :param terminations: Whether the step ended the task, shape ``(N,)``, bool. Only these end the bootstrap
-    :param truncations: Whether the episode was cut after the step, shape ``(N,)``, bool
-    :param episode_lengths: Number of transitions of every episode, in order, shape ``(E,)``, int64
-    :param observation_space: Canonical observation space (one-level Dict or Box)
-    :param action_space: Action space of the environment (its own units)
-    :param dataset_id: Name of the dataset, None for a buffer without one
-    :param fingerprint: Hash of the content, the same wherever and whenever the data are loaded
+    :param observations: flat observations, shape ``(N, S)``, float32
+    :param next_observations: flat observations after the step, shape ``(N, S)``, float32
+    :param actions: actions scaled to [-1, 1], shape ``(N, A)``, float32
+    :param rewards: rewards as recorded, shape ``(N,)``, float32
+    :param terminations: whether the step ended the task, shape ``(N,)``, bool. Only these end the bootstrap
+    :param truncations: whether the episode was cut after the step, shape ``(N,)``, bool
+    :param episode_lengths: number of transitions of every episode, in order, shape ``(E,)``, int64
+    :param observation_space: canonical observation space (one-level Dict or Box)
+    :param action_space: action space of the environment (its own units)
+    :param dataset_id: name of the dataset, None for a buffer without one
+    :param fingerprint: hash of the content, the same wherever and whenever the data are loaded
     """
 
     observations: FloatArray
@@ -105,7 +106,7 @@ def dataset_label(dataset_id: str | None) -> str:
     """
     How messages name a dataset.
 
-    :param dataset_id: Its id, None if it has none
+    :param dataset_id: its id, None if it has none
     """
     return f"Dataset {dataset_id!r}" if dataset_id else "The dataset"
 
@@ -114,9 +115,9 @@ def transition_bytes(n_steps: int, observation_size: int, action_size: int) -> i
     """
     Memory that a dataset needs, in bytes: float32 arrays and a float32 flag.
 
-    :param n_steps: Number of transitions
-    :param observation_size: Width of the flat observations
-    :param action_size: Width of the actions
+    :param n_steps: number of transitions
+    :param observation_size: width of the flat observations
+    :param action_size: width of the actions
     """
     return 4 * n_steps * (2 * observation_size + action_size + 2)
 
@@ -125,10 +126,10 @@ def check_memory(label: str, needed: int, available: int | None, place: str = "o
     """
     Refuse a dataset that does not fit before anything is allocated.
 
-    :param label: The dataset, for the message
-    :param needed: Bytes the dataset needs
-    :param available: Bytes that are left, None if that is not known
-    :param place: Where they are left
+    :param label: the dataset, for the message
+    :param needed: bytes the dataset needs
+    :param available: bytes that are left, None if that is not known
+    :param place: where they are left
     :raises DatasetError: naming both sizes
     """
     if available is not None and needed > available:
@@ -174,14 +175,14 @@ class RawTransitions:
         """
         Arrays for ``n_steps`` transitions, not yet filled.
 
-        :param label: The dataset, for the message
-        :param n_steps: Number of transitions
-        :param observation_size: Width of the flat observations
-        :param action_size: Width of the actions
-        :param lengths: Episode lengths
-        :param ids: Numbers of the episodes in the dataset
-        :param folder: Where the arrays are files mapped into memory, ``<name>.npy``; None: in memory
-        :param options: Further fields
+        :param label: the dataset, for the message
+        :param n_steps: number of transitions
+        :param observation_size: width of the flat observations
+        :param action_size: width of the actions
+        :param lengths: episode lengths
+        :param ids: numbers of the episodes in the dataset
+        :param folder: where the arrays are files mapped into memory, ``<name>.npy``; None: in memory
+        :param options: further fields
         :raises DatasetError: for an empty dataset, or one that does not fit into memory
         """
         if n_steps == 0:
@@ -213,20 +214,23 @@ class RawTransitions:
 @dataclass
 class DatasetSource(ABC):
     """
-    A dataset that has been found and whose spaces are known, but whose data have not been read.
+    A dataset that has been found and whose spaces are known, but whose data have not been read. Everything that takes a
+    dataset takes this too, so that a run opens it once.
 
-    :param label: How messages name the dataset, e.g. ``"Dataset 'D4RL/pen/human-v2'"``
-    :param dataset_id: Name of the dataset, None if it has none
-    :param observation_space: Canonical observation space
-    :param action_space: Checked action space
-    :param files: Files whose identity decides whether a cached copy is valid; empty if nothing is to be cached
-    :param map_folder: Where ``read`` puts the arrays as files mapped into memory, None: in memory
+    :param label: how messages name the dataset, e.g. ``"Dataset 'D4RL/pen/human-v2'"``
+    :param dataset_id: name of the dataset, None if it has none
+    :param observation_space: canonical observation space
+    :param action_space: checked action space
+    :param metadata: what the dataset says about itself (Minari's ``metadata.json``), empty for other formats
+    :param files: files whose identity decides whether a cached copy is valid; empty if nothing is to be cached
+    :param map_folder: where ``read`` puts the arrays as files mapped into memory, None: in memory
     """
 
     label: str
     dataset_id: str | None
     observation_space: spaces.Box | spaces.Dict
     action_space: spaces.Box
+    metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     files: list[Path] = field(default_factory=list, kw_only=True)
     map_folder: Path | None = field(default=None, kw_only=True)
 
@@ -235,16 +239,24 @@ class DatasetSource(ABC):
         """
         All transitions, not validated.
 
-        :param progress_bar: Whether to show a progress bar, None: only if it takes more than a moment
+        :param progress_bar: whether to show a progress bar, None: only if it takes more than a moment
         :raises DatasetError: for files that cannot be read and for arrays of wrong shape
         """
+
+    def for_environment(self, env: Any) -> "DatasetSource":
+        """
+        The dataset with the spaces of the environment, for formats that record none; itself otherwise.
+
+        :param env: Gymnasium environment or VecEnv that the policy is meant for
+        """
+        return self
 
     def progress(self, total: int, progress_bar: bool | None) -> Any:
         """
         Progress bar over ``total`` steps.
 
-        :param total: Number of steps to read
-        :param progress_bar: As in ``read``
+        :param total: number of steps to read
+        :param progress_bar: as in ``read``
         """
         return tqdm(
             total=total,
@@ -264,9 +276,9 @@ def array_fingerprint(
     """
     SHA-256 of the content of the arrays and of what their columns mean.
 
-    :param arrays: C-contiguous arrays, in a fixed order
-    :param observation_space: Canonical observation space
-    :param action_space: Action space
+    :param arrays: c-contiguous arrays, in a fixed order
+    :param observation_space: canonical observation space
+    :param action_space: action space
     """
     columns = {key: [part.start, part.stop] for key, part in flat_slices(observation_space).items()}
     header = {

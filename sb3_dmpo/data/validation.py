@@ -19,6 +19,7 @@ from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, DatasetSource, R
 
 #: Actions may leave the space by this share of its width (half-precision files round that much); the excess is clipped
 ACTION_TOLERANCE = 1e-3
+_HOW_FITTING = "Choose the environment the dataset was recorded in (recover_environment gives it), or another dataset"
 
 
 def checked_spaces(
@@ -27,9 +28,9 @@ def checked_spaces(
     """
     Canonical observation space and action space, if the package can learn in them.
 
-    :param observation_space: Observation space of a dataset
-    :param action_space: Action space of a dataset
-    :param label: The dataset, for the message
+    :param observation_space: observation space of a dataset
+    :param action_space: action space of a dataset
+    :param label: the dataset, for the message
     :raises DatasetError: for discrete, unbounded or otherwise unusable spaces
     """
     try:
@@ -46,19 +47,15 @@ def check_environment(label: str, observation_space: spaces.Box | spaces.Dict, a
     """
     Compare the spaces of a dataset with those of the environment that the policy is meant for.
 
-    :param label: The dataset, for the message
-    :param observation_space: Canonical observation space of the dataset
-    :param action_space: Action space of the dataset
-    :param env: Gymnasium environment or VecEnv
+    :param label: the dataset, for the message
+    :param observation_space: canonical observation space of the dataset
+    :param action_space: action space of the dataset
+    :param env: gymnasium environment or VecEnv
     :raises DatasetError: if the keys or shapes of the observations or the bounds of the actions differ
     """
-    env_observation_space, env_action_space = environment_spaces(env)
-    how = "Choose the environment the dataset was recorded in (recover_environment gives it), or another dataset"
-    try:
-        matches = observation_spaces_match(env_observation_space, observation_space)
-    except ValueError as err:  # an environment the package cannot learn in
-        raise DatasetError.at(label, f"the environment does not fit: {err}", how) from None
-    if not matches:
+    env_observation_space, env_action_space = environment_spaces(env, label)
+    how = _HOW_FITTING
+    if not observation_spaces_match(env_observation_space, observation_space):
         what = f"its observation space is {observation_space}, but that of the environment is {env_observation_space}"
         raise DatasetError.at(label, what, how)
     if not (isinstance(env_action_space, spaces.Box) and action_spaces_match(env_action_space, action_space)):
@@ -66,15 +63,19 @@ def check_environment(label: str, observation_space: spaces.Box | spaces.Dict, a
         raise DatasetError.at(label, what, how)
 
 
-def environment_spaces(env: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+def environment_spaces(env: Any, label: str) -> tuple[spaces.Box | spaces.Dict, spaces.Space[Any]]:
     """
-    Observation and action space of one environment.
+    Canonical observation space and action space of one environment.
 
-    :param env: Gymnasium environment, gymnasium VectorEnv or SB3 VecEnv
+    :param env: gymnasium environment, gymnasium VectorEnv or SB3 VecEnv
+    :param label: the dataset, for the message
+    :raises DatasetError: for an observation space that the package cannot learn in
     """
-    if isinstance(env, gym.vector.VectorEnv):
-        return env.single_observation_space, env.single_action_space
-    return env.observation_space, env.action_space
+    prefix = "single_" if isinstance(env, gym.vector.VectorEnv) else ""
+    try:
+        return canonical_observation_space(getattr(env, f"{prefix}observation_space")), getattr(env, f"{prefix}action_space")
+    except ValueError as err:
+        raise DatasetError.at(label, f"the environment does not fit: {err}", _HOW_FITTING) from None
 
 
 class _Locator:
@@ -157,8 +158,8 @@ def validate(source: DatasetSource, raw: RawTransitions) -> None:
     """
     Check every value of a dataset and scale its actions to [-1, 1], in place.
 
-    :param source: The dataset
-    :param raw: What was read from it
+    :param source: the dataset
+    :param raw: what was read from it
     :raises DatasetError: for NaN, infinite values and actions outside the space, naming episode, step and field
     """
     locator = _Locator(source, raw)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch as th
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.data.transitions import Transitions
+from sb3_dmpo.data import Transitions
 
 #: Built from rewards and episode lengths, therefore not pickled
 _DERIVED = ("returns_to_go", "_episode_starts", "_episode_stops")

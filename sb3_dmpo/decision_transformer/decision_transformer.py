@@ -11,7 +11,7 @@ from sb3_dmpo.common.arguments import BELOW_ONE, COUNT, COUNT_OR_ZERO, FINITE, P
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.decision_transformer.buffers import SequenceBatch, SequenceReplayBuffer
 from sb3_dmpo.decision_transformer.policies import DecisionTransformerPolicy
 

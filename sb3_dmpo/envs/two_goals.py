@@ -59,7 +59,7 @@ class TwoGoals(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     inside a goal, -1 inside an obstacle, and both end the episode; 0 otherwise. Registered as ``TwoGoals-v0`` with a
     limit of 40 steps. ``info`` has ``is_success`` and ``is_collision`` at every step.
 
-    :param render_mode: None or ``"rgb_array"``
+    :param render_mode: none or ``"rgb_array"``
     :raises ValueError: unknown render mode
     """
 

@@ -1,16 +1,17 @@
 """
-Models on the Hugging Face Hub, as Stable-Baselines3 puts them there: ``python -m sb3_dmpo.hub push model.zip user/name``.
+Models on the Hugging Face Hub, as Stable-Baselines3 puts them there: ``sb3_dmpo push model.zip user/name``.
 
 Everything up to the upload happens offline (``--folder FOLDER`` stops there). What comes down goes through the checked load.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import sb3_dmpo
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.data import DatasetError, load_transitions
+from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.hub.summary import evaluation_text, plain_text, read_summary, summary_lines
 
 PICTURE, CARD = "sub_policies.png", "README.md"
@@ -24,8 +25,6 @@ def model_file_name(path: Path) -> str:
     :raises ValueError: the zip is of no algorithm of this package
     """
     from huggingface_sb3 import EnvironmentName, ModelName  # type: ignore[import-untyped]
-
-    from sb3_dmpo.cli.environments import environment_name
 
     summary = read_summary(path)
     if summary.algorithm is None:
@@ -97,7 +96,6 @@ def write_repository(
     :param observations: raw observations for the picture of the sub-policies; None: those of the model's dataset if it is
         on this machine
     """
-    from sb3_dmpo.data.loading import DatasetError, load_transitions
     from sb3_dmpo.plots.components import plot_components
 
     name = model_file_name(path)
@@ -177,9 +175,3 @@ def load_from_hub(repo_id: str, filename: str | None = None, api: Any = None, **
         filename = zips[0]
     # Not huggingface_sb3.load_from_hub: it asks to trust the file, which is not needed here.
     return sb3_dmpo.load(Path(api.hf_hub_download(repo_id=repo_id, filename=filename)), **kwargs)
-
-
-if __name__ == "__main__":
-    from sb3_dmpo.cli.model.push import main
-
-    sys.exit(main())

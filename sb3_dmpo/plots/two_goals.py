@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, Patch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.two_goals import GOAL_RADIUS, GOALS, LIMIT, OBSTACLE_RADIUS, OBSTACLES, START, START_NOISE
 from sb3_dmpo.plots.overlay import PALETTE
@@ -35,7 +35,14 @@ RESOLUTION = 150
 _LABEL_SIZE = 8
 
 
-def plot_two_goals(model: BaseAlgorithm, path: str | Path, title: str = "", n_trajectories: int = 20, seed: int = 0) -> None:
+def plot_two_goals(
+    model: BaseAlgorithm,
+    path: str | Path,
+    title: str = "",
+    n_trajectories: int = 20,
+    seed: int = 0,
+    dataset: Any = TWO_GOALS_DATASET_ID,
+) -> None:
     """
     Draw what a model does on the toy: its trajectories over the demonstrations and, if its policy is a mixture, which
     sub-policy acts where.
@@ -45,12 +52,13 @@ def plot_two_goals(model: BaseAlgorithm, path: str | Path, title: str = "", n_tr
     :param title: name of the algorithm
     :param n_trajectories: number of trajectories
     :param seed: seed of their starts
+    :param dataset: the demonstrations
     """
     is_mixture = hasattr(model.policy, "select_component")
     figure = Figure(figsize=(11.0 if is_mixture else 6.0, 5.6), layout="constrained")
     axes = figure.subplots(1, 2 if is_mixture else 1, squeeze=False)[0]
     paths, returns = trajectories(model, n_trajectories, seed)
-    data = load_transitions(TWO_GOALS_DATASET_ID, progress_bar=False).observations
+    data = load_transitions(dataset, progress_bar=False).observations
     handles = draw_trajectories(axes[0], data, paths, returns, title)
     axes[0].legend(handles=handles, **_LEGEND)
     if is_mixture:

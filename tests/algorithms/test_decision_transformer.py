@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dmpo import DecisionTransformer
 from sb3_dmpo.common import offline_algorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.data.loading import DatasetError, Transitions
+from sb3_dmpo.data import DatasetError, Transitions
 from sb3_dmpo.decision_transformer import DecisionTransformerPolicy, DecisionTransformerState, observe_rewards
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from tests.toy_data import DriftEnv, box_space, make_transitions

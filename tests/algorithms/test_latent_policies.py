@@ -7,7 +7,7 @@ import pytest
 import torch as th
 
 from sb3_dmpo import LAPO, LPAWAC
-from sb3_dmpo.data.loading import Transitions
+from sb3_dmpo.data import Transitions
 from sb3_dmpo.lapo.latent_algorithm import LatentPolicyAlgorithm
 from tests.toy_data import ACTION_HIGH, ACTION_LOW, BatchRecorder, make_transitions
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.files.safe_zip import UnsafeFileError
 from sb3_dmpo.hub import load_from_hub
 from tests.cli.test_train import Outcome, assert_one_line
@@ -20,8 +20,7 @@ from tests.toy_data import make_transitions
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.main import enjoy, train
-from sb3_dmpo.cli.model.inspect import main as inspect
+from tests.doors import enjoy, inspect, train
 
 RUN = ["--algo", "dmpo", "-n", "4", "--seed", "1", "--save-freq", "2", "--eval-freq", "2", "--eval-episodes", "1"]
 SETTINGS = ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:4"]

@@ -14,12 +14,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
-from sb3_dmpo.cli.main import train
 from sb3_dmpo.common import compilation
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, _Stack, learn_together
 from tests.common.test_compilation import NoSynchronisation
 from tests.contract import DATA, Counter, LogKeeper, assert_same, make
+from tests.doors import train
 from tests.toy_data import make_transitions
 
 #: Together they have delayed updates, several optimizers, operations of the package's own and a schedule.
@@ -344,7 +344,7 @@ def test_ctrl_c_ends_all_seeds_after_the_same_update(call: Callable[..., Outcome
     pytest.importorskip("rl_zoo3")
     callback = "callback:tests.algorithms.test_several_seeds.InterruptOfSeedOne"
     code, out, err = call(train, "--algo", "bc", "-n", "9", "--seeds", "0-2", *TINY, callback)
-    assert code == 130 and err.splitlines()[-1] == "train.py: interrupted"
+    assert code == 130 and err.splitlines()[-1] == "sb3_dmpo train: interrupted"
     zips = sorted((tmp_path / "logs" / "bc").glob("*/TwoGoals-v0.zip"))
     assert [ALGOS["bc"].load(path).num_timesteps for path in zips] == [4, 4, 4]
     assert out.count("Saving to") == 3 and "Score:" not in out
@@ -363,7 +363,7 @@ def test_a_seed_that_diverges_costs_its_own_zip_only(call: Callable[..., Outcome
     arguments = ["--algo", "bc", "-n", "6", "--eval-freq", "-1", "--save-freq", "2", "--seeds", "0", "1", *TINY, callback]
     code, _, err = call(train, *arguments)
     assert code == 1
-    error = "train.py: error: Seed 1: actor.mu.0.weight holds inf after update 4: training has diverged."
+    error = "sb3_dmpo train: error: Seed 1: actor.mu.0.weight holds inf after update 4: training has diverged."
     last = "The last good state is logs/bc/TwoGoals-v0_2/rl_model_2_steps.zip."
     assert err.strip().splitlines()[-1].startswith(error) and last in err
     found = [path.parent.name for path in (tmp_path / "logs" / "bc").glob("*/TwoGoals-v0.zip")]

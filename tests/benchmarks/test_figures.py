@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.scores import read_results
 from sb3_dmpo import AWAC, DMPO
 from sb3_dmpo.cli.results import TRAINING_COLUMNS
-from sb3_dmpo.cli.sweep.scores import read_results
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from tests.benchmarks.test_tables import row, write
 

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_dmpo.cli.results import COLUMNS
-from sb3_dmpo.cli.sweep.scores import (
+from benchmarks.scores import (
     bootstrap_interval,
     collect_cells,
-    family_of,
     interquartile_mean,
     performance_profile,
     profile_band,
     read_results,
-    task_of,
 )
+from sb3_dmpo.cli.results import COLUMNS
+from sb3_dmpo.data.tasks import family_of, task_of
 
 tables = pytest.importorskip("benchmarks.tables")
 

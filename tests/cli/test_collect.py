@@ -17,13 +17,13 @@ from torch import nn
 
 from sb3_dmpo import DMPO
 from sb3_dmpo.common.evaluation import reference_scores
-from sb3_dmpo.data.loading import load_transitions, recover_environment
+from sb3_dmpo.data import load_transitions, recover_environment
 from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.data.agents import load_agent
-from sb3_dmpo.cli.main import collect
+from tests.doors import collect
 
 
 def small() -> dict[str, Any]:

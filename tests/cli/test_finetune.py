@@ -13,7 +13,7 @@ from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.main import train
+from tests.doors import train
 
 RUN = ["--algo", "dmpo", "-n", "6", "--seed", "1", "--eval-freq", "4", "--eval-episodes", "2", "--save-freq", "8"]
 RUN += ["--finetune", "24", "--finetune-params", "learning_starts:8"]

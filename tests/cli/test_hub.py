@@ -13,11 +13,11 @@ import torch as th
 import yaml
 
 from sb3_dmpo import BC, DMPO
-from sb3_dmpo.cli.model.push import main
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from sb3_dmpo.files.safe_zip import DamagedFileError
 from sb3_dmpo.hub import load_from_hub, push_to_hub
 from tests.contract import DATA, make
+from tests.doors import push
 
 pytest.importorskip("huggingface_sb3")
 pytest.importorskip("matplotlib")
@@ -63,7 +63,7 @@ def toy_model() -> DMPO:
 
 def test_push_and_load(toy_model: DMPO, tmp_path: Path) -> None:
     api = FolderApi(tmp_path)
-    assert push_to_hub(toy_model, "me/toy", command="python -m sb3_dmpo.train --algo dmpo", api=api).endswith("me/toy")
+    assert push_to_hub(toy_model, "me/toy", command="python -m sb3_dmpo train --algo dmpo", api=api).endswith("me/toy")
     assert api.list_repo_files("me/toy") == ["README.md", "dmpo-TwoGoals-v0.zip", "sub_policies.png"]
     loaded = load_from_hub("me/toy", api=api, device="cpu")
     assert type(loaded) is DMPO and loaded.num_timesteps == 4
@@ -72,7 +72,7 @@ def test_push_and_load(toy_model: DMPO, tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_one_needs_to_know(toy_model: DMPO, tmp_path: Path) -> None:
-    push_to_hub(toy_model, "me/toy", command="python -m sb3_dmpo.train --algo dmpo", api=FolderApi(tmp_path))
+    push_to_hub(toy_model, "me/toy", command="python -m sb3_dmpo train --algo dmpo", api=FolderApi(tmp_path))
     card = (tmp_path / "me/toy/README.md").read_text()
     metadata = yaml.safe_load(re.match(r"---\n(.*?)---\n", card, re.DOTALL)[1])
     assert metadata["library_name"] == "stable-baselines3" and TWO_GOALS_DATASET_ID in metadata["tags"]
@@ -80,7 +80,7 @@ def test_the_card_says_what_one_needs_to_know(toy_model: DMPO, tmp_path: Path) -
     for text in (
         "# DMPO trained on",
         "normalised 50.0",
-        "python -m sb3_dmpo.train --algo dmpo",
+        "python -m sb3_dmpo train --algo dmpo",
         "(sub_policies.png)",
         "n_components=3",
     ):
@@ -122,8 +122,8 @@ def test_the_command_writes_a_folder_offline(
 ) -> None:
     toy_model.save(tmp_path / "model.zip")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, out, err = call(main, "push", "model.zip", "me/toy", "--folder", "out", "--command", "train it")
+    code, out, err = call(push, "model.zip", "me/toy", "--folder", "out", "--command", "train it")
     assert code == 0 and "README.md, dmpo-TwoGoals-v0.zip, sub_policies.png" in out, err
     (tmp_path / "model.zip").write_bytes(b"no zip")
-    code, _, err = call(main, "push", "model.zip", "me/toy", "--folder", "out")
+    code, _, err = call(push, "model.zip", "me/toy", "--folder", "out")
     assert code == 2 and len(err.splitlines()) == 1

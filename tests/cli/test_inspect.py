@@ -15,11 +15,11 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import TD3
 
 from sb3_dmpo import ALGOS, DMPO
-from sb3_dmpo.cli.model.inspect import main
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, TwoGoals, make_two_goals_dataset
 from sb3_dmpo.hub.summary import read_summary
 from tests.contract import DATA, DICT_DATA, make
+from tests.doors import inspect as main
 
 Outcome = tuple[int, str, str]
 

@@ -14,8 +14,8 @@ from tests.cli.test_train import Outcome
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.main import train
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
+from tests.doors import train
 
 ZIP = FOLDER / "TwoGoals-v0.zip"
 
@@ -39,7 +39,7 @@ def test_again_while_saving(call: Callable[..., Outcome], tmp_path: Path, monkey
     press_before(monkeypatch, DMPO, "update", lambda model: model._n_updates == 25)
     saved = press_before(monkeypatch, DMPO, "save", lambda model: model._n_updates == 25)
     code, out, err = call(train, *RUN, "-f", "run")
-    assert (code, err.splitlines()[-1]) == (130, "train.py: interrupted")
+    assert (code, err.splitlines()[-1]) == (130, "sb3_dmpo train: interrupted")
     assert len(saved) == 1 and out.count("Saving to") == 1
     assert DMPO.load(tmp_path / "run" / ZIP).num_timesteps == 25
     assert signal.getsignal(signal.SIGINT) is handler
@@ -54,7 +54,7 @@ def test_between_training_and_saving(
     for _ in range(times):
         press_before(monkeypatch, OfflineExperimentManager, "save_trained_model", lambda manager: True)
     code, out, err = call(train, *RUN, "-f", "run")
-    assert (code, err.splitlines()[-1]) == (130, "train.py: interrupted")
+    assert (code, err.splitlines()[-1]) == (130, "sb3_dmpo train: interrupted")
     assert out.count("Saving to") == 1 and DMPO.load(tmp_path / "run" / ZIP).num_timesteps == 40
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -82,7 +82,7 @@ def test_while_fine_tuning(call: Callable[..., Outcome], tmp_path: Path, monkeyp
         press_before(patch, DMPO, "update", lambda model: model._is_online and model.num_timesteps == 13)
         saved = press_before(patch, DMPO, "save", lambda model: model._n_updates > 6 and model.num_timesteps % 8 > 0)
         code, out, err = call(train, *run)
-    assert (code, err.splitlines()[-1]) == (130, "train.py: interrupted")
+    assert (code, err.splitlines()[-1]) == (130, "sb3_dmpo train: interrupted")
     assert len(saved) == 1 and "finetune/interrupted.zip (14 steps" in out
     assert DMPO.load(stage / "interrupted.zip").num_timesteps == 14 and not (stage / "TwoGoals-v0.zip").exists()
     assert call(train, *run, "--resume")[0] == 0

@@ -77,7 +77,7 @@ def test_an_incomplete_video_is_not_there(tmp_path: Path) -> None:
 
 
 def test_enjoy_records(call: Callable[..., Outcome], tmp_path: Path) -> None:
-    from sb3_dmpo.cli.main import enjoy, train
+    from tests.doors import enjoy, train
 
     tiny = ["-n", "6", "--eval-freq", "-1", "--seed", "1", "-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
     assert call(train, *tiny, "n_components:3")[0] == 0

@@ -21,8 +21,8 @@ from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_dmpo.cli.main import train
-from sb3_dmpo.cli.train.progress import UPDATES, WALL_SECONDS, read_progress
+from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, read_progress
+from tests.doors import train
 
 N_UPDATES = 40
 RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
@@ -75,7 +75,7 @@ def test_seconds_of_a_resumed_run_include_those_before(
     """Those up to the checkpoint, not those of the lost updates: else the run would look faster or slower than it was."""
     # Ten updates may need less than what is rounded away: a second passes whenever the clock is read.
     clock = itertools.count(1.0)
-    monkeypatch.setattr("sb3_dmpo.cli.train.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("sb3_dmpo.cli.train.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert call(train, *RUN, "-f", "killed")[0] == 0
     folder = tmp_path / "killed" / FOLDER
     for name in ("TwoGoals-v0.zip", "rl_model_30_steps.zip", "rl_model_40_steps.zip"):
@@ -136,7 +136,7 @@ def test_diverged_run_keeps_and_names_its_last_good_checkpoint(
     call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diverge(monkeypatch, at=25)
-    error = "train.py: error: spoilt holds inf after update 30"
+    error = "sb3_dmpo train: error: spoilt holds inf after update 30"
     without_evaluation = [word if word != "8" else "-1" for word in RUN]
     last = "The last good state is logs/dmpo/TwoGoals-v0_1/rl_model_20_steps.zip."
     assert_one_line(call(train, *without_evaluation), error, last, code=1)
@@ -173,8 +173,8 @@ def test_a_run_that_was_killed_before_its_settings_were_written_is_passed_over(
 def test_sigkill_while_training(
     call: Callable[..., Outcome], tmp_path: Path, whole: Path, seconds_after_first_checkpoint: float
 ) -> None:
-    script = "import sys, torch; torch.set_num_threads(1); from sb3_dmpo.cli.main import train; sys.exit(train())"
-    command = [sys.executable, "-c", script, *RUN, "-f", "killed"]
+    script = "import sys, torch; torch.set_num_threads(1); from sb3_dmpo.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "train", *RUN, "-f", "killed"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -24,15 +24,14 @@ from tests.cli.test_train import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("submitit")
 
-from sb3_dmpo.cli.main import sweep
-from sb3_dmpo.cli.results import COLUMNS
-from sb3_dmpo.cli.sweep.cells import Cell, Worker
+from sb3_dmpo.cli.results import COLUMNS, read_tables
 from sb3_dmpo.cli.sweep.jobs import LocalJobs
 from sb3_dmpo.cli.sweep.options import minutes
-from sb3_dmpo.cli.sweep.scores import read_tables
+from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker
+from tests.doors import sweep
 
 REPOSITORY = Path(__file__).parents[2]
-#: Stands in for train.py: two evaluations; dies before the second one on its first attempt with seed 1.
+#: Stands in for ``train``: two evaluations; dies before the second one on its first attempt with seed 1.
 FAKE_TRAIN = """
 import csv, os, signal, sys
 from pathlib import Path
@@ -93,9 +92,9 @@ class InProcessJobs:
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcessJobs:
-    """Sweeps run a stand-in for train.py, in this process's time."""
+    """Sweeps run a stand-in for ``train``, in this process's time."""
     (tmp_path / "train.py").write_text(FAKE_TRAIN.format(columns=COLUMNS))
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sweep.py")])
+    monkeypatch.setattr("sb3_dmpo.cli.sweep.runs.TRAIN", (str(tmp_path / "train.py"),))
     jobs = InProcessJobs()
     monkeypatch.setattr("sb3_dmpo.cli.sweep.command.make_jobs", lambda options: jobs)
     return jobs
@@ -111,12 +110,10 @@ def test_grid_and_commands(call: Callable[..., Outcome]) -> None:
     code, out, err = call(sweep, *grid, "-params", "tau:0.1", "--dry-run", "--", "--eval-freq", "50")
     lines = out.strip().splitlines()
     assert code == 0 and len(lines) == 2 * 3 * 2, err
-    assert lines[0].startswith(
-        "python benchmarks/train.py --algo dmpo --dataset sb3_dmpo/two-goals/demonstrations-v0 --seed 0"
-    )
+    assert lines[0].startswith("python -m sb3_dmpo train --algo dmpo --dataset sb3_dmpo/two-goals/demonstrations-v0 --seed 0")
     assert lines[0].endswith("--eval-freq 50 -params tau:0.1 n_components:4")
     assert "--resume" in lines[0] and "sweeps/dmpo-tau=0.1-n_components=4/TwoGoals-v0/seed_0" in lines[0]
-    assert Cell("dmpo", "a/b-v0", 0, label="n_components=4").name == "dmpo[n_components=4]"
+    assert PlannedRun("dmpo", "a/b-v0", 0, label="n_components=4").name == "dmpo[n_components=4]"
     both = ["--vary", "tau", "0.1", "0.2", "--vary", "gamma", "0.9", "0.99"]
     code, out, err = call(sweep, "--algos", "bc", "--seeds", "0", *both, "--dry-run")
     settings = [line.split("-params ")[1] for line in out.strip().splitlines()]

@@ -24,14 +24,15 @@ from torch import nn
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, DMPO
-from sb3_dmpo.cli import results
-from sb3_dmpo.cli.configs import check_hyperparameters, config_path, entry_keys, find_entry, load_config, parse_values
-from sb3_dmpo.cli.environments import environment_name
+from sb3_dmpo.cli.configs import check_hyperparameters, config_path, find_entry, load_config, parse_values
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value, plain
-from sb3_dmpo.cli.main import enjoy, train
+from sb3_dmpo.cli.results import COLUMNS, ResultsFile
 from sb3_dmpo.common.evaluation import EvaluationResult, ReferenceScores
+from sb3_dmpo.data.tasks import describe_data, entry_keys
 from sb3_dmpo.envs import TwoGoals
+from sb3_dmpo.envs.registration import environment_name
+from tests.doors import enjoy, train
 
 pytest.importorskip("rl_zoo3")
 
@@ -75,7 +76,7 @@ def test_a_run_leaves_model_checkpoints_scores_and_a_picture(call: Callable[...,
     ]
     last = rows[-1]
     assert (last["algorithm"], last["seed"], last["label"], last["score_kind"]) == ("dmpo", "1", "toy", "normalized")
-    assert last["command"].startswith("python benchmarks/train.py --algo dmpo -n 6")
+    assert last["command"].startswith("python -m sb3_dmpo train --algo dmpo -n 6")
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", last["commit"]) and last["version"] == sb3_dmpo.__version__
 
     model = DMPO.load(run / "TwoGoals-v0.zip")
@@ -113,7 +114,7 @@ def test_ctrl_c_saves_once_and_exits_130(call: Callable[..., Outcome], tmp_path:
     code, out, err = call(train, *TINY, "callback:tests.cli.test_train.InterruptAtThree", "--results", "r.csv")
     assert code == 130
     assert out.count("Saving to") == 1 and "Score:" not in out
-    assert err.splitlines()[-1] == "train.py: interrupted"
+    assert err.splitlines()[-1] == "sb3_dmpo train: interrupted"
     assert DMPO.load(tmp_path / "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip").num_timesteps in (3, 4)
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 1
     assert signal.getsignal(signal.SIGINT) is handler
@@ -464,11 +465,11 @@ def test_search(call: Callable[..., Outcome], tmp_path: Path) -> None:
 
 
 def test_rows_of_runs_at_the_same_time_stay_whole(tmp_path: Path) -> None:
-    constant = dict.fromkeys(results.COLUMNS, "x, y")
-    files = [results.ResultsFile(tmp_path / "new" / "r.csv", {**constant, "seed": seed}) for seed in range(4)]
+    constant = dict.fromkeys(COLUMNS, "x, y")
+    files = [ResultsFile(tmp_path / "new" / "r.csv", {**constant, "seed": seed}) for seed in range(4)]
     result = EvaluationResult(np.array([1.0, 3.0]), np.array([5, 5]), None, ReferenceScores(0.0, 10.0, "a test"))
 
-    def write(file: results.ResultsFile) -> None:
+    def write(file: ResultsFile) -> None:
         for updates in range(10):
             file.append(result, updates=updates)
 
@@ -487,5 +488,5 @@ def test_rows_of_runs_at_the_same_time_stay_whole(tmp_path: Path) -> None:
 
 def test_data_are_called_what_they_are() -> None:
     datasets = ("D4RL/pen/human-v2", "zoo/pen/noisy-v0", "mujoco/hopper/medium-v0", "hopper-medium-v2.hdf5", "my/robot-v0")
-    labels = [results.describe_data(dataset) for dataset in datasets]
+    labels = [describe_data(dataset) for dataset in datasets]
     assert labels == ["Minari port of D4RL", "stand-in, not D4RL", "Minari MuJoCo, not D4RL", "D4RL file", "own data"]

@@ -22,7 +22,7 @@ def run(folder: Path, *arguments: str) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the logs of a short run."""
     path = tmp_path_factory.mktemp("runs")
-    run(path, "sb3_dmpo.train", "--algo", "dmpo", "-n", "6", "--eval-freq", "3", "--eval-episodes", "2", "--seed", "0")
+    run(path, "sb3_dmpo", "train", "--algo", "dmpo", "-n", "6", "--eval-freq", "3", "--eval-episodes", "2", "--seed", "0")
     return path
 
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_dmpo.common import buffers
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.data.loading import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
+from sb3_dmpo.data import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.data.preprocessing import canonical_observation_space, flat_size
 from sb3_dmpo.data.statistics import observation_statistics
 from tests.dataset_helpers import NESTED_DICT, random_observations

@@ -20,7 +20,7 @@ from sb3_dmpo.common.offline_evaluation import (
     policy_actions,
 )
 from sb3_dmpo.common.offline_selection import OfflineSelectionCallback, offline_score
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from tests.contract import DATA, UPDATES, assert_same, make, random_states
 from tests.toy_data import make_transitions
 

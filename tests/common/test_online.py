@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_dmpo import ALGOS, TD3BC, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from tests.contract import DATA, DICT_DATA, Counter, LogKeeper, assert_same, copies, differs, make, random_states, vec_env
 from tests.toy_data import ACTION_HIGH, ACTION_LOW, EPISODE_LENGTH, DriftEnv, box_space, make_transitions, nested_space
 

@@ -13,7 +13,7 @@ from sb3_dmpo import ALGOS, CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO, Offline
 from sb3_dmpo.common.arguments import argument_ranges
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.updates import denormals_flushed, error_quantiles
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.several_seeds.several_seeds import learn_together
 from tests.toy_data import make_transitions
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from sb3_dmpo.data import DatasetError, Transitions, load_transitions, memory
 from sb3_dmpo.data import cache as dataset_cache
-from sb3_dmpo.data import memory
-from sb3_dmpo.data.loading import DatasetError, Transitions, load_transitions
 from sb3_dmpo.data.minari import MinariSource
 from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset, random_episodes
 

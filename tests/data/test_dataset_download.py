@@ -13,7 +13,7 @@ from gymnasium import spaces
 from minari.storage import remotes
 from minari.storage.remotes.cloud_storage import CloudStorage
 
-from sb3_dmpo.data.loading import DatasetError, load_transitions, recover_environment
+from sb3_dmpo.data import DatasetError, load_transitions, recover_environment
 from tests.dataset_helpers import edit_metadata, make_dataset, random_episodes
 
 NAME = "tests/mixed-v0"

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_dmpo.cli.data.describe import main
-from sb3_dmpo.data.loading import Transitions, load_transitions
+from sb3_dmpo.data import Transitions, load_transitions
 from sb3_dmpo.data.multimodality import FALSE_ALARMS, estimate_multimodality, valley
 from sb3_dmpo.data.report import describe_dataset
 from sb3_dmpo.envs import make_two_goals_dataset
 from tests.dataset_helpers import make_dataset
+from tests.doors import describe
 from tests.toy_data import make_transitions
 
 
@@ -93,7 +93,7 @@ def test_valley(centres: tuple[float, float], is_empty: bool) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_dataset("tests/report-v0")
-    assert main(["describe", "tests/report-v0"]) == 0
+    assert describe(["tests/report-v0"]) == 0
     assert (tmp_path / "tests-report-v0.png").stat().st_size > 5000
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["transitions", "11", "in", "5", "episodes"]
@@ -101,13 +101,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_command_faults(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["describe", "tests/nothing-v0"]) == 2
+    assert describe(["tests/nothing-v0"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("datasets: error: Dataset 'tests/nothing-v0' is not") and error.count("\n") == 1
+    assert error.startswith("sb3_dmpo describe: error: Dataset 'tests/nothing-v0' is not") and error.count("\n") == 1
 
 
 def test_program_says_nothing_else() -> None:
-    """Not that it is imported twice, above all."""
-    command = [sys.executable, "-m", "sb3_dmpo.data.loading", "--help"]
+    command = [sys.executable, "-m", "sb3_dmpo", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "describe" in result.stdout and result.stderr == ""

@@ -15,18 +15,18 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
-from sb3_dmpo.cli.data import describe as data_command
 from sb3_dmpo.common.evaluation import reference_scores
-from sb3_dmpo.data import d4rl as dataset_d4rl
-from sb3_dmpo.data import replay_buffer as dataset_replay_buffer
-from sb3_dmpo.data.loading import (
+from sb3_dmpo.data import (
     DatasetError,
     dataset_identifier,
     dataset_spaces,
     load_transitions,
     recover_environment,
 )
+from sb3_dmpo.data import d4rl as dataset_d4rl
+from sb3_dmpo.data import replay_buffer as dataset_replay_buffer
 from tests.data.test_minari import SpacesEnv
+from tests.doors import convert
 
 # D4RL ---------------------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ def test_d4rl_file_becomes_a_minari_dataset_with_the_same_transitions(
         tmp_path, observations=arrays["observations"], actions=actions, next_observations=following if has_next else None
     ).rename(tmp_path / "hopper-medium-v2.hdf5")
     name = f"tests/hopper/medium-v{int(has_next)}"
-    assert data_command.main(["convert", str(path), name]) == 0
+    assert convert([str(path), name]) == 0
     assert "Evaluation in Hopper-v4, reference scores from D4RL" in capsys.readouterr().out
     ours, theirs = load_transitions(name, cache=False), load_transitions(path, cache=False)
     for field in ("observations", "next_observations", "actions", "rewards", "terminations", "truncations", "episode_lengths"):
@@ -187,7 +187,7 @@ def test_d4rl_file_becomes_a_minari_dataset_with_the_same_transitions(
         np.testing.assert_array_equal(found, expected, field)
     assert recover_environment(name).spec.max_episode_steps == 1000
     assert reference_scores(name)[:2] == (-20.272305, 3234.3)
-    assert data_command.main(["convert", str(path), name]) == 2
+    assert convert([str(path), name]) == 2
     assert "it is there already" in capsys.readouterr().err
 
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_converted(tmp_path: Path, own_root: Path, capsys: pytest
         ([str(path), "tests/x-v0", "--env", "Hoper-v4"], "Did you mean Hopper-v4"),
         ([str(tmp_path / "none.hdf5"), "tests/x-v0"], "does not exist"),
     ):
-        assert data_command.main(["convert", *arguments]) == 2
+        assert convert(arguments) == 2
         assert message in capsys.readouterr().err
     assert list(minari.list_local_datasets()) == []
 

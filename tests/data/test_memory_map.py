@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_dmpo import ALGOS
-from sb3_dmpo.cli.main import train
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data import loading as datasets
 from sb3_dmpo.data import transitions as dataset_types
-from sb3_dmpo.data.loading import DatasetError, load_transitions
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from tests.data.test_properties import episode_lists, in_pytest
 from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
+from tests.doors import train
 from tests.toy_data import make_replay_buffer
 
 SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float64)

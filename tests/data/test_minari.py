@@ -13,9 +13,9 @@ from gymnasium import spaces
 from minari.dataset.minari_storage import MinariStorage
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_dmpo.data import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.data import transitions as dataset_types
-from sb3_dmpo.data.loading import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
-from sb3_dmpo.data.preprocessing import canonical_observation_space, flatten_observations, scale_actions
+from sb3_dmpo.data.preprocessing import canonical_observation, canonical_observation_space, flatten_observations, scale_actions
 from tests.dataset_helpers import (
     ACTIONS,
     BOX,
@@ -42,7 +42,7 @@ def check_against_minari(transitions: Transitions, dataset: minari.MinariDataset
     space = canonical_observation_space(dataset.observation_space)
     row = 0
     for episode in dataset.iterate_episodes():
-        flat = flatten_observations(episode.observations, dataset.observation_space)
+        flat = flatten_observations(canonical_observation(episode.observations), space)
         actions = scale_actions(episode.actions, dataset.action_space)
         for step in range(len(episode)):
             np.testing.assert_array_equal(transitions.observations[row], flat[step])

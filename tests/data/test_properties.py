@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.data import load_transitions
 from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
 
 shapes = st.sampled_from([(), (1,), (3,), (2, 2)])

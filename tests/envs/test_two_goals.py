@@ -191,7 +191,7 @@ def test_an_unwritable_root_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_dataset_id_alone_makes_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_dmpo.data.loading import load_transitions
+    from sb3_dmpo.data import load_transitions
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     assert len(load_transitions(TWO_GOALS_DATASET_ID)) == 6645

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from sb3_dmpo.data.loading import DatasetError, load_transitions
+from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.files.safe_zip import AllowListUnpickler, UnsafeFileError
 
 UTILS = "stable_baselines3.common.utils"

@@ -1,10 +1,9 @@
 """
 Make a Minari dataset of what an agent of Stable-Baselines3 does, or of a replay buffer:
-``python benchmarks/collect.py --algo sac --model sac.zip --env Hopper-v5 -n 200000 --noise 0.1 --dataset my/hopper/sac-v0``.
+``sb3_dmpo collect --algo sac --model sac.zip --env Hopper-v5 -n 200000 --noise 0.1 --dataset my/hopper/sac-v0``.
 """
 
 import argparse
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,11 +17,11 @@ from tqdm import tqdm
 
 from sb3_dmpo.cli.data.agents import load_agent
 from sb3_dmpo.cli.data.convert import register_robotics
-from sb3_dmpo.cli.environments import check_env_id
-from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.common.evaluation import reference_scores
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, import_packages
+from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+from sb3_dmpo.data.tasks import reference_scores
 
 Env = gym.Env[Any, Any]
 Actor = Callable[[Any], Any]
@@ -30,7 +29,7 @@ Actor = Callable[[Any], Any]
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog="collect.py", description=__doc__)
+    parser = Parser(prog="sb3_dmpo collect", description=__doc__)
     parser.add_argument("--dataset", required=True, metavar="ID", help="id of the new dataset, e.g. my/hopper/sac-v0")
     parser.add_argument("--env", required=True, help="environment, also for evaluation")
     parser.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY:VALUE", help="arguments of the environment")
@@ -174,11 +173,7 @@ def collected(env: Env, act: Actor, options: argparse.Namespace) -> Iterator[Epi
 
 
 def _check(options: argparse.Namespace) -> None:
-    for package in options.gym_packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UsageError(f"--gym-packages {package}: {error}.") from error
+    import_packages(options.gym_packages)
     register_robotics()
     check_env_id(options.env)
     check_new_id(options.dataset)
@@ -192,16 +187,14 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("-n has to be at least 1, --noise at least 0, and --random between 0 and 1.")
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str]) -> None:
     """
     Collect as the command line says.
 
-    :param argv: arguments; None: those of the process
+    :param argv: arguments
     :raises UsageError: what was asked for cannot be done
     :raises DatasetError: the id is taken, or the replay buffer is not usable
     """
-    from sb3_dmpo.cli.literals import parse_value
-
     options = make_parser().parse_args(argv)
     _check(options)
     keywords = {key: parse_value(value) for key, _, value in (item.partition(":") for item in options.env_kwargs)}
@@ -241,4 +234,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     env.close()
     print(f"Dataset: {options.dataset}; reference scores {source or 'unknown'}")
-    print(f"Train on it: python benchmarks/train.py --algo dmpo --dataset {options.dataset}")
+    print(f"Train on it: python -m sb3_dmpo train --algo dmpo --dataset {options.dataset}")

@@ -1,48 +1,20 @@
 """D4RL's original HDF5 files as Minari datasets, so that a run knows its environment and its reference scores."""
 
-import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from tqdm import tqdm
 
-from sb3_dmpo.cli.configs import entry_keys
-from sb3_dmpo.cli.environments import check_env_id
-from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.common.evaluation import reference_scores
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+from sb3_dmpo.data.tasks import TASKS, entry_keys, reference_scores
 
-#: Environments nearest to those that D4RL's data were recorded in, and D4RL's time limit where it is another.
-ENVIRONMENTS: dict[str, tuple[str, int | None]] = {
-    "hopper": ("Hopper-v4", None),
-    "halfcheetah": ("HalfCheetah-v4", None),
-    "walker2d": ("Walker2d-v4", None),
-    "ant": ("Ant-v4", None),
-    "pen": ("AdroitHandPen-v1", 100),
-    "hammer": ("AdroitHandHammer-v1", None),
-    "door": ("AdroitHandDoor-v1", None),
-    "relocate": ("AdroitHandRelocate-v1", None),
-}
 _SUFFIXES = (".hdf5", ".h5")
-
-
-def add_convert(commands: Any) -> None:
-    """
-    Add the subcommand ``convert``.
-
-    :param commands: subcommands of the parser
-    """
-    parser = commands.add_parser("convert", help="make a Minari dataset of an HDF5 file of the original D4RL")
-    parser.add_argument("file", help="e.g. hopper-medium-v2.hdf5")
-    parser.add_argument("dataset", help="id of the new dataset, e.g. my/hopper/medium-v0")
-    parser.add_argument("--env", help="environment to evaluate in (default: by the name of the file; none: no environment)")
-    parser.set_defaults(run=convert)
 
 
 def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
@@ -55,7 +27,8 @@ def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
     """
     if env_id == "none":
         return None
-    known, limit = ENVIRONMENTS.get(Path(file).name.lower().partition("-")[0], (None, None))
+    task = TASKS.get(Path(file).name.lower().partition("-")[0])
+    known, limit = (None, None) if task is None else (task.env_id, task.time_limit)
     name = env_id or known
     if name is None:
         return None
@@ -76,14 +49,19 @@ def register_robotics() -> None:
     gym.register_envs(gymnasium_robotics)
 
 
-def convert(options: argparse.Namespace) -> None:
+def run(argv: Sequence[str]) -> None:
     """
     Write a file's transitions, unchanged, as a Minari dataset.
 
-    :param options: ``file``, ``dataset``, ``env``
+    :param argv: arguments
     :raises UsageError: no HDF5 file, or an unknown environment
     :raises DatasetError: the file cannot be read, or the id is taken
     """
+    parser = Parser(prog="sb3_dmpo convert", description="Make a Minari dataset of an HDF5 file of the original D4RL.")
+    parser.add_argument("file", help="e.g. hopper-medium-v2.hdf5")
+    parser.add_argument("dataset", help="id of the new dataset, e.g. my/hopper/medium-v0")
+    parser.add_argument("--env", help="environment to evaluate in (default: by the name of the file; none: no environment)")
+    options = parser.parse_args(argv)
     if not options.file.lower().endswith(_SUFFIXES):
         raise UsageError(f"{options.file}: expected an HDF5 file of D4RL ({' or '.join(_SUFFIXES)}).")
     check_new_id(options.dataset)

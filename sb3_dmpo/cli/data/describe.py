@@ -1,6 +1,5 @@
-"""``python -m sb3_dmpo.data.loading``: one subcommand for everything that is done with a dataset before training."""
+"""``sb3_dmpo describe ID``: what a dataset is like, before anything is trained on it."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,44 +7,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dmpo.cli.data.convert import add_convert
-from sb3_dmpo.cli.environments import environment_name
-from sb3_dmpo.cli.errors import exit_code
-from sb3_dmpo.data.loading import load_transitions
+from sb3_dmpo.cli.errors import Parser
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.multimodality import FALSE_ALARMS, Multimodality
 from sb3_dmpo.data.report import DatasetReport, describe_dataset
+from sb3_dmpo.envs.registration import environment_name
 
-PROG = "python -m sb3_dmpo.data.loading"
 
-
-def main(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str]) -> None:
     """
-    Run a subcommand; faults become one line on stderr.
+    Say what a dataset is like, and draw it.
 
-    :param argv: arguments; None: those of the process
-    :return: exit code
+    :param argv: arguments
+    :raises DatasetError: the dataset is not there or not usable
     """
-    parser = argparse.ArgumentParser(prog=PROG, description="Look at datasets before anything is trained on them.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    # Every function adds one subcommand and sets its ``run``, which takes the parsed options.
-    for add_command in (_add_describe, add_convert):
-        add_command(commands)
-    options = parser.parse_args(argv)
-    return exit_code(lambda: options.run(options), "datasets")
-
-
-# describe -----------------------------------------------------------------------------------------------------------
-
-
-def _add_describe(commands: Any) -> None:
-    parser = commands.add_parser("describe", help="episodes, returns, actions, and whether DMPO is likely to help")
+    parser = Parser(prog="sb3_dmpo describe", description="Episodes, returns, actions, and whether DMPO is likely to help.")
     parser.add_argument("dataset", help="Minari id, or path of a D4RL file or of a replay buffer")
     parser.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
     parser.add_argument("--figure", metavar="FILE.png", help="where the histograms go (default: <dataset>.png in this folder)")
-    parser.set_defaults(run=_describe)
-
-
-def _describe(options: argparse.Namespace) -> None:
+    options = parser.parse_args(argv)
     report = describe_dataset(load_transitions(options.dataset, download=options.download))
     for name, value in report_lines(report):
         print(f"{name:<14} {value}")

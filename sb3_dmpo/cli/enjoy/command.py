@@ -14,17 +14,16 @@ import yaml
 
 import sb3_dmpo
 from sb3_dmpo.cli.configs import REFUSED_KEYS
-from sb3_dmpo.cli.enjoy.episodes import EpisodeCounter
-from sb3_dmpo.cli.enjoy.record import RecordingEnv, choose_renderer, has_display
-from sb3_dmpo.cli.environments import environment_name, register_environment
+from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, choose_renderer, has_display
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped
-from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
+from sb3_dmpo.envs.registration import environment_name
 
 
 class EnjoyParser(ZooParser):
-    """Options of ``enjoy.py``: those of rl_zoo3, the dataset, and the number of episodes."""
+    """Options of ``enjoy``: those of rl_zoo3, the dataset, and the number of episodes."""
 
     changes: ClassVar[dict[str, dict[str, Any]]] = {
         **ZooParser.changes,
@@ -32,8 +31,8 @@ class EnjoyParser(ZooParser):
         "--n-timesteps": {"default": None, "help": "number of steps (instead of --episodes)"},
     }
 
-    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
-        super().__init__(argv, options, prog="enjoy.py", description=__doc__)
+    def __init__(self, argv: Sequence[str], options: argparse.Namespace) -> None:
+        super().__init__(argv, options, prog="sb3_dmpo enjoy", description=__doc__)
         self.add_argument("--episodes", type=int, default=None, help="number of episodes (default: 10; of a video: 2)")
         self.add_argument(
             "--record",
@@ -53,14 +52,12 @@ class EnjoyParser(ZooParser):
         """
         from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 
-        if options.dataset in (None, TWO_GOALS_DATASET_ID):
-            options.dataset = TWO_GOALS_DATASET_ID
-            make_two_goals_dataset()
+        options.dataset = options.dataset or TWO_GOALS_DATASET_ID
         name = EnvironmentName(environment_name(options.dataset))
         run_folder = Path(_run_folder(options, name))
-        trained_with = _options_of_run(run_folder / name)
-        options.eval_env_id = options.env or trained_with.get("eval_env_id")
-        options.env = EnvironmentName(register_environment(options.dataset, options.eval_env_id))
+        options.env = options.env or _options_of_run(run_folder / name).get("eval_env_id")
+        self.open_dataset(options, is_stepped=True)
+        options.env = EnvironmentName(options.env)
         if options.episodes is None:
             options.episodes = 10 if options.record is None else 2
         if options.n_timesteps is None:
@@ -134,11 +131,11 @@ def _options_of_run(folder: Path) -> dict[str, Any]:
     return options
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str]) -> None:
     """
     Run a trained model as the command line says.
 
-    :param argv: arguments; None: those of the process
+    :param argv: arguments
     :raises UsageError: what was asked for cannot be done
     """
     import rl_zoo3.enjoy
@@ -173,5 +170,5 @@ def run(argv: Sequence[str] | None = None) -> None:
         rl_zoo3.enjoy.enjoy()
     if options.record is not None:
         print(f"Video: {options.record}")
-    result = counters[0].result(options.dataset, options.eval_env_id)
+    result = counters[0].result(options.source, options.eval_env_id)
     print(f"Score: {score_line(result)}" if result is not None else "Score: no episode has ended (raise --n-timesteps)")

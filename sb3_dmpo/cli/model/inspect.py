@@ -1,19 +1,24 @@
-"""``python -m sb3_dmpo.inspect model.zip``."""
+"""``sb3_dmpo inspect model.zip``."""
 
-import argparse
 import textwrap
 from collections.abc import Sequence
 
-from sb3_dmpo.cli.errors import UsageError, exit_code
+from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.hub.summary import read_summary, summary_lines
 
 _NAME_WIDTH, _TEXT_WIDTH = 14, 100
 
 
-def _run(argv: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sb3_dmpo.inspect",
+def run(argv: Sequence[str]) -> None:
+    """
+    Describe zips.
+
+    :param argv: arguments
+    :raises UsageError: a file is no model's
+    """
+    parser = Parser(
+        prog="sb3_dmpo inspect",
         description="Say what is inside a model's zip: algorithm, dataset, updates, scores, spaces. Nothing is unpickled.",
     )
     parser.add_argument("files", nargs="+", metavar="MODEL.zip")
@@ -26,13 +31,3 @@ def _run(argv: Sequence[str] | None) -> None:
             print()
         for name, text in lines:
             print(textwrap.fill(f"{name:<{_NAME_WIDTH}}{text}", _TEXT_WIDTH, subsequent_indent=" " * _NAME_WIDTH))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Describe zips; faults become one line on stderr.
-
-    :param argv: arguments; None: those of the process
-    :return: exit code
-    """
-    return exit_code(lambda: _run(argv), "inspect")

@@ -1,9 +1,7 @@
-"""Runs the cells of a grid until all are finished, and shows how far they are."""
+"""Does the runs of a grid until all are finished, and shows how far they are."""
 
 import argparse
 import contextlib
-import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,13 +15,12 @@ from rich.live import Live
 from rich.table import Table
 
 from sb3_dmpo.cli.configs import config_path
-from sb3_dmpo.cli.errors import EXIT_USAGE, UsageError
+from sb3_dmpo.cli.errors import EXIT_FAILURE, EXIT_USAGE, UsageError
 from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
-from sb3_dmpo.cli.sweep.cells import Cell, Worker, exit_code_of, read_json
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
-from sb3_dmpo.cli.sweep.options import make_cells, make_jobs, make_parser
-from sb3_dmpo.data.loading import dataset_spaces
-from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.cli.sweep.options import make_grid, make_jobs, make_parser
+from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, read_json
+from sb3_dmpo.data import open_dataset
 
 #: Variables that set the number of threads of the libraries below PyTorch.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -35,13 +32,13 @@ _STATES = ("finished", "running", "waiting", "failed")
 @dataclass
 class Run:
     """
-    A cell and what is going on with it.
+    A run of the grid and what is going on with it.
 
-    :param cell: the cell
+    :param plan: what it is
     :param total: updates of the whole run
     """
 
-    cell: Cell
+    plan: PlannedRun
     total: int
     state: str = "waiting"
     worker: Worker | None = None
@@ -58,31 +55,28 @@ class Run:
 
 class Sweep:
     """
-    Runs cells until all are finished or have failed.
+    Does runs until all are finished or have failed.
 
-    :param cells: the grid
+    :param plans: the grid
     :param options: parsed options
     :param console: where progress is shown
     """
 
-    def __init__(self, cells: Sequence[Cell], options: argparse.Namespace, console: Console) -> None:
+    def __init__(self, plans: Sequence[PlannedRun], options: argparse.Namespace, console: Console) -> None:
         self.options, self.console = options, console
         self.root: Path = options.folder
         self.results = ResultsFile(options.results or self.root / "results.csv", {})
         path = self.results.path
         self.training = ResultsFile(path.with_name(f"{path.stem}_training.csv"), {}, TRAINING_COLUMNS)
-        self.runs = [Run(cell, cell.total_updates()) for cell in cells]
-        self.script = str(Path(sys.argv[0]).with_name("train.py"))
-        if not os.path.isfile(self.script):
-            self.script = "benchmarks/train.py"
+        self.runs = [Run(plan, plan.total_updates()) for plan in plans]
 
     def commands(self) -> Iterator[list[str]]:
-        """Commands of all cells."""
+        """Commands of all runs."""
         for run in self.runs:
-            yield self._command(run.cell)
+            yield self._command(run.plan)
 
-    def _command(self, cell: Cell) -> list[str]:
-        return cell.command(self.script, self.root, self.options.save_freq, self.options.threads)
+    def _command(self, plan: PlannedRun) -> list[str]:
+        return plan.command(self.root, self.options.save_freq, self.options.threads)
 
     def prepare(self) -> None:
         """
@@ -93,18 +87,16 @@ class Sweep:
         """
         self.results.check()
         self.training.check()
-        for dataset in dict.fromkeys(run.cell.dataset for run in self.runs):
-            if dataset == TWO_GOALS_DATASET_ID:
-                make_two_goals_dataset()
-            if "--download" not in self.runs[0].cell.arguments:
-                dataset_spaces(dataset)
+        for dataset in dict.fromkeys(run.plan.dataset for run in self.runs):
+            if "--download" not in self.runs[0].plan.arguments:
+                open_dataset(dataset)
         for run in self.runs:
-            config_path(run.cell.algo)
-            run.cell.prepare(self.root)
+            config_path(run.plan.algo)
+            run.plan.prepare(self.root)
 
     def run(self, jobs: Jobs) -> int:
         """
-        Run all cells; number of those that have failed.
+        Do all runs; number of those that have failed.
 
         :param jobs: where
         """
@@ -125,38 +117,38 @@ class Sweep:
             raise
         return sum(run.state == "failed" for run in self.runs)
 
-    def _worker(self, cell: Cell, attempt: str) -> Worker:
+    def _worker(self, plan: PlannedRun, attempt: str) -> Worker:
         environment: dict[str, str | None] = {name: str(self.options.threads) for name in _THREAD_VARIABLES}
-        return Worker(str(cell.folder(self.root)), tuple(self._command(cell)), environment, attempt)
+        return Worker(str(plan.folder(self.root)), tuple(self._command(plan)), environment, attempt)
 
     def _find_running(self, jobs: Jobs) -> None:
         """Jobs that an earlier sweep has left in SLURM are waited for, not submitted a second time."""
         if not isinstance(jobs, SlurmJobs):
             return
-        left = {run.cell: read_json(run.cell.folder(self.root) / "job.json") for run in self.runs}
+        left = {run.plan: read_json(run.plan.folder(self.root) / "job.json") for run in self.runs}
         alive = jobs.alive([content["job"] for content in left.values() if content])
         for run in self.runs:
-            content = left[run.cell]
-            if content and content["job"] in alive and not run.cell.is_finished(self.root):
+            content = left[run.plan]
+            if content and content["job"] in alive and not run.plan.is_finished(self.root):
                 run.state, run.job = "running", content["job"]
-                run.worker = self._worker(run.cell, content["attempt"])
+                run.worker = self._worker(run.plan, content["attempt"])
 
     def _look(self, jobs: Jobs) -> None:
         """Find out what has become of every run."""
         running = [run for run in self.runs if run.state == "running"]
         alive = jobs.alive([run.job for run in running]) if running else set()
         for run in self.runs:
-            if run.state in ("running", "waiting") and run.cell.is_finished(self.root):
+            if run.state in ("running", "waiting") and run.plan.is_finished(self.root):
                 self._finish(run)
             elif run.state == "running":
-                run.rows = run.cell.rows(self.root)
+                run.rows = run.plan.rows(self.root)
                 if run.job not in alive:
                     self._on_death(run)
 
     def _finish(self, run: Run) -> None:
-        run.rows, run.state = run.cell.rows(self.root), "finished"
-        self.results.append_rows([{**row, "algorithm": run.cell.name} for row in run.rows])
-        self.training.append_rows(run.cell.training_rows(self.root))
+        run.rows, run.state = run.plan.rows(self.root), "finished"
+        self.results.append_rows([{**row, "algorithm": run.plan.name} for row in run.rows])
+        self.training.append_rows(run.plan.training_rows(self.root))
         score = f", score {float(run.rows[-1]['score']):.1f}" if run.rows else ""
         self._note(f"{self._title(run)} is finished{score}")
 
@@ -171,7 +163,7 @@ class Sweep:
         # What cannot be done will not be done the next time.
         if code == EXIT_USAGE or run.attempts > self.options.retries:
             run.state = "failed"
-            self._note(f"{self._title(run)} has failed ({reason}): {run.cell.last_words(self.root)}")
+            self._note(f"{self._title(run)} has failed ({reason}): {run.plan.last_words(self.root)}")
         else:
             run.state = "waiting"
             self._note(f"{self._title(run)} died ({reason}), will go on")
@@ -182,7 +174,7 @@ class Sweep:
         if not chosen:
             return
         for run in chosen:
-            run.worker = self._worker(run.cell, uuid.uuid4().hex)
+            run.worker = self._worker(run.plan, uuid.uuid4().hex)
         for run, job in zip(chosen, jobs.submit([run.worker for run in chosen if run.worker is not None]), strict=True):
             run.job, run.state, run.missed = job, "running", False
             run.attempts += 1
@@ -191,7 +183,7 @@ class Sweep:
 
     @staticmethod
     def _title(run: Run) -> str:
-        return f"{run.cell.name} on {run.cell.dataset}, seed {run.cell.seed}"
+        return f"{run.plan.name} on {run.plan.dataset}, seed {run.plan.seed}"
 
     def _note(self, text: str) -> None:
         self.console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, markup=False, soft_wrap=True)
@@ -210,8 +202,8 @@ class Sweep:
         table = Table(title=f"{len(self.runs)} runs, results in {self.results.path}")
         for name in ("algorithm", "dataset", *_STATES, "updates", "last score"):
             table.add_column(name, justify="left" if name in ("algorithm", "dataset") else "right")
-        for group in dict.fromkeys(run.cell.group for run in self.runs):
-            runs = [run for run in self.runs if run.cell.group == group]
+        for group in dict.fromkeys(run.plan.group for run in self.runs):
+            runs = [run for run in self.runs if run.plan.group == group]
             counts = [str(sum(run.state == state for run in runs) or "") for state in _STATES]
             done = sum(run.total if run.state == "finished" else run.updates for run in runs)
             scores = [float(run.rows[-1]["score"]) for run in runs if run.rows]
@@ -220,14 +212,14 @@ class Sweep:
         return table
 
 
-def run(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str]) -> int:
     """
-    Do the sweep that the command line says; number of runs that have failed.
+    Do the sweep that the command line says; exit code, not 0 if a run has failed.
 
-    :param argv: arguments; None: those of the process
+    :param argv: arguments
     :raises UsageError: what was asked for cannot be done
     """
-    typed = list(sys.argv[1:] if argv is None else argv)
+    typed = list(argv)
     position = typed.index("--") if "--" in typed else len(typed)
     options = make_parser().parse_args(typed[:position])
     if min(options.jobs, options.threads, options.save_freq) < 1 or options.retries < 0:
@@ -235,7 +227,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    sweep = Sweep(make_cells(options, typed[position + 1 :]), options, console)
+    sweep = Sweep(make_grid(options, typed[position + 1 :]), options, console)
     if options.dry_run:
         for command in sweep.commands():
             console.print("python " + " ".join(command), highlight=False, markup=False, soft_wrap=True)
@@ -243,4 +235,4 @@ def run(argv: Sequence[str] | None = None) -> int:
     sweep.prepare()
     failed = sweep.run(make_jobs(options))
     console.print(sweep.table())
-    return failed
+    return EXIT_FAILURE if failed else 0

@@ -5,14 +5,15 @@ import getpass
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.sweep.cells import Worker, read_json, write_json
-from sb3_dmpo.cli.train.interrupt import ignored_interrupts
+from sb3_dmpo.cli.sweep.runs import Worker, read_json, write_json
 
 #: submitit ends local jobs after this time; a run ends by itself.
 _TEN_YEARS = 10 * 365 * 24 * 60
@@ -20,12 +21,26 @@ _TEN_YEARS = 10 * 365 * 24 * 60
 _PATIENCE = 10.0
 
 
-class Jobs(Protocol):
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """No Ctrl-C for the duration of a block, nor for the processes that are started in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Jobs(ABC):
     """Workers on a cluster."""
 
     #: Seconds between two looks at the jobs.
     poll_seconds: float
 
+    @abstractmethod
     def room(self, running: int) -> int:
         """
         How many workers may be submitted now.
@@ -33,6 +48,7 @@ class Jobs(Protocol):
         :param running: workers that are there
         """
 
+    @abstractmethod
     def submit(self, workers: Sequence[Worker]) -> list[str]:
         """
         Submit workers; their job ids.
@@ -40,6 +56,7 @@ class Jobs(Protocol):
         :param workers: the workers
         """
 
+    @abstractmethod
     def alive(self, job_ids: Sequence[str]) -> set[str]:
         """
         Those of the jobs that are waiting or running, or of which nothing is known at the moment.
@@ -47,6 +64,7 @@ class Jobs(Protocol):
         :param job_ids: job ids
         """
 
+    @abstractmethod
     def stop(self, workers: Sequence[Worker]) -> str:
         """
         The sweep ends before its runs; what has become of them, in words.
@@ -73,7 +91,7 @@ def make_executor(cluster: str, folder: Path) -> Any:
         raise UsageError(f"--cluster {cluster}: {error}") from error
 
 
-class LocalJobs:
+class LocalJobs(Jobs):
     """
     So many runs at a time on this machine.
 
@@ -92,19 +110,9 @@ class LocalJobs:
         self._jobs: dict[str, tuple[Any, str]] = {}
 
     def room(self, running: int) -> int:
-        """
-        How many workers may be started now.
-
-        :param running: workers that are there
-        """
         return self.n_jobs - running
 
     def submit(self, workers: Sequence[Worker]) -> list[str]:
-        """
-        Start workers; their job ids.
-
-        :param workers: the workers
-        """
         return [self._start(worker) for worker in workers]
 
     def _start(self, worker: Worker) -> str:
@@ -117,26 +125,17 @@ class LocalJobs:
             # submitit hides all devices from local jobs.
             worker.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         # Its processes inherit that: a Ctrl-C in the terminal is for the sweep, which tells them.
-        with ignored_interrupts():
+        with _ignored_interrupts():
             job = self.executor.submit(worker)
         self._jobs[job.job_id] = (job, gpu)
         return str(job.job_id)
 
     def alive(self, job_ids: Sequence[str]) -> set[str]:
-        """
-        Those of the jobs that are running.
-
-        :param job_ids: job ids
-        """
         self._jobs = {job_id: (job, gpu) for job_id, (job, gpu) in self._jobs.items() if not job.done()}
         return set(job_ids) & set(self._jobs)
 
     def stop(self, workers: Sequence[Worker]) -> str:
-        """
-        Let the runs stop between two updates, and end those that do not.
-
-        :param workers: those that were running
-        """
+        # They stop between two updates; those that do not are ended.
         end = time.monotonic() + _PATIENCE
         for number in (signal.SIGINT, signal.SIGKILL):
             for worker in workers:
@@ -148,7 +147,7 @@ class LocalJobs:
         return "its runs have been stopped"
 
 
-class SlurmJobs:
+class SlurmJobs(Jobs):
     """
     Runs as job arrays on a SLURM cluster. They outlive the sweep, and a later one finds them again.
 
@@ -164,20 +163,10 @@ class SlurmJobs:
         self.executor.update_parameters(name="sb3_dmpo", slurm_array_parallelism=n_jobs, **parameters)
 
     def room(self, running: int) -> int:
-        """
-        How many workers may be submitted now: SLURM queues them all.
-
-        :param running: workers that are there
-        """
+        # SLURM queues them all.
         return 1_000_000
 
     def submit(self, workers: Sequence[Worker]) -> list[str]:
-        """
-        Submit workers as one array; their job ids.
-
-        :param workers: the workers
-        :raises UsageError: SLURM refuses
-        """
         try:
             with self.executor.batch():
                 jobs = [self.executor.submit(worker) for worker in workers]
@@ -188,12 +177,7 @@ class SlurmJobs:
         return [str(job.job_id) for job in jobs]
 
     def alive(self, job_ids: Sequence[str]) -> set[str]:
-        """
-        Those of the jobs that are waiting or running, or all if SLURM does not answer. Asks squeue: sacct, which submitit
-        asks, needs an accounting database that not every cluster has.
-
-        :param job_ids: job ids
-        """
+        # Not sacct, which submitit asks: that needs an accounting database that not every cluster has.
         command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
         try:
             answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -202,9 +186,4 @@ class SlurmJobs:
         return set(job_ids) & set(answer.stdout.split())
 
     def stop(self, workers: Sequence[Worker]) -> str:
-        """
-        Leave the runs alone.
-
-        :param workers: those that were running
-        """
         return "its jobs go on in SLURM (scancel --name sb3_dmpo ends them)"

@@ -1,6 +1,6 @@
 """
 A grid of runs, on this machine or on a SLURM cluster: every algorithm on every dataset with every seed. Started again, the
-same command skips what is finished and goes on with what is not. Options behind ``--`` are those of ``train.py``.
+same command skips what is finished and goes on with what is not. Options behind ``--`` are those of ``train``.
 """
 
 import argparse
@@ -8,32 +8,23 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.cli.literals import parse_seeds
-from sb3_dmpo.cli.sweep.cells import Cell
 from sb3_dmpo.cli.sweep.jobs import Jobs, LocalJobs, SlurmJobs
+from sb3_dmpo.cli.sweep.runs import PlannedRun
 from sb3_dmpo.cli.zoo import algorithm_name
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 
-#: Options of train.py that the sweep sets.
+#: Options of train that the sweep sets.
 _OWN_OPTIONS = {"--algo", "--dataset", "--seed", "-n", "--n-timesteps", "--save-freq", "--resume", "-f", "--log-folder"}
 _OWN_OPTIONS |= {"--results", "-params", "--hyperparams", "--num-threads"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """
-        :param message: what is wrong
-        :raises UsageError: always
-        """
-        raise UsageError(message)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = _Parser(prog="sweep.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="sb3_dmpo sweep", description=__doc__, allow_abbrev=False)
     grid = parser.add_argument_group("the grid")
     grid.add_argument("--algos", nargs="+", required=True, type=algorithm_name, metavar="ALGO")
     grid.add_argument("--datasets", nargs="+", default=[TWO_GOALS_DATASET_ID], metavar="ID", help="default: the toy")
@@ -90,12 +81,12 @@ def minutes(text: str) -> int:
     return int(text)
 
 
-def make_cells(options: argparse.Namespace, arguments: Sequence[str]) -> list[Cell]:
+def make_grid(options: argparse.Namespace, arguments: Sequence[str]) -> list[PlannedRun]:
     """
     The grid: all seeds of a setting beside each other, so that means come early.
 
     :param options: parsed options
-    :param arguments: options of ``train.py``
+    :param arguments: options of ``train``
     :raises UsageError: an option that makes no sense
     """
     for argument in arguments:
@@ -104,18 +95,18 @@ def make_cells(options: argparse.Namespace, arguments: Sequence[str]) -> list[Ce
     if any(len(varied) < 2 for varied in options.vary):
         raise UsageError("--vary needs a hyperparameter and its values, e.g. --vary n_components 4 8 16 32.")
     changes = list(itertools.product(*([f"{key}:{value}" for value in values] for key, *values in options.vary)))
-    cells = []
+    runs = []
     for dataset in options.datasets:
         for algo in options.algos:
             for change in changes:
                 params = (*options.hyperparams, *change)
                 varied = ",".join(item.replace(":", "=", 1) for item in (change if options.label else params))
                 label = ",".join(part for part in (options.label, varied) if part)
-                cells += [
-                    Cell(algo, dataset, seed, options.n_timesteps, params, label, tuple(arguments))
+                runs += [
+                    PlannedRun(algo, dataset, seed, options.n_timesteps, params, label, tuple(arguments))
                     for seed in parse_seeds(options.seeds)
                 ]
-    return cells
+    return runs
 
 
 def make_jobs(options: argparse.Namespace) -> Jobs:

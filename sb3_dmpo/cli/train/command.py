@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from sb3_dmpo.cli.configs import config_path, load_config
-from sb3_dmpo.cli.environments import register_environment
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_seeds
-from sb3_dmpo.cli.train.finetune import finetune_settings
+from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
+from sb3_dmpo.cli.train.finetune import FineTuningManager, finetune_settings
 from sb3_dmpo.cli.train.resume import find_run
+from sb3_dmpo.cli.train.seeds import SeveralSeedsManager
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
-from sb3_dmpo.data.loading import dataset_spaces
-from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.hub.summary import read_summary
 
@@ -29,7 +28,7 @@ _SINGLE_RUN = {
 
 
 class TrainParser(ZooParser):
-    """Options of ``train.py``: those of rl_zoo3, the dataset, and where to write results."""
+    """Options of ``train``: those of rl_zoo3, the dataset, and where to write results."""
 
     changes: ClassVar[dict[str, dict[str, Any]]] = {
         **ZooParser.changes,
@@ -41,8 +40,8 @@ class TrainParser(ZooParser):
         "--trained-agent": {"help": "zip to continue: its counters, networks and hyperparameters go on"},
     }
 
-    def __init__(self, argv: Sequence[str] | None, options: argparse.Namespace) -> None:
-        super().__init__(argv, options, prog="train.py", description=__doc__)
+    def __init__(self, argv: Sequence[str], options: argparse.Namespace) -> None:
+        super().__init__(argv, options, prog="sb3_dmpo train", description=__doc__)
         self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
         self.add_argument("--memory-map", action="store_true", help="leave the data on disk: for more than fits into memory")
         self.add_argument(
@@ -74,19 +73,12 @@ class TrainParser(ZooParser):
         """
         if options.seeds is not None:
             self._check_seeds(options)
-        if options.dataset in (None, TWO_GOALS_DATASET_ID):
-            options.dataset = TWO_GOALS_DATASET_ID
-            make_two_goals_dataset()
-        dataset_spaces(options.dataset, download=options.download)
-        is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
         options.finetune_params = finetune_settings(options)
         if options.memory_map and options.finetune > 0:
             raise UsageError("--finetune adds transitions to the data, and --memory-map leaves those on disk: choose one.")
-        options.argv = None if self.argv is None else list(self.argv)
-        options.eval_env_id = options.env
-        options.env = register_environment(
-            options.dataset, options.eval_env_id, is_stepped=is_evaluated or options.finetune > 0
-        )
+        options.argv = list(self.argv)
+        is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
+        self.open_dataset(options, is_stepped=is_evaluated or options.finetune > 0)
         options.conf_file = options.conf_file or str(config_path(options.algo))
         load_config(options.conf_file)
         if options.trained_agent:
@@ -132,21 +124,19 @@ class TrainParser(ZooParser):
             options.seed = seed
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str]) -> None:
     """
     Train as the command line says.
 
-    :param argv: arguments; None: those of the process
+    :param argv: arguments
     :raises UsageError: what was asked for cannot be done
     """
     import rl_zoo3.train
 
-    from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
-    from sb3_dmpo.cli.train.several_seeds import SeveralSeedsManager
-
     def manager(args: argparse.Namespace, *positional: Any, **keywords: Any) -> OfflineExperimentManager | SeveralSeedsManager:
-        kind = OfflineExperimentManager if args.seeds is None else SeveralSeedsManager
-        return kind(args, *positional, **keywords)
+        if args.seeds is not None:
+            return SeveralSeedsManager(args, *positional, **keywords)
+        return (FineTuningManager if args.finetune else OfflineExperimentManager)(args, *positional, **keywords)
 
     parser = TrainParser.module(argv, argparse.Namespace())
     with prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser):

@@ -2,48 +2,59 @@
 
 import contextlib
 import os
+import shlex
 import shutil
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from pprint import pprint
+from typing import Any, ClassVar
 
 import optuna
 import yaml
+from gymnasium import spaces
+from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_dmpo
-from sb3_dmpo.cli.environments import TOY_ENV_ID
+from sb3_dmpo.cli.configs import RUN_KEYS, check_hyperparameters, find_entry, parse_values
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import plain
-from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, ResultsFile, commit, describe_data, score_line, typed_command
-from sb3_dmpo.cli.train.eval_callback import ResultHandler, RunEvalCallback
-from sb3_dmpo.cli.train.finetune import FineTuning
-from sb3_dmpo.cli.train.interrupt import StopOnInterrupt
-from sb3_dmpo.cli.train.progress import ProgressFile
+from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
+from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt
 from sb3_dmpo.cli.train.resume import InterruptedRun
-from sb3_dmpo.cli.train.run_settings import RunSettings
 from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError, DatasetSource
+from sb3_dmpo.data.tasks import describe_data
+from sb3_dmpo.envs.registration import TOY_ENV_ID
 from sb3_dmpo.files.save_util import atomic_write
 
+#: The paper's protocol, for what neither the command line nor the config says.
+EVAL_FREQ, EVAL_EPISODES = 5000, 10
+_MAX_EVAL_ENVS = 10
 #: The evaluation environments' seed is the training's plus this.
 EVAL_SEED_OFFSET = 100
 
 
-class OfflineExperimentManager(RunSettings):
+class OfflineExperimentManager(ExperimentManager):
     """
     A run that learns from a dataset: settings are looked up by dataset, the environment is only for evaluation, and
-    scores are normalised. Reads ``dataset``, ``eval_env_id``, ``results`` and ``argv`` from the parsed options.
+    scores are normalised. Reads ``dataset``, ``source``, ``eval_env_id``, ``results`` and ``argv`` from the parsed options.
 
     :param args: parsed options
     :param positional: as rl_zoo3's ``train`` passes them
     :param keywords: the same by name
     """
 
+    #: Columns of its results.
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
+
     def __init__(self, args: Any, *positional: Any, **keywords: Any) -> None:
         super().__init__(args, *positional, **keywords)
         self.dataset: str = args.dataset
+        self.source: DatasetSource = args.source
         self.final_eval_episodes = 0
         self.eval_callback: RunEvalCallback | None = None
         self.final_result: EvaluationResult | None = None
@@ -59,6 +70,8 @@ class OfflineExperimentManager(RunSettings):
             self.params_path = f"{self.save_path}/{self.env_name}"
             if self.resumed.checkpoint is not None:
                 self.trained_agent, self.continue_training = str(self.resumed.checkpoint), True
+        #: To be typed again in the same folder.
+        self.command = shlex.join(["python", "-m", "sb3_dmpo", "train", *args.argv])
         self.results: ResultsFile | None = None
         if args.results:
             self.results = ResultsFile(
@@ -68,14 +81,84 @@ class OfflineExperimentManager(RunSettings):
                     "dataset": self.dataset,
                     "label": describe_data(self.dataset),
                     "seed": self.seed,
-                    "command": typed_command(args.argv),
+                    "command": self.command,
                     "commit": commit(),
                     "version": sb3_dmpo.__version__,
-                    **({"env_steps": 0} if args.finetune else {}),
+                    "env_steps": 0,
                 },
-                FINETUNE_COLUMNS if args.finetune else COLUMNS,
+                self.columns,
             )
             self.results.check()
+
+    # Settings ---------------------------------------------------------------------------------------------------
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Settings for the dataset, with those of a study and of ``-params`` over them; values, and as they were written.
+
+        :raises UsageError: no entry for the dataset, or a name that nobody knows
+        """
+        key, written = find_entry(self.config, self.dataset)
+        print(f"Loading hyperparameters from: {self.config}, entry {key!r}")
+        if self.storage and self.study_name and self.trial_id is not None:
+            print("Loading from Optuna study...")
+            written.update(self.load_trial(self.storage, self.study_name, self.trial_id))
+        written.update(self.custom_hyperparams or {})
+        hyperparams = parse_values(written)
+        check_hyperparameters(hyperparams, ALGOS[self.algo], self.algo)
+        if self.n_timesteps <= 0 and "n_timesteps" not in hyperparams:
+            raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
+        hyperparams.setdefault("n_timesteps", self.n_timesteps)
+        if self.resumed is not None:
+            self.resumed.check_config(plain(dict(written)), self.args.n_timesteps)
+        self._choose_protocol(hyperparams)
+        print("Hyperparameters (those being tuned will be overridden):")
+        pprint(dict(sorted(written.items())))
+        return hyperparams, OrderedDict(sorted(written.items()))
+
+    def _choose_protocol(self, hyperparams: dict[str, Any]) -> None:
+        """
+        Frequency, episodes and environments of the evaluation: command line, config, the paper's, in this order.
+
+        :param hyperparams: parsed settings
+        """
+        if self.n_eval_episodes is None:
+            self.n_eval_episodes = int(hyperparams.get("eval_episodes", EVAL_EPISODES))
+            self.final_eval_episodes = int(hyperparams.get("final_eval_episodes", self.n_eval_episodes))
+        else:
+            self.final_eval_episodes = self.n_eval_episodes
+        if self.eval_freq is None:
+            self.eval_freq = int(hyperparams.get("eval_freq", EVAL_FREQ))
+        if min(self.n_eval_episodes, self.final_eval_episodes) < 1:
+            raise UsageError("--eval-episodes has to be at least 1; --eval-freq -1 switches evaluation off.")
+        if self.n_eval_envs is None:
+            self.n_eval_envs = min(self.n_eval_episodes, _MAX_EVAL_ENVS)
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        # Schedules of SB3 itself and plain floats: the zip must load where there is no rl_zoo3.
+        for key, value in hyperparams.items():
+            if key.endswith("learning_rate") and isinstance(value, str):
+                kind, _, initial = value.partition("_")
+                try:
+                    if kind != "lin":
+                        raise ValueError
+                    hyperparams[key] = LinearSchedule(float(initial), 0.0, 1.0)
+                except ValueError:
+                    raise UsageError(f"{key} is {value!r}: write a number, or e.g. lin_3e-4 (falling to 0).") from None
+        return hyperparams
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        processed, *others = super()._preprocess_hyperparams(hyperparams)
+        if self._eval_env_kwargs_args is None:
+            self.eval_env_kwargs = self.env_kwargs
+        arguments = {key: value for key, value in processed.items() if key == "policy" or key not in RUN_KEYS}
+        arguments["dataset"] = self.source
+        arguments["memory_map"] = self.args.memory_map
+        if "policy" not in arguments:
+            is_dict = isinstance(self.source.observation_space, spaces.Dict)
+            arguments["policy"] = "MultiInputPolicy" if is_dict else "MlpPolicy"
+        return (arguments, *others)
 
     # The run's folder, environments and model -------------------------------------------------------------------
 
@@ -158,10 +241,10 @@ class OfflineExperimentManager(RunSettings):
         """
         if self.eval_freq <= 0:
             return None
-        knows_scores = reference_scores(self.dataset) is not None
+        knows_scores = reference_scores(self.source) is not None
         return RunEvalCallback(
             self.create_envs(self.n_eval_envs, eval_env=True),
-            self.dataset if knows_scores else self.args.eval_env_id or self.dataset,
+            self.source if knows_scores else self.args.eval_env_id or self.source,
             self.final_eval_episodes,
             on_result,
             best_model_save_path=folder,
@@ -186,7 +269,7 @@ class OfflineExperimentManager(RunSettings):
             model: BaseAlgorithm = ALGOS[self.algo].load(
                 self.trained_agent,
                 env=env,
-                dataset=self.dataset,
+                dataset=self.source,
                 tensorboard_log=self.tensorboard_log,
                 verbose=self.verbose,
                 device=self.device,
@@ -204,11 +287,11 @@ class OfflineExperimentManager(RunSettings):
             print(f"Log path: {self.save_path}")
             return
         folder = Path(self.params_path)
-        options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "interrupted_run")}
+        options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "source", "interrupted_run")}
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
             with atomic_write(folder / name) as file:
                 file.write(yaml.safe_dump(plain(dict(content))).encode("utf-8"))
-        (folder / "command.txt").write_text(typed_command(self.args.argv), encoding="utf-8")
+        (folder / "command.txt").write_text(self.command, encoding="utf-8")
         print(f"Log path: {self.save_path}")
 
     # Training ---------------------------------------------------------------------------------------------------
@@ -308,8 +391,6 @@ class OfflineExperimentManager(RunSettings):
                 raise KeyboardInterrupt
         if not self._is_finished:
             self._show(model)
-        if self.args.finetune > 0:
-            FineTuning(self, Path(self.save_path) / "finetune", self.args.finetune, self.args.finetune_params).run(model)
 
     def _show(self, model: BaseAlgorithm) -> None:
         if self.final_result is not None:
@@ -330,7 +411,7 @@ class OfflineExperimentManager(RunSettings):
             print("Figure: not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
             return
         path = Path(self.save_path) / "two_goals.png"
-        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET)
+        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET, dataset=self.source)
         print(f"Figure: {path}")
 
     # Search -----------------------------------------------------------------------------------------------------

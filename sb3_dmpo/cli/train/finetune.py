@@ -1,8 +1,8 @@
-"""``train.py --finetune N``: after the updates on the dataset, N steps in the environment."""
+"""``train --finetune N``: after the updates on the dataset, N steps in the environment."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -13,17 +13,15 @@ from stable_baselines3.common.noise import NormalActionNoise
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
 from sb3_dmpo.cli.literals import parse_value
-from sb3_dmpo.cli.results import score_line
-from sb3_dmpo.cli.train.progress import ProgressFile
+from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
+from sb3_dmpo.cli.train.callbacks import ProgressFile
+from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
 from sb3_dmpo.cli.train.resume import newest_state
 from sb3_dmpo.common.arguments import NOT_NEGATIVE, check_argument
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.files.save_util import atomic_write
-
-if TYPE_CHECKING:
-    from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
 
 #: What ``--finetune-params`` may set: arguments of ``learn_online``, the standard deviation of normal exploration noise on
 #: actions in [-1, 1], and the number of environments to collect in.
@@ -70,84 +68,84 @@ def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-class FineTuning:
+class FineTuningManager(OfflineExperimentManager):
     """
-    The online stage of a run. It has a folder of its own inside the run's, with the same kinds of files, and can be
-    resumed like the run itself.
+    A run that goes on in the environment. This stage has a folder of its own inside the run's, with the same kinds of files,
+    and can be resumed like the run itself.
 
-    :param manager: the run, whose options and environments are used
-    :param folder: where zip, checkpoints and evaluations go
-    :param n_steps: number of environment steps
-    :param settings: as :func:`finetune_settings` returns them
+    :param args: parsed options with ``finetune`` and ``finetune_params``
+    :param positional: as rl_zoo3's ``train`` passes them
+    :param keywords: the same by name
     """
 
-    def __init__(self, manager: "OfflineExperimentManager", folder: Path, n_steps: int, settings: dict[str, Any]) -> None:
-        self.manager = manager
-        self.folder = folder
-        self.n_steps = n_steps
-        self.settings = settings
-        self.path = folder / f"{manager.env_name}.zip"
-        self.progress_file = ProgressFile(folder / "progress.csv")
-        self._model: Any = None
+    columns: ClassVar[tuple[str, ...]] = FINETUNE_COLUMNS
 
-    def run(self, model: Any) -> None:
+    def __init__(self, args: argparse.Namespace, *positional: Any, **keywords: Any) -> None:
+        super().__init__(args, *positional, **keywords)
+        self.n_steps: int = args.finetune
+        self.settings: dict[str, Any] = args.finetune_params
+        self.online_model: Any = None
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
-        Learn online, save the model and say how good it is.
+        Save the model and say how good it is, then learn online and do so again.
 
         :param model: the model after its last update on the dataset
         :raises KeyboardInterrupt: it was interrupted (after saving)
-        :raises UsageError: it was begun with other settings, or a setting makes no sense
+        :raises UsageError: the online stage was begun with other settings, or a setting makes no sense
         """
-        manager = self.manager
-        checkpoint = self._find_checkpoint()
-        if checkpoint == self.path:
-            print(f"Model: {self.path} was finished before")
+        super().save_trained_model(model)
+        self.folder = Path(self.save_path) / "finetune"
+        self.online_progress = ProgressFile(self.folder / "progress.csv")
+        checkpoint, finished = self._find_checkpoint(), self.folder / f"{self.env_name}.zip"
+        if checkpoint == finished:
+            print(f"Model: {finished} was finished before")
             return
-        env = manager.create_envs(self.settings["n_envs"])
-        callback = manager.make_eval_callback(str(self.folder), self._on_result, self.settings["n_envs"])
-        callbacks: list[BaseCallback] = [manager.interrupt, *([callback] if callback is not None else [])]
-        callbacks.append(self.progress_file)
-        if manager.show_progress:
+        env = self.create_envs(self.settings["n_envs"])
+        callback = self.make_eval_callback(str(self.folder), self._on_online_result, self.settings["n_envs"])
+        callbacks: list[BaseCallback] = [self.interrupt, *([callback] if callback is not None else []), self.online_progress]
+        if self.show_progress:
             callbacks.append(ProgressBarCallback())
-        if manager.save_freq > 0:
-            save_freq = max(manager.save_freq // self.settings["n_envs"], 1)
+        if self.save_freq > 0:
+            save_freq = max(self.save_freq // self.settings["n_envs"], 1)
             callbacks.append(OnlineCheckpointCallback(save_freq, str(self.folder)))
         if checkpoint is None:
-            model.set_env(env)
+            self.online_model = model
+            self.online_model.set_env(env)
         else:
             print(f"Resuming {checkpoint}")
-            model = self._load(model, checkpoint, env)
+            self.online_model = self._load_checkpoint(type(model), checkpoint, env)
             for one in callbacks:
-                one.n_calls = model.num_timesteps // self.settings["n_envs"]
+                one.n_calls = self.online_model.num_timesteps // self.settings["n_envs"]
             if callback is not None:
-                callback.restore_evaluations(model.num_timesteps)
+                callback.restore_evaluations(self.online_model.num_timesteps)
         print(f"Fine-tuning for {self.n_steps} steps: {self.settings}")
-        self._model = model
         result = None
-        with manager.interrupt.listening():
+        with self.interrupt.listening():
             try:
-                self._learn(model, callbacks, is_new=checkpoint is None)
-                if callback is not None and not manager.interrupt.requested:
+                self._learn_online(callbacks, is_new=checkpoint is None)
+                if callback is not None and not self.interrupt.requested:
                     result = callback.evaluate_at_end()
             finally:
-                is_whole = not manager.interrupt.requested
-                manager.interrupt.note_only()
+                is_whole = not self.interrupt.requested
+                self.interrupt.note_only()
                 env.close()
                 if callback is not None:
                     callback.eval_env.close()
             # An interrupted stage has its checkpoints to go on from; the name of the finished zip would say otherwise.
-            path = self.path if is_whole else self.folder / "interrupted.zip"
-            model.save(path)
-            print(f"Model: {path} ({model.num_timesteps} steps, {model._n_updates} updates)")
-        if manager.interrupt.requested:
+            path = finished if is_whole else self.folder / "interrupted.zip"
+            self.online_model.save(path)
+            print(f"Model: {path} ({self.online_model.num_timesteps} steps, {self.online_model._n_updates} updates)")
+        if self.interrupt.requested:
             raise KeyboardInterrupt
         if result is not None:
-            if manager.final_result is not None:
-                print(f"Score before fine-tuning: {score_line(manager.final_result, with_source=False)}")
+            if self.final_result is not None:
+                print(f"Score before fine-tuning: {score_line(self.final_result, with_source=False)}")
             print(f"Score after fine-tuning: {score_line(result)}")
 
-    def _learn(self, model: Any, callbacks: list[BaseCallback], is_new: bool) -> None:
+    def _learn_online(self, callbacks: list[BaseCallback], is_new: bool) -> None:
         arguments = {name: value for name, value in self.settings.items() if name not in ("noise_std", "n_envs")}
+        model = self.online_model
         size = model.action_space.shape[0]
         noise = NormalActionNoise(np.zeros(size), np.full(size, float(self.settings["noise_std"])))
         try:
@@ -159,9 +157,9 @@ class FineTuning:
                 **arguments,
             )
         except (TypeError, ValueError, AssertionError) as error:
-            if self.manager.verbose >= 2:
+            if self.verbose >= 2:
                 raise
-            raise UsageError(f"fine-tuning {self.manager.algo} on {self.manager.dataset}: {error}") from error
+            raise UsageError(f"fine-tuning {self.algo} on {self.dataset}: {error}") from error
 
     def _find_checkpoint(self) -> Path | None:
         """The newest state of this stage with its transitions; None if there is none. Writes the settings down."""
@@ -172,38 +170,37 @@ class FineTuning:
                 changed = [name for name in self.settings if before.get(name) != self.settings[name]]
                 changes = "; ".join(f"{name}: {before.get(name)} before, {self.settings[name]} now" for name in changed)
                 raise UsageError(f"--resume: {self.folder} was begun with other settings ({changes}).")
-            return newest_state(self.folder, self.manager.env_name, lambda path: transitions_of(path).exists())
+            return newest_state(self.folder, self.env_name, lambda path: transitions_of(path).exists())
         with atomic_write(file) as stream:
             stream.write(yaml.safe_dump(self.settings).encode("utf-8"))
         return None
 
-    def _load(self, model: BaseAlgorithm, checkpoint: Path, env: Any) -> BaseAlgorithm:
+    def _load_checkpoint(self, kind: Any, checkpoint: Path, env: Any) -> Any:
         try:
-            loaded: Any = type(model).load(
+            loaded = kind.load(
                 checkpoint,
                 env=env,
-                dataset=self.manager.dataset,
-                tensorboard_log=self.manager.tensorboard_log,
-                verbose=self.manager.verbose,
-                device=self.manager.device,
+                dataset=self.source,
+                tensorboard_log=self.tensorboard_log,
+                verbose=self.verbose,
+                device=self.device,
             )
         except (DamagedFileError, UnsafeFileError) as error:
             raise UsageError(f"{checkpoint} cannot be continued: {error}") from error
         loaded.load_replay_buffer(transitions_of(checkpoint))
-        result: BaseAlgorithm = loaded
-        return result
+        return loaded
 
-    def _on_result(self, result: EvaluationResult, steps: int, is_final: bool) -> None:
-        updates = self._model._n_updates
-        if self.manager.verbose > 0:
+    def _on_online_result(self, result: EvaluationResult, steps: int, is_final: bool) -> None:
+        updates = self.online_model._n_updates
+        if self.verbose > 0:
             print(f"Evaluation after {steps} steps ({updates} updates): {score_line(result, with_source=False)}")
-        if self.manager.results is not None:
-            self.manager.results.append(
+        if self.results is not None:
+            self.results.append(
                 result,
                 updates=updates,
                 env_steps=steps,
                 evaluation="final" if is_final else "training",
-                wall_seconds=f"{self.progress_file.wall_seconds():.1f}",
+                wall_seconds=f"{self.online_progress.wall_seconds():.1f}",
             )
 
 

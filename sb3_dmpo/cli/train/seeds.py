@@ -1,4 +1,4 @@
-"""``train.py --seeds 0-4``: the runs of several seeds in one process, their updates done at once."""
+"""``train --seeds 0-4``: the runs of several seeds in one process, their updates done at once."""
 
 import argparse
 import contextlib
@@ -7,10 +7,10 @@ from typing import Any
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.train.callbacks import StopOnInterrupt
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
-from sb3_dmpo.cli.train.interrupt import StopOnInterrupt
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.data.loading import DatasetError
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, check_together, learn_together
 
 

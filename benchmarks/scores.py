@@ -5,7 +5,6 @@ Interquartile mean, stratified bootstrap and performance profile are those of Ag
 Bellemare: *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,39 +12,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dmpo.cli.configs import entry_keys
-from sb3_dmpo.cli.results import COLUMNS, TRAINING_COLUMNS
+from sb3_dmpo.cli.results import COLUMNS, EVALUATION_KEYS, TRAINING_COLUMNS, read_tables
 
 FloatArray = npt.NDArray[np.float64]
 #: Scores of one algorithm: of every dataset, one per seed.
 ScoresByDataset = Mapping[str, FloatArray]
 
-_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
 _RUN_KEYS = ("algorithm", "dataset", "seed", "command")
 #: Column that is added on reading a folder: all updates of the run that a row comes from.
 RUN_UPDATES = "run_updates"
 
 
-def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
-    """
-    Rows of the CSV files that have certain columns; others are passed over. Of rows that say the same evaluation, the last
-    counts: a run that was killed has repeated some.
-
-    :param paths: the files
-    :param columns: names of all columns
-    """
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for path in paths:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if list(reader.fieldnames or []) == list(columns):
-                rows |= {tuple(row.get(key, "") for key in _KEYS): row for row in reader}
-    return list(rows.values())
-
-
 def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
-    Rows of the CSV files of a folder as :func:`read_tables` reads them, with the length of their runs in the column
+    Rows of the CSV files of a folder as ``read_tables`` reads them, with the length of their runs in the column
     :data:`RUN_UPDATES`: what two runs of different length say after the same number of updates is not the same evaluation.
 
     :param folder: the folder
@@ -58,7 +38,7 @@ def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             runs.setdefault(tuple(row.get(key, "") for key in _RUN_KEYS), []).append(row)
         for run in runs.values():
             length = str(max(int(row["updates"]) for row in run))
-            rows |= {(length, *(row.get(key, "") for key in _KEYS)): row | {RUN_UPDATES: length} for row in run}
+            rows |= {(length, *(row.get(key, "") for key in EVALUATION_KEYS)): row | {RUN_UPDATES: length} for row in run}
     return list(rows.values())
 
 
@@ -80,30 +60,10 @@ def read_training(folder: Path) -> list[dict[str, str]]:
     return read_runs(folder, TRAINING_COLUMNS)
 
 
-def task_of(dataset: str) -> str:
-    """
-    The task that a dataset stands for, without its version: ``D4RL/pen/human-v2`` and ``pen-human-v0`` are ``pen-human``.
-
-    :param dataset: Minari id, path of a D4RL file or the paper's name
-    """
-    keys = entry_keys(dataset)
-    return keys[1].rstrip("-") if len(keys) > 2 else dataset
-
-
-def family_of(dataset: str) -> str:
-    """
-    The family of tasks that a dataset belongs to, ``default`` if to none.
-
-    :param dataset: as in :func:`task_of`
-    """
-    keys = entry_keys(dataset)
-    return keys[-2] if len(keys) > 2 else "default"
-
-
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """
-    What a cell of a table is made of.
+    What one number of a table is made of.
 
     :param scores: of every seed, the mean over the episodes of its last evaluation, shape (seeds,)
     :param returns: the same as returns
@@ -115,7 +75,7 @@ class Cell:
     label: str
 
 
-def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> dict[tuple[str, int, str], Cell]:
+def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> dict[tuple[str, int, str], TableCell]:
     """
     Final evaluations by dataset, number of updates and algorithm.
 
@@ -128,7 +88,7 @@ def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> d
             key = (row["dataset"], int(row["updates"]), row["algorithm"])
             chosen.setdefault(key, {})[int(row["seed"])] = row
     return {
-        key: Cell(
+        key: TableCell(
             np.array([float(by_seed[seed]["score"]) for seed in sorted(by_seed)]),
             np.array([float(by_seed[seed]["return_mean"]) for seed in sorted(by_seed)]),
             next(iter(by_seed.values()))["label"],

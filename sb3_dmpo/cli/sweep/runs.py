@@ -1,6 +1,7 @@
 """One run of a sweep: its folder, its command, how far it is, and the worker that does it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from sb3_dmpo.cli.configs import config_path, find_entry
-from sb3_dmpo.cli.environments import environment_name
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, locked
-from sb3_dmpo.cli.sweep.scores import read_tables
-from sb3_dmpo.cli.train.progress import UPDATES, read_progress
+from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, read_tables
+from sb3_dmpo.cli.train.callbacks import UPDATES, read_progress
+from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.files.save_util import atomic_write
 
+#: Arguments of Python that train.
+TRAIN = ("-m", "sb3_dmpo", "train")
 #: Set by a worker once its run is whole, and how the last attempt ended.
 _FINISHED, _EXIT = "finished.json", "exit.json"
 
@@ -48,7 +50,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """
     One run of a sweep.
 
@@ -58,7 +60,7 @@ class Cell:
     :param n_timesteps: option ``-n``; not positive: as in the config
     :param params: option ``-params``, as typed
     :param label: name of the setting where it is not the config's; stands behind the algorithm in the results
-    :param arguments: further options of ``train.py``
+    :param arguments: further options of ``train``
     """
 
     algo: str
@@ -76,12 +78,12 @@ class Cell:
 
     @property
     def group(self) -> tuple[str, str]:
-        """What the cells have in common that differ in their seeds only."""
+        """What the runs have in common that differ in their seeds only."""
         return self.name, self.dataset
 
     def folder(self, root: Path) -> Path:
         """
-        The cell's own folder, relative to where the sweep was started if ``root`` is.
+        The run's own folder, relative to where the sweep was started if ``root`` is.
 
         :param root: folder of the sweep
         """
@@ -101,17 +103,16 @@ class Cell:
             raise UsageError(f"The config of {self.algo} does not say how many updates to do on {self.dataset}: use -n.")
         return int(entry["n_timesteps"])
 
-    def command(self, script: str, root: Path, save_freq: int, threads: int) -> list[str]:
+    def command(self, root: Path, save_freq: int, threads: int) -> list[str]:
         """
         Arguments of Python for the run; they begin it and go on with it.
 
-        :param script: path of ``train.py``
         :param root: folder of the sweep
         :param save_freq: updates between checkpoints
         :param threads: threads of PyTorch
         """
         folder = self.folder(root)
-        command = [script, "--algo", self.algo, "--dataset", self.dataset, "--seed", str(self.seed)]
+        command = [*TRAIN, "--algo", self.algo, "--dataset", self.dataset, "--seed", str(self.seed)]
         if self.n_timesteps > 0:
             command += ["-n", str(self.n_timesteps)]
         command += ["--num-threads", str(threads), "--save-freq", str(save_freq), "--resume"]
@@ -121,7 +122,7 @@ class Cell:
 
     def prepare(self, root: Path) -> None:
         """
-        Make the folder, or find that it is this cell's.
+        Make the folder, or find that it is this run's.
 
         :param root: folder of the sweep
         :raises UsageError: it holds a run with other settings
@@ -185,17 +186,19 @@ class Cell:
 
 @contextlib.contextmanager
 def _only_worker(folder: Path) -> Iterator[IO[bytes]]:
-    """Only one process at a time works on a cell; the run inherits the lock and holds it even if its worker is killed."""
-    with open(folder / "lock", "ab") as file, locked(file.fileno()):
+    """Only one process at a time works on a run; its process inherits the lock and holds it even if its worker is killed."""
+    with open(folder / "lock", "ab") as file:
+        # Not a FileLock: that one ends with the worker.
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield file
 
 
 @dataclass(frozen=True)
 class Worker:
     """
-    Does one cell; this is what goes to the cluster. Called again, it goes on where the run is.
+    Does one run; this is what goes to the cluster. Called again, it goes on where the run is.
 
-    :param folder: the cell's folder
+    :param folder: the run's folder
     :param command: arguments of the Python interpreter
     :param environment: environment variables to set, or to remove (None)
     :param attempt: says which attempt ``exit.json`` belongs to
@@ -245,7 +248,7 @@ def exit_code_of(folder: Path, attempt: str) -> int | None:
     """
     Exit code with which an attempt ended; None: it has not, or its worker was killed before it could say.
 
-    :param folder: the cell's folder
+    :param folder: the run's folder
     :param attempt: the attempt
     """
     content = read_json(folder / _EXIT)

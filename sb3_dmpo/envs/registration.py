@@ -1,4 +1,4 @@
-"""Evaluation environments of datasets under ids that rl_zoo3 can use: ``D4RL/pen/human-v2`` -> ``D4RL-pen-human-v2``."""
+"""Evaluation environments of datasets under ids of gymnasium: ``D4RL/pen/human-v2`` -> ``D4RL-pen-human-v2``."""
 
 import re
 from functools import partial
@@ -8,13 +8,12 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.data.loading import dataset_spaces, recover_environment
-from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, FlattenNestedDict, SuccessInfo
+from sb3_dmpo.data import dataset_identifier, dataset_spaces, recover_environment
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
+from sb3_dmpo.envs.two_goals_data import TWO_GOALS_DATASET_ID
+from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
 
 TOY_ENV_ID = "TwoGoals-v0"
-#: Datasets that are files know no environment.
 _FILE_SUFFIXES = (".hdf5", ".h5", ".pkl", ".pickle")
 
 
@@ -31,11 +30,11 @@ def environment_name(dataset: str) -> str:
     return name if re.search(r"-v\d+$", name) else f"{name}-v0"
 
 
-def make_evaluation_env(dataset: str, env_id: str | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_evaluation_env(dataset: Any, env_id: str | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     The environment to evaluate in, with one-level observations and ``info["is_success"]``.
 
-    :param dataset: Minari id
+    :param dataset: Minari id, or what ``open_dataset`` gave
     :param env_id: another environment than the one that the dataset recorded
     :param kwargs: arguments of the environment, e.g. ``render_mode``
     :raises DatasetError: the dataset's environment cannot be made
@@ -44,47 +43,24 @@ def make_evaluation_env(dataset: str, env_id: str | None = None, **kwargs: Any) 
     return SuccessInfo(FlattenNestedDict(env) if isinstance(env.observation_space, spaces.Dict) else env)
 
 
-def make_placeholder_env(dataset: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """
-    An environment that has the dataset's spaces and cannot be stepped, for training without evaluation.
-
-    :param dataset: Minari id or path of a file
-    :param kwargs: ignored
-    """
+def _make_placeholder_env(dataset: Any, **kwargs: Any) -> gym.Env[Any, Any]:
+    """An environment that has the dataset's spaces and cannot be stepped, for training without evaluation."""
     return SpacesOnlyEnv(*dataset_spaces(dataset))
 
 
-def register_environment(dataset: str, env_id: str | None = None, is_stepped: bool = True) -> str:
+def register_environment(dataset: Any, env_id: str | None = None, is_stepped: bool = True) -> str:
     """
     Register the evaluation environment of a dataset with gymnasium.
 
-    :param dataset: Minari id or path of a file
+    :param dataset: Minari id, path of a file, or what ``open_dataset`` gave for it
     :param env_id: another environment than the one that the dataset recorded
     :param is_stepped: whether the environment is needed for more than its spaces
     :return: the id to make it by
-    :raises UsageError: ``env_id`` is unknown, or the dataset knows no environment
     """
-    name = environment_name(dataset)
-    if env_id is not None:
-        check_env_id(env_id)
-    elif is_stepped and dataset.endswith(_FILE_SUFFIXES):
-        raise UsageError(
-            f"{dataset} knows no environment: name one with --env ID, or train without evaluation (--eval-freq -1)."
-        )
+    name = environment_name(str(dataset_identifier(dataset)))
     if env_id == name or (env_id is None and name == TOY_ENV_ID):
         return name
-    creator = partial(make_evaluation_env, dataset, env_id) if is_stepped else partial(make_placeholder_env, dataset)
+    creator = partial(make_evaluation_env, dataset, env_id) if is_stepped else partial(_make_placeholder_env, dataset)
     gym.registry.pop(name, None)
     gym.register(name, entry_point=creator, order_enforce=False, disable_env_checker=True)
     return name
-
-
-def check_env_id(env_id: str) -> None:
-    """
-    Refuse an environment that gymnasium does not know.
-
-    :param env_id: id
-    :raises UsageError: unknown; the nearest ones are named
-    """
-    if env_id not in gym.registry:
-        raise UsageError(f"There is no environment {env_id!r} (--gym-packages imports more). {suggest(env_id, gym.registry)}")

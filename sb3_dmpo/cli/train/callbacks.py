@@ -1,0 +1,175 @@
+"""What happens between two updates of a run: evaluations, the log kept beside the model, and Ctrl-C."""
+
+import contextlib
+import csv
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dmpo.common.callbacks import NormalizedEvalCallback
+from sb3_dmpo.common.evaluation import EvaluationResult
+
+#: Takes the result, the number of updates, and whether this is the run's final evaluation.
+ResultHandler = Callable[[EvaluationResult, int, bool], None]
+
+#: The column that says after how many updates a row was written.
+UPDATES = "time/total_timesteps"
+#: The column that says how long the run has learned by then. SB3's ``time/time_elapsed`` starts anew when it is resumed.
+WALL_SECONDS = "time/wall_seconds"
+
+
+class RunEvalCallback(NormalizedEvalCallback):
+    """
+    :class:`NormalizedEvalCallback` of a run of the command line.
+
+    :param eval_env: environments, run at once
+    :param dataset: where reference scores are looked for
+    :param final_eval_episodes: episodes of the evaluation after the last update
+    :param on_result: is called after every evaluation
+    :param kwargs: as of ``EvalCallback``
+    """
+
+    def __init__(
+        self, eval_env: VecEnv, dataset: Any, final_eval_episodes: int, on_result: ResultHandler, **kwargs: Any
+    ) -> None:
+        super().__init__(eval_env, dataset=dataset, **kwargs)
+        self.final_eval_episodes = final_eval_episodes
+        self.on_result = on_result
+        self.final_result: EvaluationResult | None = None
+
+    def _log_evaluation(self, result: EvaluationResult) -> None:
+        super()._log_evaluation(result)
+        is_last = self.num_timesteps >= self.model._total_timesteps
+        if is_last and len(result.returns) == self.final_eval_episodes:
+            self.final_result = result
+        self.on_result(result, self.num_timesteps, self.final_result is not None)
+
+    def evaluate_at_end(self) -> EvaluationResult:
+        """The evaluation after the last update: the one that the training has just done, if it had as many episodes."""
+        if self.final_result is None:
+            if self.n_eval_episodes != self.final_eval_episodes:
+                # evaluations.npz holds one array with as many columns as episodes.
+                self.n_eval_episodes, self.log_path = self.final_eval_episodes, None
+            self.eval_freq = 1
+            self._on_step()
+        assert self.final_result is not None
+        return self.final_result
+
+
+class ProgressFile(BaseCallback):
+    """
+    Writes every dump of the log into a CSV file, and with it how long the run has learned.
+
+    :param path: the file
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._since = 0.0
+
+    def wall_seconds(self) -> float:
+        """
+        Wall-clock seconds of learning, evaluations included. In a resumed run those up to its checkpoint (the last row of the
+        file before it) count; the time in between and the updates that were lost do not.
+        """
+        return time.monotonic() - self._since
+
+    def _on_training_start(self) -> None:
+        rows = [row for row in read_progress(self.path) if float(row[UPDATES]) <= self.num_timesteps]
+        # SB3's writer empties its file: that must not be the one with what is known already.
+        new = f"{self.path}.new"
+        writer = _TimedCSV(new, self.wall_seconds)
+        for row in rows:
+            writer.write_row({key: float(value) for key, value in row.items() if value != ""})
+        os.replace(new, self.path)
+        self._since = time.monotonic() - max((float(row.get(WALL_SECONDS) or 0) for row in rows), default=0.0)
+        self.logger.output_formats.append(writer)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class _TimedCSV(CSVOutputFormat):
+    def __init__(self, filename: str, wall_seconds: Callable[[], float]) -> None:
+        super().__init__(filename)
+        self._wall_seconds = wall_seconds
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        super().write(key_values | {WALL_SECONDS: round(self._wall_seconds(), 1)}, key_excluded | {WALL_SECONDS: ()}, step)
+
+    def write_row(self, key_values: dict[str, Any]) -> None:
+        """Write a row as it is."""
+        super().write(key_values, {}, 0)
+
+
+def read_progress(path: Path) -> list[dict[str, str]]:
+    """
+    Whole rows of a progress file, none if it is not there; a kill may have left half of the last one.
+
+    :param path: the file
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    whole = []
+    for row in rows:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            float(row[UPDATES])
+            whole.append({key: value or "" for key, value in row.items() if key is not None})
+    return whole
+
+
+class StopOnInterrupt(BaseCallback):
+    """Ends training after the current update (or evaluation) on the first Ctrl-C, and at once on the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requested = False
+        self._training = False
+        self._is_over = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take over Ctrl-C for the duration of a block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            self._training = self._is_over = False
+
+    def note_only(self) -> None:
+        """From here on, while listening, nothing is stopped: training is over, and what came out of it has to be saved."""
+        self._is_over = True
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._is_over:
+            self.requested = True
+            return
+        if self.requested or not self._training:
+            self.requested = True
+            raise KeyboardInterrupt
+        self.requested = True
+        sys.stderr.write("\nStopping after this update (or evaluation), then saving. Ctrl-C again stops at once.\n")
+
+    def _on_training_start(self) -> None:
+        self._training = True
+
+    def _on_step(self) -> bool:
+        return not self.requested
