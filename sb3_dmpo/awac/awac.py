@@ -30,15 +30,8 @@ class AWAC(WeightedActorCritic):
     value of a few actions of the target actor under the online critics. Differences from that code: equal advantages in
     a minibatch, and ``advantage_scale=0``, give uniform weights. The paper's batch size is 1024, the code's 256.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of actor and critics
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param n_value_samples: number of actions whose mean value is the baseline of the advantage
-    :param kwargs: further arguments of :class:`WeightedActorCritic`
+    :param kwargs: further arguments of :class:`WeightedActorCritic`; the first ones are those of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": GaussianPolicy, "MultiInputPolicy": GaussianPolicy}

@@ -29,17 +29,10 @@ class MixAWAC(WeightedActorCritic):
     (at the start, that is most of them) have no gradient; here the log-density is that of the mixture, unless
     ``published_code=True``. Equal advantages in a minibatch, and ``advantage_scale=0``, give uniform weights.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of actor and critics
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param n_components: K, number of Gaussians
     :param sample_component: draw the component of sampled actions, in training and in ``predict(deterministic=False)``
     :param published_code: add 1e-12 to the density, as the published code does
-    :param kwargs: further arguments of :class:`WeightedActorCritic`
+    :param kwargs: further arguments of :class:`WeightedActorCritic`; the first ones are those of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -19,18 +19,11 @@ class WeightedActorCritic(OfflineAlgorithm):
     advantage-weighted maximum likelihood. A subclass says in :meth:`next_actions` where the critics bootstrap, and in
     :meth:`advantages` what an action is worth.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of actor and critics
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param policy_delay: actor and targets are updated once every ``policy_delay`` updates
     :param advantage_scale: the DMPO paper's alpha; 0 gives uniform weights
     :param advantage_weight: ``"normalized"`` (eq. 19), ``"max_shifted"`` or ``"clipped"`` weights, see
         :func:`~sb3_dmpo.common.losses.advantage_weights`
-    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     """
 
     policy: StochasticActorCriticPolicy

@@ -12,27 +12,51 @@ from sb3_dmpo.common.type_aliases import Metrics
 _ADVICE = "training has diverged. Check the scale of the rewards, or lower the learning rate."
 
 
+#: Updates whose metrics are added up at a time: a single small operation takes as long as one on all of these.
+_ROWS = 64
+
+
 class _Sums:
     """
     Running sums of metrics that come together, on their device.
 
-    :param values: the first values, which only say how many and where
+    :param first: the first of them, which only say how many and where
     """
 
-    def __init__(self, values: th.Tensor) -> None:
+    def __init__(self, first: Metrics) -> None:
+        example = next(iter(first.values()))
+        options: dict[str, Any] = {"device": example.device, "dtype": th.promote_types(th.float32, example.dtype)}
+        self.rows = th.empty((_ROWS, len(first)), **options)
+        self.updates: list[int] = []
         # Not every device has double precision.
-        dtype = th.float64 if values.device.type in ("cpu", "cuda") else th.float32
-        self.sums = th.zeros_like(values, dtype=dtype)
-        #: First update after which the sum was not finite, 0: none.
-        self.bad_updates = th.zeros_like(values, dtype=th.int64)
+        self.sums = th.zeros(len(first), **options | ({"dtype": th.float64} if example.device.type in ("cpu", "cuda") else {}))
         self.count = 0
+        #: First update with a value that is not finite, 0: none, and that value.
+        self.bad_updates = th.zeros(len(first), dtype=th.int64, device=example.device)
+        self.bad_values = th.zeros(len(first), **options)
 
-    def add(self, values: th.Tensor, update: int) -> None:
-        """Add values; a sum that is no longer finite stays as it is, and shows what has made it so."""
-        is_good = self.bad_updates == 0
-        self.sums = th.where(is_good, self.sums + values, self.sums)
-        self.bad_updates.masked_fill_(is_good & ~self.sums.isfinite(), update)
-        self.count += 1
+    def add(self, metrics: Metrics, update: int) -> None:
+        """Add the metrics of one update."""
+        th.stack(list(metrics.values()), out=self.rows[len(self.updates)])
+        self.updates.append(update)
+        if len(self.updates) == _ROWS:
+            self.fold()
+
+    @th.no_grad()
+    def fold(self) -> None:
+        """Bring the sums up to date."""
+        if not self.updates:
+            return
+        rows = self.rows[: len(self.updates)]
+        is_bad = ~rows.isfinite()
+        first = is_bad.int().argmax(dim=0)
+        is_new = is_bad.any(dim=0) & (self.bad_updates == 0)
+        updates = th.tensor(self.updates, device=rows.device)
+        self.bad_updates = th.where(is_new, updates[first], self.bad_updates)
+        self.bad_values = th.where(is_new, rows.gather(0, first.unsqueeze(0)).squeeze(0), self.bad_values)
+        self.sums += rows.sum(dim=0, dtype=self.sums.dtype)
+        self.count += len(self.updates)
+        self.updates = []
 
 
 class MetricAverager:
@@ -60,11 +84,10 @@ class MetricAverager:
         """
         if not metrics:
             return
-        values = th.stack(list(metrics.values()))
         names = tuple(metrics)
         if names not in self._groups:
-            self._groups[names] = _Sums(values)
-        self._groups[names].add(values, update)
+            self._groups[names] = _Sums(metrics)
+        self._groups[names].add(metrics, update)
         self._unchecked += 1
         if self._unchecked >= self._capacity:
             self.check()
@@ -76,10 +99,12 @@ class MetricAverager:
         :raises FloatingPointError: a metric is not finite; the message names it and its first bad update
         """
         self._unchecked = 0
+        for group in self._groups.values():
+            group.fold()
         found = [
             (update, name, value)
             for names, group in self._groups.items()
-            for update, name, value in zip(group.bad_updates.tolist(), names, group.sums.tolist(), strict=True)
+            for update, name, value in zip(group.bad_updates.tolist(), names, group.bad_values.tolist(), strict=True)
             if update > 0
         ]
         if found:

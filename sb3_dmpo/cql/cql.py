@@ -32,14 +32,7 @@ class CQL(OfflineAlgorithm):
     time limit is kept where the dataset has its next observation. Rewards are not changed; for AntMaze pass
     ``reward_shift=-1``.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of the critics
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
-    :param actor_learning_rate: learning rate of actor and temperature
+    :param actor_learning_rate: learning rate of actor and temperature (``learning_rate`` is that of the critics)
     :param conservative_weight: weight of the conservative term
     :param n_action_samples: number of actions of each of the three kinds (uniform, policy at the observation, policy at
         the next observation) in the conservative term
@@ -49,7 +42,7 @@ class CQL(OfflineAlgorithm):
         instead of their Q-values
     :param target_entropy: entropy that the temperature aims at; None: minus the size of the action
     :param normalize_observations: scale observations; off as in the original
-    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CQLPolicy, "MultiInputPolicy": CQLPolicy}

@@ -30,14 +30,7 @@ class DiffusionQL(OfflineAlgorithm):
     The moving average of the actor shares ``tau`` with the critics, both are 0.005 in the original. The last step of an
     episode cut by a time limit is kept where the dataset has its next observation.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of the actor
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
-    :param critic_learning_rate: learning rate of the critics
+    :param critic_learning_rate: learning rate of the critics (``learning_rate`` is that of the actor)
     :param eta: weight of the Q term against the denoising loss
     :param n_diffusion_steps: number of diffusion steps
     :param n_action_samples: number of actions among which ``predict`` chooses
@@ -46,7 +39,7 @@ class DiffusionQL(OfflineAlgorithm):
     :param ema_start: number of updates after which the actor's moving average starts to move
     :param ema_every: the moving average moves once in so many updates
     :param normalize_observations: scale observations; off as in the original
-    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

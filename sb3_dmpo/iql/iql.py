@@ -39,13 +39,6 @@ class IQL(OfflineAlgorithm):
     also with ``policy_delay=2`` (theirs counts policy updates and ends halfway), and ``advantage_scale=0`` gives uniform
     weights.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of all networks
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param variant: see above
     :param expectile: expectile of the Q-values that the state value estimates, in (0, 1)
     :param advantage_scale: the inverse temperature T of the weights (the DMPO paper's alpha)
@@ -55,7 +48,7 @@ class IQL(OfflineAlgorithm):
         The masks come from the algorithm's own generator like all noise, so that runs repeat bit for bit
     :param normalize_observations: scale observations by the dataset's mean and standard deviation; None: only in the
         variant ``"dmpo"``
-    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     :raises ValueError: unknown variant, or dropout outside of [0, 1) or in the variant without
     """
 

@@ -27,18 +27,11 @@ class LAPO(LatentPolicyAlgorithm):
     as ``reward_scale``. For AntMaze the original uses ``reward_scale=100``, ``value_bounds=(0, 100)`` and
     ``min_q_weight=0.7``.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of all networks
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param expectile: weight of actions with a positive advantage; the others have ``1 - expectile``
     :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
     :param normalize_actions: standardize the dataset's actions
     :param reward_scale: factor on the rewards, see :class:`OfflineAlgorithm`
-    :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`
+    :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`; the first ones are those of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": LAPOPolicy, "MultiInputPolicy": LAPOPolicy}

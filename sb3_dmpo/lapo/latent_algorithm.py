@@ -19,20 +19,13 @@ class LatentPolicyAlgorithm(OfflineAlgorithm):
     A conditional VAE fitted to the dataset's actions under advantage weights, and a deterministic actor that looks for
     the best action in its latent space. A subclass says in :meth:`weights` how advantages become weights.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of all networks
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param latent_size: size of the latent; None: twice the size of the action
     :param latent_bound: largest absolute value of the actor's latents
     :param kl_coef: coefficient of the VAE's KL divergence
     :param target_policy_noise: standard deviation of the noise on the target latents
     :param target_noise_clip: bound of the noise on the target latents
     :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics; 1 is the plain minimum
-    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": LatentPolicy, "MultiInputPolicy": LatentPolicy}

@@ -27,15 +27,8 @@ class LPAWAC(LatentPolicyAlgorithm):
     and not by the environment; the target copy of V, which nothing reads, is left out; equal advantages in a minibatch
     give uniform weights instead of NaN.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of all networks
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param advantage_scale: the paper's alpha
-    :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`
+    :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`; the first ones are those of :class:`OfflineAlgorithm`
     """
 
     argument_ranges: ClassVar[dict[str, Range]] = {"advantage_scale": NOT_NEGATIVE}

@@ -22,18 +22,11 @@ class TD3BC(OfflineAlgorithm):
     the original implementation. What differs is the data: the last step of an episode cut by a time limit is kept where
     the dataset has its next observation. The original does not change rewards; for AntMaze pass ``reward_shift=-1``.
 
-    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: environment; optional
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
-    :param learning_rate: learning rate of actor and critics
-    :param batch_size: minibatch size
-    :param tau: coefficient of the soft updates
-    :param gamma: discount factor
     :param policy_delay: actor and targets are updated once every ``policy_delay`` updates
     :param alpha: weight of the value term against the cloning term, relative to the mean absolute Q-value
     :param target_policy_noise: standard deviation of the target smoothing noise
     :param target_noise_clip: bound of the target smoothing noise
-    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
