@@ -1,13 +1,15 @@
 """Every Python block of the documentation runs, page by page, as typed (but for the number of updates)."""
 
 import re
-import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from sb3_dmpo import ALGOS
+from tests import test_readme as readme
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.rst"))
@@ -41,17 +43,25 @@ def test_python_blocks(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
 def test_commands_exist(page: str) -> None:
-    """Modules and options of the commands are known."""
-    root = DOCS.parent
-    for line in "\n".join(blocks(page, "bash")).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:2] == ["python", "-m"]:
-            module = root / Path(*words[2].split("."))
-            assert module.with_suffix(".py").is_file(), line
-            algorithms = [words[i + 1] for i, word in enumerate(words) if word == "--algo"]
-            assert set(algorithms) <= set(ALGOS), line
+    """Verbs and algorithms of the commands are known."""
+    for words in readme.commands("\n".join(blocks(page, "bash"))):
+        if words[0] == "sb3_dmpo":
+            assert words[1] in readme.VERBS, words
+            assert {words[i + 1] for i, word in enumerate(words) if word == "--algo"} <= {*ALGOS, "sac"}, words
         else:
-            assert not words or words[0] in ("minari", "make", "pip"), line
+            assert words[0] in ("minari", "make", "pip"), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", readme.VERBS)
+def test_options_exist(verb: str) -> None:
+    """Every option that README and documentation give to a verb is in its help."""
+    everything = "\n".join([*readme.blocks("bash"), *(block for page in PAGES for block in blocks(page, "bash"))])
+    used = {word for words in readme.commands(everything) if words[:2] == ["sb3_dmpo", verb] for word in words if word[0] == "-"}
+    # A number like -1 is a value.
+    used = {option for option in used if not option[1:].isdigit()}
+    run = subprocess.run([sys.executable, "-m", "sb3_dmpo", verb, "--help"], capture_output=True, text=True, check=True)
+    assert {option for option in used if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", run.stdout)} == set()
 
 
 @pytest.mark.slow
