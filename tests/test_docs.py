@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sb3_dmpo import ALGOS
+from sb3_dmpo.__main__ import VERBS
 from tests import test_readme as readme
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -29,6 +30,11 @@ def test_every_algorithm_has_a_page() -> None:
     assert all(blocks(f"algorithms/{name}.rst", "python") for name in ALGOS)
 
 
+def test_every_verb_is_described() -> None:
+    text = (DOCS / "cli.rst").read_text()
+    assert [verb for verb in VERBS if f"* - ``{verb}``" not in text] == []
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES if blocks(page, "python")]
 )
@@ -46,14 +52,14 @@ def test_commands_exist(page: str) -> None:
     """Verbs and algorithms of the commands are known."""
     for words in readme.commands("\n".join(blocks(page, "bash"))):
         if words[0] == "sb3_dmpo":
-            assert words[1] in readme.VERBS, words
+            assert words[1] in VERBS, words
             assert {words[i + 1] for i, word in enumerate(words) if word == "--algo"} <= {*ALGOS, "sac"}, words
         else:
             assert words[0] in ("minari", "make", "pip"), words
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", readme.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_options_exist(verb: str) -> None:
     """Every option that README and documentation give to a verb is in its help."""
     everything = "\n".join([*readme.blocks("bash"), *(block for page in PAGES for block in blocks(page, "bash"))])

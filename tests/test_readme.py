@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sb3_dmpo.__main__ import VERBS
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-VERBS = ("train", "enjoy", "sweep", "collect", "describe", "convert", "inspect", "push")
 
 
 def blocks(language: str) -> list[str]:
