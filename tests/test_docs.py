@@ -64,9 +64,9 @@ def test_commands_exist(page: str) -> None:
 def test_options_exist(verb: str) -> None:
     """Every option that README and documentation give to a verb is in its help."""
     everything = "\n".join([*readme.blocks("bash"), *(block for page in PAGES for block in blocks(page, "bash"))])
-    used = {word for words in readme.commands(everything) if words[:2] == ["sb3_dmpo", verb] for word in words if word[0] == "-"}
+    words = [word for command in readme.commands(everything) if command[:2] == ["sb3_dmpo", verb] for word in command]
     # A number like -1 is a value.
-    used = {option for option in used if not option[1:].isdigit()}
+    used = {word for word in words if word.startswith("-") and not word[1:].isdigit()}
     run = subprocess.run([sys.executable, "-m", "sb3_dmpo", verb, "--help"], capture_output=True, text=True, check=True)
     assert {option for option in used if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", run.stdout)} == set()
 

@@ -37,6 +37,14 @@ def test_readme_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert re.search(r"mean return -?\d\.\d\d", capsys.readouterr().out)
 
 
+def test_readme_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import hero
+
+    assert hero.main(["-n", "20", "--output", str(tmp_path / "hero.png")]) == 0
+    assert 50_000 < (tmp_path / "hero.png").stat().st_size < 400_000
+
+
 def test_readme_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", TEXT)
     assert "docs/images/hero.png" in targets and "CITATION.cff" in targets
