@@ -1,13 +1,16 @@
 """Every Python block of the documentation runs, page by page, as typed (but for the number of updates)."""
 
 import re
-import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from sb3_dmpo import ALGOS
+from sb3_dmpo.__main__ import VERBS
+from tests import test_readme as readme
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.rst"))
@@ -27,6 +30,11 @@ def test_every_algorithm_has_a_page() -> None:
     assert all(blocks(f"algorithms/{name}.rst", "python") for name in ALGOS)
 
 
+def test_every_verb_is_described() -> None:
+    text = (DOCS / "cli.rst").read_text()
+    assert [verb for verb in VERBS if f"* - ``{verb}``" not in text] == []
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES if blocks(page, "python")]
 )
@@ -36,22 +44,31 @@ def test_python_blocks(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace("3_000", "4"), page, "exec"), {"__name__": "docs"})
+    shortened = code.replace("3_000", "4").replace("eval_freq=1_000", "eval_freq=2")
+    exec(compile(shortened, page, "exec"), {"__name__": "docs"})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
 def test_commands_exist(page: str) -> None:
-    """Modules and options of the commands are known."""
-    root = DOCS.parent
-    for line in "\n".join(blocks(page, "bash")).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:2] == ["python", "-m"]:
-            module = root / Path(*words[2].split("."))
-            assert module.with_suffix(".py").is_file(), line
-            algorithms = [words[i + 1] for i, word in enumerate(words) if word == "--algo"]
-            assert set(algorithms) <= set(ALGOS), line
+    """Verbs and algorithms of the commands are known."""
+    for words in readme.commands("\n".join(blocks(page, "bash"))):
+        if words[0] == "sb3_dmpo":
+            assert words[1] in VERBS, words
+            assert {words[i + 1] for i, word in enumerate(words) if word == "--algo"} <= {*ALGOS, "sac"}, words
         else:
-            assert not words or words[0] in ("minari", "make", "pip"), line
+            assert words[0] in ("minari", "make", "pip"), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_exist(verb: str) -> None:
+    """Every option that README and documentation give to a verb is in its help."""
+    everything = "\n".join([*readme.blocks("bash"), *(block for page in PAGES for block in blocks(page, "bash"))])
+    words = [word for command in readme.commands(everything) if command[:2] == ["sb3_dmpo", verb] for word in command]
+    # A number like -1 is a value.
+    used = {word for word in words if word.startswith("-") and not word[1:].isdigit()}
+    run = subprocess.run([sys.executable, "-m", "sb3_dmpo", verb, "--help"], capture_output=True, text=True, check=True)
+    assert {option for option in used if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", run.stdout)} == set()
 
 
 @pytest.mark.slow
