@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch as th
@@ -19,8 +19,6 @@ from sb3_dmpo.common.type_aliases import Metrics
 
 CompileOption = bool | Literal["auto"]
 
-#: Older versions of PyTorch were not tried with it.
-CPP_WRAPPER_SINCE = "2.13"
 #: With ``compile="auto"`` shorter runs on a CPU are not compiled: compiling takes a minute or two.
 AUTO_UPDATES = 100_000
 
@@ -97,46 +95,6 @@ def undone(state: Sequence[th.Tensor]) -> Iterator[None]:
         with th.no_grad():
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
-
-
-def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor, **factors: float) -> Any:
-    """``addmm`` in two steps, so that the bias goes with the activation and is not copied first."""
-    if factors:
-        return NotImplemented
-    # The compiler would join a product and a sum again.
-    return th.mm(left, right) - (-bias)
-
-
-#: What is recorded instead of an operator of this package: plain operations. Filled by the modules that define operators.
-PLAIN_OPERATIONS: dict[Any, Callable[..., Any]] = {}
-
-
-def _suits_cpp_wrapper(graph: GraphModule, device: th.device) -> bool:
-    """
-    Whether what calls the kernels can be C++ too, which takes less time for it than Python.
-
-    :param graph: must be without operators of this package, whose lists of tensors it does not know
-    :param device: where the graph runs
-    """
-    has_own_operators = any(getattr(node.target, "namespace", None) == "sb3_dmpo" for node in graph.graph.nodes)
-    return device.type == "cpu" and not has_own_operators and th.__version__ >= CPP_WRAPPER_SINCE
-
-
-def compiled_graph(graph: GraphModule, device: th.device) -> Callable[..., list[th.Tensor]]:
-    """
-    A recorded graph as compiled code.
-
-    :param graph: the graph
-    :param device: where it runs
-    """
-    options: dict[str, Any] = {}
-    if _suits_cpp_wrapper(graph, device):
-        options["cpp_wrapper"] = True
-    if hasattr(th.compiler, "skip_all_guards_unsafe"):
-        # What is recorded never changes, nor do the shapes and devices of what it is called with.
-        options["guard_filter_fn"] = th.compiler.skip_all_guards_unsafe
-    run: Callable[..., list[th.Tensor]] = th.compile(graph, fullgraph=True, dynamic=False, options=options or None)
-    return run
 
 
 def may_go_on_without(option: CompileOption, error: Exception) -> bool:
@@ -229,21 +187,18 @@ class CompiledUpdate:
     def _run(self, batch: Any, variant: Any) -> Metrics:
         inputs = batch_tensors(batch)
         if variant not in self._graphs:
-            graph, names = self.record(batch, inputs, {**PLAIN_OPERATIONS, th.ops.aten.addmm.default: _product_and_bias})
-            self._graphs[variant] = compiled_graph(graph, self._state[0].device), names
+            graph, names = self.record(batch, inputs)
+            self._graphs[variant] = th.compile(graph, fullgraph=True, dynamic=False), names
         run, names = self._graphs[variant]
         with th.no_grad():
             return dict(zip(names, run(*inputs, *self._state), strict=True))
 
-    def record(
-        self, batch: Any, inputs: list[th.Tensor], instead: Mapping[Any, Callable[..., Any]] | None = None
-    ) -> tuple[GraphModule, list[str]]:
+    def record(self, batch: Any, inputs: list[th.Tensor]) -> tuple[GraphModule, list[str]]:
         """
         The update as a graph of tensor operations, which takes ``inputs`` and the state, and the names of what it returns.
 
         :param batch: the minibatch with its noise
         :param inputs: its tensors
-        :param instead: what to record instead of some operators
         """
         names: list[str] = []
 
@@ -256,6 +211,6 @@ class CompiledUpdate:
         self.is_recording = True
         try:
             with undone(self._state):
-                return make_fx(recorded, instead)(*inputs, *self._state), names
+                return make_fx(recorded)(*inputs, *self._state), names
         finally:
             self.is_recording = False

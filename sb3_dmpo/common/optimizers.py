@@ -55,59 +55,25 @@ def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     return not (group["amsgrad"] or group["maximize"])
 
 
-def _is_one_kernel(optimizer: th.optim.Optimizer) -> bool:
-    """Whether a step is one call of PyTorch's fused kernel and nothing else."""
-    has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    is_fused = len(optimizer.param_groups) == 1 and optimizer.param_groups[0].get("fused")
-    return is_plain_adam(optimizer) and bool(is_fused) and not has_hooks
-
-
 def _adam_state(optimizer: th.optim.Optimizer, parameters: list[Any]) -> tuple[list[th.Tensor], ...]:
     """Counters, means and squares by parameter."""
     states = [optimizer.state[parameter] for parameter in parameters]
     return tuple([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
 
 
-@th.no_grad()
 def optimizer_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[th.Tensor]) -> None:
     """
     One step of an optimizer with the gradients beside the parameters.
-
-    For plain Adam the fused kernel is called directly: with networks of this size, what ``Adam.step`` does around it in
-    Python takes longer than the kernel.
 
     :param optimizer: the optimizer
     :param parameters: all of its parameters
     :param gradients: of the same shapes
     """
-    # The fused kernels read gradients as they lie in memory.
-    gradients = [gradient.contiguous() for gradient in gradients]
-    if not _is_one_kernel(optimizer):
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return
-    prepare_adam(optimizer)
-    group = optimizer.param_groups[0]
-    steps, means, squares = _adam_state(optimizer, parameters)
-    th._foreach_add_(steps, 1)
-    kernel: Any = th._fused_adamw_ if isinstance(optimizer, th.optim.AdamW) else th._fused_adam_
-    kernel(
-        parameters,
-        gradients,
-        means,
-        squares,
-        [],
-        steps,
-        lr=group["lr"],
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        # The fused kernels read gradients as they lie in memory.
+        parameter.grad = gradient.contiguous()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 @th.no_grad()

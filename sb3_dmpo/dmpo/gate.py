@@ -49,6 +49,32 @@ def _gate_table_by_layers(
     return q_values.view(-1, batch, n), actions.view(batch, n, -1)
 
 
+def _gate_table_bfloat16(
+    observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
+) -> tuple[th.Tensor, th.Tensor]:
+    """The table with nothing but the products in bfloat16; compiled, everything between two of them is one pass."""
+    actor_weights, actor_biases, critic_weights, critic_biases = layers
+
+    def product(inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
+        return th.mm(inputs.bfloat16(), weight.bfloat16().mT).to(observations.dtype)
+
+    (batch, size), n = observations.shape, len(components)
+    shared = F.linear(observations, actor_weights[0][:, :size], actor_biases[0])
+    hidden = (shared.unsqueeze(1) + F.linear(components, actor_weights[0][:, size:])).flatten(0, 1)
+    for weight, bias in zip(actor_weights[1:], actor_biases[1:], strict=True):
+        hidden = product(th.relu(hidden), weight) + bias
+    actions = th.tanh(hidden)
+    q_values = []
+    for j in range(len(critic_weights[0])):
+        weights, biases = [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases]
+        shared = F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1)
+        hidden = (product(actions, weights[0][:, size:]).view(batch, n, -1) + shared).flatten(0, 1)
+        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+            hidden = product(th.relu(hidden), weight) + bias
+        q_values.append((th.mv(th.relu(hidden), weights[-1][0]) + biases[-1]).view(batch, n))
+    return th.stack(q_values), actions.view(batch, n, -1)
+
+
 def _suits_operators(observations: th.Tensor, layers: list[list[th.Tensor]], activation: nn.Module) -> bool:
     """They know neither other activations, nor transforms of torch.func around us, nor a single layer."""
     is_plain = not th._C._functorch.is_functorch_wrapped_tensor(layers[0][0]) and min(map(len, layers)) > 1
@@ -78,13 +104,11 @@ def gate_table(
     """
     layers = [list(tensors) for tensors in (*actor_layers, *critic_layers)]
     if _suits_operators(observations, layers, activation):
-        result: tuple[th.Tensor, th.Tensor]
         if dtype == observations.dtype:
-            result = th.ops.sb3_dmpo.gate_table(observations, components, *layers)
+            result: tuple[th.Tensor, th.Tensor] = th.ops.sb3_dmpo.gate_table(observations, components, *layers)
             return result
-        if dtype == th.bfloat16 and hasattr(th.ops.mkldnn, "_linear_pointwise"):
-            result = th.ops.sb3_dmpo.gate_table_bfloat16(observations, components, *layers)
-            return result
+        if dtype == th.bfloat16:
+            return _gate_table_bfloat16(observations, components, *layers)
     return _gate_table_by_layers(observations, components, layers, dtype, activation)
 
 

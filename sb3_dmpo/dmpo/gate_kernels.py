@@ -1,17 +1,13 @@
 """
 The table of the gate and its best entry on the CPU, as operators.
 
-In float32, compiled and eager updates compute the same numbers by them: rows are worked off in blocks that stay in the core's
-cache, and what an observation contributes to a first layer is computed once and not once per component. In bfloat16, the
-operator is for eager updates; compiled ones have plain operations instead, which the compiler joins with those around them.
+Compiled and eager updates compute the same numbers by them: rows are worked off in blocks that stay in the core's cache, and
+what an observation contributes to a first layer is computed once and not once per component.
 """
 
 from typing import Any
 
 import torch as th
-from torch.nn import functional as F
-
-from sb3_dmpo.common.compilation import PLAIN_OPERATIONS
 
 #: Rows of a block: two hidden layers of 256 units in float32 and a matrix between them fill half of a 2 MB cache.
 _BLOCK_ROWS = 512
@@ -20,7 +16,6 @@ _NETWORKS = "Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weig
 _library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"gate_table(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
 _library.define(f"gate(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
-_library.define(f"gate_table_bfloat16(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
 
 
 class _Network:
@@ -111,59 +106,6 @@ def _gate_table_meta(observations: th.Tensor, components: th.Tensor, *layers: li
     return observations.new_empty(n_critics, batch, n), observations.new_empty(batch, n, len(layers[0][-1]))
 
 
-def _gate_table_bfloat16_cpu(
-    observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
-) -> tuple[th.Tensor, th.Tensor]:
-    """In bfloat16 but for the actor's first layer and the critics' last ones: product, bias and activation in one pass."""
-
-    def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor, activation: str) -> th.Tensor:
-        outputs: th.Tensor = th.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "")
-        return outputs
-
-    low = [[tensor.bfloat16() for tensor in tensors] for tensors in layers]
-    (batch, size), n = observations.shape, len(components)
-    weight, bias = layers[0][0], layers[1][0]
-    own = F.linear(components, weight[:, size:])
-    hidden = (F.linear(observations, weight[:, :size], bias).unsqueeze(1) + own).relu_().bfloat16().flatten(0, 1)
-    for weight, bias in zip(low[0][1:-1], low[1][1:-1], strict=True):
-        hidden = linear(hidden, weight, bias, "relu")
-    actions = linear(hidden, low[0][-1], low[1][-1], "tanh").view(batch, n, -1)
-    inputs = th.cat([observations.bfloat16().unsqueeze(1).expand(-1, n, -1), actions], dim=2).flatten(0, 1)
-    q_values = []
-    for j in range(len(layers[2][0])):
-        hidden = inputs
-        for weight, bias in zip(low[2][:-1], low[3][:-1], strict=True):
-            hidden = linear(hidden, weight[j], bias[j, 0], "relu")
-        q_values.append((th.mv(hidden.float(), layers[2][-1][j, 0]) + layers[3][-1][j, 0]).view(batch, n))
-    return th.stack(q_values), actions.float()
-
-
-def _gate_table_bfloat16_plain(
-    observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]
-) -> tuple[th.Tensor, th.Tensor]:
-    """The same, with nothing but the products in bfloat16; compiled, everything between two of them is one pass."""
-    actor_weights, actor_biases, critic_weights, critic_biases = layers
-
-    def product(inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
-        return th.mm(inputs.bfloat16(), weight.bfloat16().mT).to(observations.dtype)
-
-    (batch, size), n = observations.shape, len(components)
-    shared = F.linear(observations, actor_weights[0][:, :size], actor_biases[0])
-    hidden = (shared.unsqueeze(1) + F.linear(components, actor_weights[0][:, size:])).flatten(0, 1)
-    for weight, bias in zip(actor_weights[1:], actor_biases[1:], strict=True):
-        hidden = product(th.relu(hidden), weight) + bias
-    actions = th.tanh(hidden)
-    q_values = []
-    for j in range(len(critic_weights[0])):
-        weights, biases = [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases]
-        shared = F.linear(observations, weights[0][:, :size], biases[0]).unsqueeze(1)
-        hidden = (product(actions, weights[0][:, size:]).view(batch, n, -1) + shared).flatten(0, 1)
-        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-            hidden = product(th.relu(hidden), weight) + bias
-        q_values.append((th.mv(th.relu(hidden), weights[-1][0]) + biases[-1]).view(batch, n))
-    return th.stack(q_values), actions.view(batch, n, -1)
-
-
 def _gate_cpu(observations: th.Tensor, components: th.Tensor, *layers: list[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
     """
     Of the values of all components only ``max_z min_j Q_j`` is wanted, and no Q is below the minimum. So one critic is
@@ -212,10 +154,6 @@ def _gate_meta(observations: th.Tensor, components: th.Tensor, *layers: list[th.
 for _name, _kernels in {
     "gate_table": (_gate_table_cpu, _gate_table_meta),
     "gate": (_gate_cpu, _gate_meta),
-    "gate_table_bfloat16": (_gate_table_bfloat16_cpu, _gate_table_meta),
 }.items():
     for _key, _kernel in zip(("CPU", "Meta"), _kernels, strict=True):
         _library.impl(_name, _kernel, _key)
-
-# What compiled updates have instead.
-PLAIN_OPERATIONS[th.ops.sb3_dmpo.gate_table_bfloat16.default] = _gate_table_bfloat16_plain

@@ -16,10 +16,8 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.compilation import (
-    PLAIN_OPERATIONS,
     CompiledUpdate,
     batch_tensors,
-    compiled_graph,
     may_go_on_without,
     missing_for_recording,
     undone,
@@ -196,9 +194,8 @@ class _Stack:
         state = [*self._rows, *self._common[0]]
         is_stacked = [True] * (len(inputs) + len(self._rows)) + [False] * len(self._common[0])
         with undone(state), th.no_grad():
-            instead = PLAIN_OPERATIONS if self._is_compiled else None
-            together = stack_graph(graph, [*inputs, *state], is_stacked, len(self.models), instead)
-        return compiled_graph(together, self._first.device) if self._is_compiled else together, names
+            together = stack_graph(graph, [*inputs, *state], is_stacked, len(self.models))
+        return th.compile(together, fullgraph=True, dynamic=False) if self._is_compiled else together, names
 
 
 class _Run:

@@ -6,7 +6,7 @@ tensors, operators of this package) and matrix products with a bias, for which i
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
@@ -106,7 +106,6 @@ def stack_graph(
     inputs: Sequence[th.Tensor],
     is_stacked: Sequence[bool],
     n_models: int,
-    instead: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> GraphModule:
     """
     The graph for several models: stacked inputs are changed in place where it changes single ones, every result is stacked.
@@ -117,7 +116,6 @@ def stack_graph(
     :param inputs: what it is called with, those of the models stacked, shape ``(n_models, ...)``
     :param is_stacked: which inputs are stacked; the others are the same for all models
     :param n_models: number of models
-    :param instead: what to record instead of some operators
     """
 
     def stacked(*tensors: th.Tensor) -> list[th.Tensor]:
@@ -125,4 +123,4 @@ def stack_graph(
         results = _StackedInterpreter(graph, n_models).run(*arguments)
         return [value.tensor if isinstance(value, Stacked) else value.expand(n_models) for value in results]
 
-    return make_fx(stacked, instead)(*inputs)
+    return make_fx(stacked)(*inputs)

@@ -4,7 +4,6 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_dmpo.common import compilation
 from sb3_dmpo.common.networks import EnsembleCritic
 from sb3_dmpo.dmpo import gate
 from sb3_dmpo.dmpo.gate import best_component, gate_table
@@ -100,7 +99,7 @@ def test_operators_are_well_formed() -> None:
     observations, components, actor_layers, critic_layers = arguments(*networks(8))
     layers = [[tensor.detach() for tensor in tensors] for tensors in (*actor_layers, *critic_layers)]
     checks = ("test_schema", "test_faketensor")
-    for operator in (th.ops.sb3_dmpo.gate_table, th.ops.sb3_dmpo.gate, th.ops.sb3_dmpo.gate_table_bfloat16):
+    for operator in (th.ops.sb3_dmpo.gate_table, th.ops.sb3_dmpo.gate):
         th.library.opcheck(operator, (observations, components.detach(), *layers), test_utils=checks)
 
 
@@ -112,21 +111,3 @@ def test_both_precisions_choose_alike() -> None:
     assert reduced.dtype == actions.dtype == th.float32
     assert 0 < float((reduced - exact).abs().max()) < 0.03 * float(exact.abs().max())
     assert 0 < float((actions - exact_actions).abs().max()) < 0.01
-
-
-@pytest.mark.parametrize(("n_components", "n_critics"), [(8, 2), (1, 1)])
-def test_plain_operations_compute_what_the_operator_does(n_components: int, n_critics: int) -> None:
-    """In bfloat16, where they round at other places: as near to each other as to the exact values."""
-    actor, critic = networks(n_components, n_critics=n_critics, net_arch=(128, 128))
-    observations, components, *layers = arguments(actor, critic)
-    lists = [list(tensors) for pair in layers for tensors in pair]
-    operator = th.ops.sb3_dmpo.gate_table_bfloat16.default
-    plain = compilation.PLAIN_OPERATIONS[operator]
-    with th.no_grad():
-        results = operator(observations, components, *lists), plain(observations, components, *lists)
-        exact = gate_table(observations, components, *layers, th.float32, critic.activation)
-    for one, other, right in zip(*results, exact, strict=True):
-        assert one.dtype == other.dtype == th.float32 and one.shape == other.shape == right.shape
-        size = float(right.abs().max())
-        assert 0 < float((one - right).abs().max()) < 0.03 * size
-        assert 0 < float((other - right).abs().max()) < 0.03 * size

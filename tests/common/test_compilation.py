@@ -137,22 +137,6 @@ def test_other_optimizers_are_not_compiled() -> None:
         make("td3_bc", dataset=DATA, compile=True, **arguments).learn(1)
 
 
-def test_kernels_are_called_by_python_only_where_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate in float32 is an operator of this package, which C++ cannot call."""
-    wrapped: list[bool] = []
-
-    def run_as_it_is(graph: Any, options: dict[str, Any] | None, **other: Any) -> Any:
-        wrapped.append(bool((options or {}).get("cpp_wrapper")))
-        return graph
-
-    monkeypatch.setattr(th, "compile", run_as_it_is)
-    arch = {"policy_kwargs": {"net_arch": [32, 32]}}
-    for name, arguments in (("td3_bc", {}), ("dmpo", {"gating_dtype": "bfloat16", **arch}), ("dmpo", arch)):
-        make(name, dataset=DATA, compile=True, **arguments).learn(2)
-    is_new = th.__version__ >= compilation.CPP_WRAPPER_SINCE
-    assert wrapped == [is_new] * 4 + [False] * 2
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("gating_dtype", ["float32", "bfloat16"])
 def test_compiled_code(gating_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_dmpo import ALGOS
 from sb3_dmpo.common.optimizers import clipped, make_optimizer, optimizer_step
 from tests.contract import DATA, assert_same, make
 
@@ -63,12 +62,3 @@ def test_hooks_of_optimizers_run() -> None:
     )
     model.learn(3)
     assert seen == [True] * 3
-
-
-@pytest.mark.parametrize("name", ALGOS)
-def test_every_algorithm_steps_as_its_optimizers_do(name: str) -> None:
-    """With a hook that does nothing the steps are those of ``Optimizer.step``."""
-    direct, hooked = make(name, dataset=DATA), make(name, dataset=DATA)
-    for optimizer, _, _ in hooked._optimizers.values():
-        optimizer.register_step_post_hook(lambda *args: None)
-    assert_same(direct.learn(6).get_parameters(), hooked.learn(6).get_parameters())
