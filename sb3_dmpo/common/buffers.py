@@ -17,7 +17,12 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dmpo.data import DatasetError, Transitions, load_transitions
-from sb3_dmpo.data.preprocessing import action_spaces_match, flatten_observations, observation_spaces_match
+from sb3_dmpo.data.preprocessing import (
+    action_spaces_match,
+    canonical_observation,
+    flatten_observations,
+    observation_spaces_match,
+)
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
 from sb3_dmpo.data.transitions import check_memory, dataset_label, transition_bytes
 from sb3_dmpo.files.save_util import atomic_write
@@ -395,8 +400,8 @@ class OfflineReplayBuffer(ReplayBuffer):
             )
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
         rows = {
-            "observations": flatten_observations(obs, self.observation_space),
-            "next_observations": flatten_observations(next_obs, self.observation_space),
+            "observations": flatten_observations(canonical_observation(obs), self.observation_space),
+            "next_observations": flatten_observations(canonical_observation(next_obs), self.observation_space),
             "actions": np.clip(action, -self.action_clip, self.action_clip),
             "rewards": self.reward_scale * (np.asarray(reward, dtype=np.float64) + self.reward_shift),
             "dones": np.asarray(done, dtype=bool) & ~truncated,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,10 +93,10 @@ def test_any_episodes_become_the_right_transitions(
     np.testing.assert_allclose(
         buffer.observation_std.numpy(), transitions.observations.astype(float).std(axis=0), atol=1e-6, rtol=1e-6
     )
-    known = {tuple(observation): index for index, observation in enumerate(transitions.observations)}
+    fields = ("observations", "next_observations", "rewards", "terminations")
+    columns = [getattr(transitions, name).reshape(len(transitions), -1) for name in fields]
+    known = {tuple(row) for row in np.concatenate(columns, axis=1).tolist()}
     sample = buffer.sample(16)
-    for row in range(16):
-        index = known[tuple(sample.observations[row].numpy())]
-        np.testing.assert_array_equal(sample.next_observations[row].numpy(), transitions.next_observations[index])
-        assert sample.dones[row, 0] == transitions.terminations[index]
-        assert sample.rewards[row, 0] == transitions.rewards[index]
+    drawn = [sample.observations, sample.next_observations, sample.rewards, sample.dones]
+    for row in th.cat([column.reshape(16, -1) for column in drawn], dim=1).tolist():
+        assert tuple(row) in known
