@@ -5,8 +5,10 @@ import functools
 from pathlib import Path
 
 import pytest
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_dmpo
+from sb3_dmpo import OfflineAlgorithm
 
 PACKAGE = Path(sb3_dmpo.__file__).parent
 FAMILIES = ("bc", "td3_bc", "iql", "cql", "diffusion_ql", "decision_transformer", "maple", "dmpo", "awac", "lapo")
@@ -130,3 +132,11 @@ def test_no_folder_holds_most_of_the_package() -> None:
     for module, path in MODULES.items():
         lines[folder_of(module)] = lines.get(folder_of(module), 0) + len(path.read_text(encoding="utf-8").splitlines())
     assert max(lines.values()) <= LARGEST_SHARE * sum(lines.values()), lines
+
+
+def test_algorithms_stand_on_one_class_each() -> None:
+    """No mixins: every class has one base, and below the base of all there are at most two."""
+    assert OfflineAlgorithm.__bases__ == (OffPolicyAlgorithm,)
+    for algorithm in sb3_dmpo.ALGOS.values():
+        line = algorithm.__mro__[: algorithm.__mro__.index(OfflineAlgorithm)]
+        assert len(line) <= 2 and all(len(cls.__bases__) == 1 for cls in line), algorithm
