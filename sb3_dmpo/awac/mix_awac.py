@@ -10,7 +10,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_dmpo.awac.policies import GaussianMixturePolicy
 from sb3_dmpo.awac.weighted_actor_critic import WeightedActorCritic
 from sb3_dmpo.common.arguments import Range, whole_number
-from sb3_dmpo.common.losses import LOG_EPS, min_max_q, usage_entropy
+from sb3_dmpo.common.distributions import gaussian_log_prob
+from sb3_dmpo.common.losses import LOG_EPS, entropy, min_max_q, mixture_diagnostics
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 
 
@@ -103,7 +104,16 @@ class MixAWAC(WeightedActorCritic):
             log_prob = th.logaddexp(log_prob, th.full_like(log_prob, math.log(LOG_EPS)))
         return log_prob
 
+    @th.no_grad()
     def diagnostics(self, batch: OfflineBatch) -> Metrics:
-        """Entropy of the component usage in nats (log K when all are used alike), 0-d."""
-        usage = self.policy.actor.gate(batch.observations).softmax(dim=1).mean(dim=0)
-        return {"component_entropy": usage_entropy(usage)}
+        """
+        Entropy of the gate's choices in nats, ``component_entropy``, and whether the Gaussians part, see
+        :func:`mixture_diagnostics`. 0-d each.
+        """
+        actor = self.policy.actor
+        logits = actor.gate(batch.observations)
+        means, log_stds = actor.all_components(batch.observations)
+        log_densities = gaussian_log_prob(batch.actions.unsqueeze(1), means, log_stds).squeeze(2)
+        posterior = (logits.log_softmax(dim=1) + log_densities).softmax(dim=1)
+        metrics = mixture_diagnostics(posterior, logits.argmax(dim=1, keepdim=True), means, batch.actions)
+        return metrics | {"component_entropy": entropy(logits.softmax(dim=1).mean(dim=0))}

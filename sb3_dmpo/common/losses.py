@@ -128,10 +128,37 @@ def categorical_kl(probabilities: th.Tensor, prior: th.Tensor) -> th.Tensor:
     return (probabilities * (th.log(probabilities + LOG_EPS) - th.log(prior + LOG_EPS))).sum(dim=-1, keepdim=True)
 
 
-def usage_entropy(usage: th.Tensor) -> th.Tensor:
+def entropy(probabilities: th.Tensor) -> th.Tensor:
     """
-    Entropy of the component usage in nats (log K when all are used alike), 0-d.
+    Entropy of categorical distributions in nats, shape ``(...)``.
 
-    :param usage: share of every component, shape ``(n_components,)``
+    :param probabilities: shape ``(..., n)``
     """
-    return -(usage * usage.clamp(min=LOG_EPS).log()).sum()
+    return -(probabilities * probabilities.clamp(min=LOG_EPS).log()).sum(dim=-1)
+
+
+@th.no_grad()
+def mixture_diagnostics(
+    posterior: th.Tensor, chosen: th.Tensor, component_actions: th.Tensor, actions: th.Tensor
+) -> dict[str, th.Tensor]:
+    """
+    Whether a mixture is one, each 0-d: ``mutual_information`` of component and transition and ``posterior_entropy`` in nats;
+    ``gate_support``, the probability that the dataset's action is of the component that the gate chooses in its state; and
+    the distance of the dataset's actions to those of the assigned component and of the chosen one, ``assigned_distance`` and
+    ``gate_distance``, both from 0 to ``2 sqrt(A)``.
+
+    :param posterior: probability of every component given state and action, shape ``(batch, n_components)``
+    :param chosen: components that the gate chooses, shape ``(batch, 1)``
+    :param component_actions: what every component would do, shape ``(batch, n_components, action_size)``
+    :param actions: actions of the dataset, shape ``(batch, action_size)``
+    """
+    conditional = entropy(posterior).mean()
+    distances = (component_actions - actions.unsqueeze(1)).norm(dim=2)
+    assigned = posterior.argmax(dim=1, keepdim=True)
+    return {
+        "mutual_information": entropy(posterior.mean(dim=0)) - conditional,
+        "posterior_entropy": conditional,
+        "gate_support": posterior.gather(1, chosen).mean(),
+        "assigned_distance": distances.gather(1, assigned).mean(),
+        "gate_distance": distances.gather(1, chosen).mean(),
+    }

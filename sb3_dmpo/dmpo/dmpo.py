@@ -1,5 +1,7 @@
 """DMPO."""
 
+import math
+import warnings
 from typing import Any, ClassVar, Literal
 
 import torch as th
@@ -14,16 +16,24 @@ from sb3_dmpo.common.losses import (
     advantage_weights,
     categorical_kl,
     effective_sample_size,
+    entropy,
     gumbel_softmax,
     min_max_q,
+    mixture_diagnostics,
     smoothing_noise,
-    usage_entropy,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.dmpo.gate import has_fast_bfloat16
 from sb3_dmpo.dmpo.policies import MixturePolicy
 
+#: After so many updates the mutual information of sub-policies and data should be at least this share of log K.
+PARTED_AFTER, PARTED_SHARE = 5_000, 0.02
+ONE_POLICY = (
+    "The sub-policies have not parted: which one a transition belongs to says next to nothing about its action "
+    "(train/mutual_information is below 2% of log n_components), so this mixture acts like a single policy. A smaller "
+    "kl_coef, e.g. 0.2, lets them part; if the data have one way of acting (`sb3_dmpo describe`), TD3BC or BC is simpler."
+)
 #: Hidden layers from this width on gain from bfloat16.
 BFLOAT16_WIDTH = 128
 
@@ -231,8 +241,18 @@ class DMPO(OfflineAlgorithm):
             metrics |= parts
         return metrics
 
+    @th.no_grad()
     def diagnostics(self, batch: OfflineBatch) -> Metrics:
-        """Entropy of the component usage in nats (log K when all are used alike), 0-d."""
-        index, _, _ = self.policy.gate(batch.observations, self.policy.actor, self.policy.critic)
-        usage = F.one_hot(index.squeeze(1), self.n_components).float().mean(dim=0)
-        return {"component_entropy": usage_entropy(usage)}
+        """
+        Entropy of the gate's choices in nats, ``component_entropy``, and whether the sub-policies part, see
+        :func:`mixture_diagnostics`. 0-d each.
+        """
+        policy = self.policy
+        values, actions = policy.component_table(batch.observations, policy.actor, policy.critic)
+        chosen = values.argmax(dim=1, keepdim=True)
+        posterior = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
+        usage = F.one_hot(chosen.squeeze(1), self.n_components).to(posterior.dtype).mean(dim=0)
+        metrics = mixture_diagnostics(posterior, chosen, actions, batch.actions)
+        if self._n_updates >= PARTED_AFTER and metrics["mutual_information"] < PARTED_SHARE * math.log(self.n_components):
+            warnings.warn(ONE_POLICY, stacklevel=2)
+        return metrics | {"component_entropy": entropy(usage)}
