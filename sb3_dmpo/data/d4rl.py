@@ -127,16 +127,8 @@ class D4rlSource(DatasetSource):
         starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])[:n_rows])
         lengths = np.add.reduceat(kept, starts, dtype=np.int64) if n_rows else np.zeros(0, dtype=np.int64)
         ids = np.flatnonzero(lengths)
-        raw = RawTransitions.allocate(
-            self.label,
-            int(kept.sum()),
-            size,
-            width,
-            lengths[ids],
-            ids.astype(np.int64),
-            self.map_folder,
-            next_field=("next_observations", 0) if has_next else ("observations", 1),
-        )
+        next_field = ("next_observations", 0) if has_next else ("observations", 1)
+        raw = self.allocate(lengths[ids], ids.astype(np.int64), next_field=next_field)
         raw.terminations[:] = terminals[kept]
         raw.truncations[:] = False
         raw.truncations[np.cumsum(raw.episode_lengths) - 1] = True

@@ -4,7 +4,6 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,7 +156,9 @@ def _data_files(data_path: Path) -> list[Path]:
     return sorted(path for path in data_path.rglob("*") if path.is_file())
 
 
-def _open_storage(data_path: Path) -> StorageEpisodeReader:
+def _open_reader(data_path: Path, data_format: str, observation_space: spaces.Box | spaces.Dict) -> EpisodeReader:
+    if data_format == "hdf5" and not _holds_images(observation_space):
+        return Hdf5EpisodeReader(data_path / _MAIN_FILE)
     from minari import MinariDataset
 
     return StorageEpisodeReader(MinariDataset(data_path).storage)
@@ -168,12 +169,12 @@ class MinariSource(DatasetSource):
     """
     A Minari dataset in the local root, or a ``MinariDataset`` object (possibly with a selection of its episodes).
 
-    :param open_reader: opens the episodes
+    :param data_path: folder that holds the data
     :param episodes: numbers of the episodes to read
     :param total_steps: number of steps that the metadata announce, None for a selection of episodes
     """
 
-    open_reader: Callable[[], EpisodeReader]
+    data_path: Path
     episodes: IntArray
     total_steps: int | None
 
@@ -190,10 +191,6 @@ class MinariSource(DatasetSource):
         data_path = find_minari(dataset_id, download)
         metadata = read_minari_metadata(data_path, label)
         observation_space, action_space = minari_spaces(metadata, label)
-        if metadata.get("data_format", "hdf5") == "hdf5" and not _holds_images(observation_space):
-            open_reader: Callable[[], EpisodeReader] = partial(Hdf5EpisodeReader, data_path / _MAIN_FILE)
-        else:
-            open_reader = partial(_open_storage, data_path)
         episodes, steps = metadata.get("total_episodes"), metadata.get("total_steps")
         if not (isinstance(episodes, int) and isinstance(steps, int) and min(episodes, steps) >= 0):
             raise DatasetError.at(label, f"its metadata.json announces {episodes} episodes and {steps} steps", _HOW_TORN)
@@ -202,7 +199,7 @@ class MinariSource(DatasetSource):
             dataset_id,
             observation_space,
             action_space,
-            open_reader,
+            data_path,
             np.arange(episodes, dtype=np.int64),
             steps,
             metadata=metadata,
@@ -221,10 +218,6 @@ class MinariSource(DatasetSource):
         observation_space, action_space = checked_spaces(dataset.observation_space, dataset.action_space, label)
         storage = dataset.storage
         data_path = Path(storage.data_path)
-        if storage.FORMAT == "hdf5" and not _holds_images(observation_space):
-            open_reader: Callable[[], EpisodeReader] = partial(Hdf5EpisodeReader, data_path / _MAIN_FILE)
-        else:
-            open_reader = partial(StorageEpisodeReader, storage)
         episodes = np.asarray(dataset.episode_indices, dtype=np.int64)
         is_whole = np.array_equal(episodes, np.arange(storage.total_episodes))
         return cls(
@@ -232,7 +225,7 @@ class MinariSource(DatasetSource):
             dataset.id,
             observation_space,
             action_space,
-            open_reader,
+            data_path,
             episodes,
             int(storage.total_steps) if is_whole else None,
             metadata=read_minari_metadata(data_path, label),
@@ -241,7 +234,7 @@ class MinariSource(DatasetSource):
 
     def read(self, progress_bar: bool | None) -> RawTransitions:
         try:
-            reader = self.open_reader()
+            reader = _open_reader(self.data_path, self.metadata.get("data_format", "hdf5"), self.observation_space)
         except Exception as err:  # depends on the format and on what is wrong with the file
             raise DatasetError.at(self.label, f"its data cannot be opened ({err})", _HOW_TORN) from None
         try:
@@ -266,25 +259,17 @@ class MinariSource(DatasetSource):
             what = f"its metadata.json announces {self.total_steps} steps, but its episodes hold {n_steps}"
             raise DatasetError.at(self.label, what, _HOW_TORN)
         episodes, lengths = self.episodes[lengths > 0], lengths[lengths > 0]
-        layout = self._layout()
-        raw = RawTransitions.allocate(
-            self.label,
-            n_steps,
-            max(columns.stop for _, columns, _ in layout),
-            self.action_space.shape[0],
-            lengths,
-            episodes,
-            self.map_folder,
-            # The observation after step t is row t + 1 of the episode's observations
-            next_field=("observations", 1),
-        )
+        # The observation after step t is row t + 1 of the episode's observations
+        raw = self.allocate(lengths, episodes, next_field=("observations", 1))
+        columns_of, shapes = flat_slices(self.observation_space), leaf_shapes(self.observation_space)
         start = 0
         # What is too large for float32 becomes inf, which the validation reports with its place
         with self.progress(n_steps, progress_bar) as bar, np.errstate(over="ignore"):
             for episode, length in zip(episodes.tolist(), lengths.tolist(), strict=True):
                 rows = slice(start, start + length)
-                for field, columns, shape in layout:
-                    values = self._array(reader, episode, field, (length + 1, *shape)).reshape(length + 1, -1)
+                for key, columns in columns_of.items():
+                    field = f"observations/{key}" if key else "observations"
+                    values = self._array(reader, episode, field, (length + 1, *shapes[key])).reshape(length + 1, -1)
                     raw.observations[rows, columns] = values[:-1]
                     raw.next_observations[rows, columns] = values[1:]
                 raw.actions[rows] = self._array(reader, episode, "actions", (length, *self.action_space.shape))
@@ -294,14 +279,6 @@ class MinariSource(DatasetSource):
                 start += length
                 bar.update(length)
         return raw
-
-    def _layout(self) -> list[tuple[str, slice, tuple[int, ...]]]:
-        """Field, columns of the flat observations and shape of every part of the observations."""
-        shapes = leaf_shapes(self.observation_space)
-        return [
-            (f"observations/{key}" if key else "observations", columns, shapes[key])
-            for key, columns in flat_slices(self.observation_space).items()
-        ]
 
     def _array(self, reader: EpisodeReader, episode: int, field: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         values = self._guarded(reader.read, episode, field, shape, field=field)

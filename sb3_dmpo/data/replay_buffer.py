@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_dmpo.data.preprocessing import flat_size, flatten_observations
+from sb3_dmpo.data.preprocessing import flatten_observations
 from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
 from sb3_dmpo.data.validation import checked_spaces
 from sb3_dmpo.files.safe_zip import AllowListUnpickler, UnsafeFileError
@@ -122,15 +122,7 @@ class ReplayBufferSource(DatasetSource):
         ends[:, -1:] = True
         # Episodes end where an environment's rows do
         lengths = np.diff(np.flatnonzero(ends.reshape(-1)), prepend=-1).astype(np.int64)
-        raw = RawTransitions.allocate(
-            self.label,
-            len(steps) * n_envs,
-            flat_size(self.observation_space),
-            self.action_space.shape[0],
-            lengths,
-            np.arange(len(lengths), dtype=np.int64),
-            actions_are_scaled=True,
-        )
+        raw = self.allocate(lengths, np.arange(len(lengths), dtype=np.int64), actions_are_scaled=True)
         timeouts = getattr(self.buffer, "timeouts", np.zeros_like(self.buffer.dones))[steps].T != 0
         raw.terminations[:] = (dones & ~timeouts).reshape(-1)
         raw.truncations[:] = timeouts.reshape(-1)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from tqdm import tqdm
 
 from sb3_dmpo.data.memory import available_memory, format_bytes
-from sb3_dmpo.data.preprocessing import flat_slices
+from sb3_dmpo.data.preprocessing import flat_size, flat_slices
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -32,34 +32,18 @@ class DatasetError(ValueError):
     """A fault of a dataset, found before training. The message says what, where and how to mend it."""
 
     @classmethod
-    def at(
-        cls,
-        dataset: str,
-        what: str,
-        how: str,
-        *,
-        episode: int | None = None,
-        step: int | None = None,
-        field: str | None = None,
-    ) -> "DatasetError":
+    def at(cls, dataset: str, what: str, how: str, **place: int | str) -> "DatasetError":
         """
         A fault with its place, e.g. ``"Dataset 'a/b-v0', episode 3, step 7, field 'rewards': it is nan. <how>."``
 
         :param dataset: the dataset as ``DatasetSource.label`` names it
         :param what: what is wrong
         :param how: how to mend it
-        :param episode: number of the episode in the dataset
-        :param step: number of the step in the episode (in the file, for formats without episodes)
-        :param field: name of the array in the dataset
+        :param place: any of ``episode`` (its number in the dataset), ``step`` (its number in the episode; in the file, for
+            formats without episodes) and ``field`` (name of the array in the dataset), in this order
         """
-        place = [dataset]
-        if episode is not None:
-            place.append(f"episode {episode}")
-        if step is not None:
-            place.append(f"step {step}")
-        if field is not None:
-            place.append(f"field {field!r}")
-        return cls(f"{', '.join(place)}: {what}. {how}.")
+        where = [dataset, *(f"{name} {value!r}" for name, value in place.items())]
+        return cls(f"{', '.join(where)}: {what}. {how}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,56 +144,6 @@ class RawTransitions:
     actions_are_scaled: bool = False
     next_field: tuple[str, int] = ("next_observations", 0)
 
-    @classmethod
-    def allocate(
-        cls,
-        label: str,
-        n_steps: int,
-        observation_size: int,
-        action_size: int,
-        lengths: IntArray,
-        ids: IntArray,
-        folder: Path | None = None,
-        **options: Any,
-    ) -> "RawTransitions":
-        """
-        Arrays for ``n_steps`` transitions, not yet filled.
-
-        :param label: the dataset, for the message
-        :param n_steps: number of transitions
-        :param observation_size: width of the flat observations
-        :param action_size: width of the actions
-        :param lengths: episode lengths
-        :param ids: numbers of the episodes in the dataset
-        :param folder: where the arrays are files mapped into memory, ``<name>.npy``; None: in memory
-        :param options: further fields
-        :raises DatasetError: for an empty dataset, or one that does not fit into memory
-        """
-        if n_steps == 0:
-            raise DatasetError.at(label, "it holds no transitions", "Choose another dataset, or record it again")
-        needed = transition_bytes(n_steps, observation_size, action_size)
-        if folder is None:
-            check_memory(label, needed, available_memory())
-        else:
-            check_memory(label, needed, shutil.disk_usage(folder).free, f"in {folder.parent}")
-
-        def empty(name: str, *shape: int, dtype: Any = np.float32) -> npt.NDArray[Any]:
-            if folder is None:
-                return np.empty(shape, dtype)
-            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
-
-        return cls(
-            observations=empty("observations", n_steps, observation_size),
-            next_observations=empty("next_observations", n_steps, observation_size),
-            actions=empty("actions", n_steps, action_size),
-            rewards=empty("rewards", n_steps),
-            terminations=empty("terminations", n_steps, dtype=np.bool_),
-            truncations=empty("truncations", n_steps, dtype=np.bool_),
-            episode_lengths=lengths,
-            episode_ids=ids,
-            **options,
-        )
-
 
 @dataclass
 class DatasetSource(ABC):
@@ -242,6 +176,42 @@ class DatasetSource(ABC):
         :param progress_bar: whether to show a progress bar, None: only if it takes more than a moment
         :raises DatasetError: for files that cannot be read and for arrays of wrong shape
         """
+
+    def allocate(self, lengths: IntArray, ids: IntArray, **options: Any) -> RawTransitions:
+        """
+        Arrays for the transitions of the dataset, not yet filled.
+
+        :param lengths: episode lengths
+        :param ids: numbers of the episodes in the dataset
+        :param options: further fields of :class:`RawTransitions`
+        :raises DatasetError: for an empty dataset, or one that does not fit into memory
+        """
+        n_steps, folder = int(lengths.sum()), self.map_folder
+        if n_steps == 0:
+            raise DatasetError.at(self.label, "it holds no transitions", "Choose another dataset, or record it again")
+        observation_size, action_size = flat_size(self.observation_space), self.action_space.shape[0]
+        needed = transition_bytes(n_steps, observation_size, action_size)
+        if folder is None:
+            check_memory(self.label, needed, available_memory())
+        else:
+            check_memory(self.label, needed, shutil.disk_usage(folder).free, f"in {folder.parent}")
+
+        def empty(name: str, *shape: int, dtype: Any = np.float32) -> npt.NDArray[Any]:
+            if folder is None:
+                return np.empty(shape, dtype)
+            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+
+        return RawTransitions(
+            observations=empty("observations", n_steps, observation_size),
+            next_observations=empty("next_observations", n_steps, observation_size),
+            actions=empty("actions", n_steps, action_size),
+            rewards=empty("rewards", n_steps),
+            terminations=empty("terminations", n_steps, dtype=np.bool_),
+            truncations=empty("truncations", n_steps, dtype=np.bool_),
+            episode_lengths=lengths,
+            episode_ids=ids,
+            **options,
+        )
 
     def for_environment(self, env: Any) -> "DatasetSource":
         """
