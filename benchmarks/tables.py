@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sb3_dmpo.data.tasks import family_of, task_of
+from sb3_dmpo.data.tasks import entry_keys
 from sb3_dmpo.files.save_util import atomic_write
 
 try:
@@ -50,6 +50,26 @@ METHODS = {
 }
 MISSING = "-"
 Cells = dict[tuple[str, int, str], TableCell]
+
+
+def task_of(dataset: str) -> str:
+    """
+    The task that a dataset stands for, without its version: ``D4RL/pen/human-v2`` and ``pen-human-v0`` are ``pen-human``.
+
+    :param dataset: Minari id, path of a D4RL file or the paper's name
+    """
+    keys = entry_keys(dataset)
+    return keys[1].rstrip("-") if len(keys) > 2 else dataset
+
+
+def family_of(dataset: str) -> str:
+    """
+    The family of tasks that a dataset belongs to, ``default`` if to none.
+
+    :param dataset: as in :func:`task_of`
+    """
+    keys = entry_keys(dataset)
+    return keys[-2] if len(keys) > 2 else "default"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sb3_dmpo.data.memory import available_memory
-from sb3_dmpo.data.preprocessing import flat_slices
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, array_fingerprint, check_memory
 
 CACHE_VARIABLE = "SB3_DMPO_CACHE"
@@ -57,11 +56,8 @@ def cache_folder() -> Path:
 
 
 def _identity(files: list[Path]) -> list[list[str | int]]:
-    identity: list[list[str | int]] = []
-    for file in files:
-        stat = file.stat()
-        identity.append([str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns])
-    return identity
+    found = [(file.resolve(), file.stat()) for file in files]
+    return [[str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in found]
 
 
 def _digest(value: Any) -> str:
@@ -99,14 +95,12 @@ class CacheEntry:
             identity, root = _identity(source.files), cache_folder()
         except (OSError, RuntimeError):  # no home folder
             return None
-        columns = {key: [part.start, part.stop] for key, part in flat_slices(source.observation_space).items()}
-        meaning = [columns, source.action_space.low.tolist(), source.action_space.high.tolist()]
         name = re.sub(r"[^A-Za-z0-9_]+", "-", source.dataset_id or "dataset")[-60:]
         family = f"{name}-{_digest([path for path, *_ in identity])}"
         newest = max(max(int(mtime), int(ctime)) for *_, mtime, ctime in identity)
         return cls(
             source,
-            root / f"{family}-{_digest([CACHE_VERSION, identity, meaning])}",
+            root / f"{family}-{_digest([CACHE_VERSION, identity, source.columns()])}",
             family,
             identity,
             is_settled=time.time() - newest / 1e9 > SETTLE_SECONDS,
@@ -127,7 +121,7 @@ class CacheEntry:
                 check_memory(self.source.label, needed, available_memory())
             mode: Literal["r"] | None = "r" if memory_map else None
             arrays: Arrays = {name: np.load(self.folder / f"{name}.npy", mode, allow_pickle=False) for name in ARRAYS}
-            if fingerprint == self._fingerprint(arrays):
+            if fingerprint == array_fingerprint(arrays, self.source):
                 return arrays, fingerprint
         except DatasetError:
             raise
@@ -135,10 +129,6 @@ class CacheEntry:
             logger.info("The cache entry %s cannot be read (%s)", self.folder, err)
         shutil.rmtree(self.folder, ignore_errors=True)
         return None
-
-    def _fingerprint(self, arrays: Arrays) -> str:
-        values = [arrays[name] for name in ARRAYS]
-        return array_fingerprint(values, self.source.observation_space, self.source.action_space)
 
     def store(self, arrays: Arrays, fingerprint: str) -> None:
         """

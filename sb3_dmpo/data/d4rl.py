@@ -74,15 +74,14 @@ class D4rlSource(DatasetSource):
         return cls(label, path.name, *checked_spaces(observation_space, action_space, label), path, files=[path])
 
     def for_environment(self, env: Any) -> "D4rlSource":
-        found = dict(zip(("observation_space", "action_space"), environment_spaces(env, self.label), strict=True))
-        # Spaces of another size stay out: the comparison with the environment says which they are.
-        fitting = {
-            name: space
-            for name, space in found.items()
-            if isinstance(space, spaces.Box) and np.prod(space.shape) == np.prod(getattr(self, name).shape)
-        }
-        own = {"observation_space": self.observation_space, "action_space": self.action_space}
-        observation_space, action_space = checked_spaces(**(own | fitting), label=self.label)
+        def fitting(found: spaces.Space[Any], own: spaces.Space[Any]) -> spaces.Space[Any]:
+            # Spaces of another size stay out: the comparison with the environment says which they are.
+            return found if isinstance(found, spaces.Box) and flat_size(found) == flat_size(own) else own
+
+        observed, acted = environment_spaces(env, self.label)
+        observation_space, action_space = checked_spaces(
+            fitting(observed, self.observation_space), fitting(acted, self.action_space), self.label
+        )
         return replace(self, observation_space=observation_space, action_space=action_space)
 
     def read(self, progress_bar: bool | None) -> RawTransitions:
@@ -160,7 +159,5 @@ def _flags(dataset: Any) -> BoolArray:
 def _successors(observations: npt.NDArray[Any], terminals: BoolArray) -> npt.NDArray[Any]:
     """The next row of every step, its own row for terminal steps and for the last row of the file."""
     own = observations[: len(terminals)]
-    following = (
-        observations[1:] if len(observations) > len(terminals) else np.concatenate([observations[1:], observations[-1:]])
-    )
+    following = np.concatenate([observations[1:], observations[-1:]])[: len(terminals)]
     return np.where(terminals[:, None], own, following)

@@ -105,7 +105,7 @@ def _read(source: DatasetSource, progress_bar: bool | None) -> tuple[Arrays, str
     raw = source.read(progress_bar)
     validate(source, raw)
     arrays = {name: getattr(raw, name) for name in ARRAYS}
-    return arrays, array_fingerprint(list(arrays.values()), source.observation_space, source.action_space)
+    return arrays, array_fingerprint(arrays, source)
 
 
 def _mapped_arrays(source: DatasetSource, progress_bar: bool | None) -> tuple[Arrays, str]:

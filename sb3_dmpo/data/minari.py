@@ -133,19 +133,6 @@ def _recorded_space(metadata: Mapping[str, Any], name: str, label: str) -> space
     return space
 
 
-def minari_spaces(metadata: Mapping[str, Any], label: str) -> tuple[spaces.Box | spaces.Dict, spaces.Box]:
-    """
-    Canonical observation space and checked action space of a dataset, without reading its data.
-
-    :param metadata: content of ``metadata.json``
-    :param label: the dataset, for messages
-    :raises DatasetError: for spaces that are not recorded or that the package cannot learn in
-    """
-    return checked_spaces(
-        _recorded_space(metadata, "observation_space", label), _recorded_space(metadata, "action_space", label), label
-    )
-
-
 def _holds_images(space: spaces.Box | spaces.Dict) -> bool:
     """Whether Minari may have compressed a part of the observations as images, which only its own reader decodes."""
     leaves = space.spaces.values() if isinstance(space, spaces.Dict) else (space,)
@@ -187,10 +174,10 @@ class MinariSource(DatasetSource):
         :param download: whether to fetch it if it is not there
         :raises DatasetError: if it is not there or its metadata are unusable
         """
-        label = dataset_label(dataset_id)
-        data_path = find_minari(dataset_id, download)
+        label, data_path = dataset_label(dataset_id), find_minari(dataset_id, download)
         metadata = read_minari_metadata(data_path, label)
-        observation_space, action_space = minari_spaces(metadata, label)
+        found = _recorded_space(metadata, "observation_space", label), _recorded_space(metadata, "action_space", label)
+        observation_space, action_space = checked_spaces(*found, label)
         episodes, steps = metadata.get("total_episodes"), metadata.get("total_steps")
         if not (isinstance(episodes, int) and isinstance(steps, int) and min(episodes, steps) >= 0):
             raise DatasetError.at(label, f"its metadata.json announces {episodes} episodes and {steps} steps", _HOW_TORN)

@@ -36,31 +36,26 @@ def _minari_root(folder: Path) -> Iterator[None]:
                 os.environ[ROOT_VARIABLE] = previous
 
 
-def _dataset_folders(root: Path) -> list[Path]:
-    """Folders of the datasets below a root, relative to it."""
-    found = []
-    for folder, subfolders, _ in os.walk(root):
-        if "data" in subfolders and os.path.isfile(os.path.join(folder, "data", "metadata.json")):
-            found.append(Path(folder).relative_to(root))
-            subfolders.clear()
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-    return found
-
-
 def local_dataset_ids(root: Path) -> list[str]:
     """
-    Ids of the datasets below a Minari root, sorted.
+    Ids of the datasets below a Minari root, sorted; each is the path of its folder.
 
     :param root: folder, e.g. ``~/.minari/datasets``
     """
-    return sorted(folder.as_posix() for folder in _dataset_folders(root))
+    found = []
+    for folder, subfolders, _ in os.walk(root):
+        if "data" in subfolders and os.path.isfile(os.path.join(folder, "data", "metadata.json")):
+            found.append(Path(folder).relative_to(root).as_posix())
+            subfolders.clear()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    return sorted(found)
 
 
 def _check_whole(staging: Path) -> None:
     """Open every HDF5 file that was announced: one that is cut short does not open."""
     import h5py
 
-    for folder in _dataset_folders(staging):
+    for folder in local_dataset_ids(staging):
         metadata = json.loads((staging / folder / "data" / "metadata.json").read_text(encoding="utf-8"))
         if metadata.get("data_format", "hdf5") == "hdf5":
             h5py.File(staging / folder / "data" / "main_data.hdf5", "r").close()
@@ -77,8 +72,7 @@ def _move_into_place(staging: Path, root: Path, dataset_id: str) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(metadata, target)
-    folders = sorted(_dataset_folders(staging), key=lambda folder: folder.as_posix() == dataset_id)
-    for folder in folders:
+    for folder in sorted(local_dataset_ids(staging), key=lambda name: name == dataset_id):
         target = root / folder
         if not (target / "data").exists():
             target.parent.mkdir(parents=True, exist_ok=True)

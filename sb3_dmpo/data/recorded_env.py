@@ -1,5 +1,6 @@
 """Environments rebuilt from what a dataset recorded about them, without importing anything that the dataset names."""
 
+import contextlib
 import importlib
 import json
 import warnings
@@ -9,21 +10,11 @@ import gymnasium as gym
 
 from sb3_dmpo.data.transitions import DatasetError
 
-#: Packages that register environments of common datasets when imported, tried if an id is not registered
-_ENVIRONMENT_PACKAGES = ("gymnasium_robotics",)
 
-
-def _registered_spec(env_id: str) -> Any:
-    """The registry's own entry for exactly this id (``module:id`` would import the module), or None."""
-    for package in (None, *_ENVIRONMENT_PACKAGES):
-        if package is not None:
-            try:
-                importlib.import_module(package)
-            except ImportError:
-                continue
-        if env_id in gym.registry:
-            return gym.registry[env_id]
-    return None
+def register_robotics() -> None:
+    """Register the environments of gymnasium-robotics, which many datasets name, where it is installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("gymnasium_robotics")
 
 
 def make_recorded_environment(spec_json: Any, label: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -47,7 +38,10 @@ def make_recorded_environment(spec_json: Any, label: str, **kwargs: Any) -> gym.
         raise DatasetError.at(
             label, f"the recorded environment cannot be read ({err!r})", "Make the environment yourself and pass it as env="
         ) from None
-    registered = _registered_spec(env_id) if isinstance(env_id, str) else None
+    if str(env_id) not in gym.registry:
+        register_robotics()
+    # Exactly this id: ``module:id`` would import the module.
+    registered = gym.registry.get(str(env_id))
     if registered is None:
         raise DatasetError.at(
             label,

@@ -1,6 +1,6 @@
 """SB3's replay buffers as datasets, in memory or pickled by ``save_replay_buffer``."""
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,18 +127,11 @@ class ReplayBufferSource(DatasetSource):
         raw.terminations[:] = (dones & ~timeouts).reshape(-1)
         raw.truncations[:] = timeouts.reshape(-1)
         with self.progress(len(raw.rewards), progress_bar) as bar:
-            for env, block, rows in self._blocks(steps, n_envs):
-                self._fill(raw, env, block, rows)
+            for env, start in itertools.product(range(n_envs), range(0, len(steps), BLOCK_ROWS)):
+                block, first = steps[start : start + BLOCK_ROWS], env * len(steps) + start
+                self._fill(raw, env, block, slice(first, first + len(block)))
                 bar.update(len(block))
         return raw
-
-    @staticmethod
-    def _blocks(steps: npt.NDArray[np.int64], n_envs: int) -> Iterator[tuple[int, npt.NDArray[np.int64], slice]]:
-        for env in range(n_envs):
-            for start in range(0, len(steps), BLOCK_ROWS):
-                block = steps[start : start + BLOCK_ROWS]
-                first = env * len(steps) + start
-                yield env, block, slice(first, first + len(block))
 
     def _fill(self, raw: RawTransitions, env: int, block: npt.NDArray[np.int64], rows: slice) -> None:
         buffer, space = self.buffer, self.observation_space

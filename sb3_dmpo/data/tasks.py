@@ -75,26 +75,6 @@ def entry_keys(dataset: str) -> list[str]:
     return list(dict.fromkeys([*keys, "default"]))
 
 
-def task_of(dataset: str) -> str:
-    """
-    The task that a dataset stands for, without its version: ``D4RL/pen/human-v2`` and ``pen-human-v0`` are ``pen-human``.
-
-    :param dataset: Minari id, path of a D4RL file or the paper's name
-    """
-    keys = entry_keys(dataset)
-    return keys[1].rstrip("-") if len(keys) > 2 else dataset
-
-
-def family_of(dataset: str) -> str:
-    """
-    The family of tasks that a dataset belongs to, ``default`` if to none.
-
-    :param dataset: as in :func:`task_of`
-    """
-    keys = entry_keys(dataset)
-    return keys[-2] if len(keys) > 2 else "default"
-
-
 def describe_data(dataset: str) -> str:
     """
     What a dataset is, so that nobody takes the score on one for the score on another.

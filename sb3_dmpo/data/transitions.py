@@ -177,6 +177,11 @@ class DatasetSource(ABC):
         :raises DatasetError: for files that cannot be read and for arrays of wrong shape
         """
 
+    def columns(self) -> dict[str, Any]:
+        """What the columns of its arrays mean, as plain data."""
+        observation = {key: [part.start, part.stop] for key, part in flat_slices(self.observation_space).items()}
+        return {"observation": observation, "action": [self.action_space.low.tolist(), self.action_space.high.tolist()]}
+
     def allocate(self, lengths: IntArray, ids: IntArray, **options: Any) -> RawTransitions:
         """
         Arrays for the transitions of the dataset, not yet filled.
@@ -240,23 +245,15 @@ class DatasetSource(ABC):
         )
 
 
-def array_fingerprint(
-    arrays: list[npt.NDArray[Any]], observation_space: spaces.Box | spaces.Dict, action_space: spaces.Box
-) -> str:
+def array_fingerprint(arrays: Mapping[str, npt.NDArray[Any]], source: DatasetSource) -> str:
     """
     SHA-256 of the content of the arrays and of what their columns mean.
 
     :param arrays: c-contiguous arrays, in a fixed order
-    :param observation_space: canonical observation space
-    :param action_space: action space
+    :param source: the dataset that they are of
     """
-    columns = {key: [part.start, part.stop] for key, part in flat_slices(observation_space).items()}
-    header = {
-        "observation": columns,
-        "action": [action_space.low.tolist(), action_space.high.tolist()],
-        "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
-    }
+    header = source.columns() | {"arrays": [[array.dtype.str, list(array.shape)] for array in arrays.values()]}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for array in arrays:
+    for array in arrays.values():
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

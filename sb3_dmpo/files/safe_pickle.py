@@ -206,10 +206,6 @@ class _Object:
         """An entry of a deque."""
         self.content.append(item)
 
-    def extend(self, items: list[Any]) -> None:
-        """Entries of a deque."""
-        self.content.extend(items)
-
     def __setitem__(self, key: Any, value: Any) -> None:
         self.content.append((key, value))
 

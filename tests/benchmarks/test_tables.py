@@ -16,7 +16,6 @@ from benchmarks.scores import (
     read_results,
 )
 from sb3_dmpo.cli.results import COLUMNS
-from sb3_dmpo.data.tasks import family_of, task_of
 
 tables = pytest.importorskip("benchmarks.tables")
 
@@ -35,13 +34,13 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def test_tasks() -> None:
-    assert [task_of(name) for name in ("D4RL/pen/human-v2", "pen-human-v0", "x/hopper-medium-replay-v2.hdf5")] == [
+    assert [tables.task_of(name) for name in ("D4RL/pen/human-v2", "pen-human-v0", "x/hopper-medium-replay-v2.hdf5")] == [
         "pen-human",
         "pen-human",
         "hopper-medium-replay",
     ]
     names = ("D4RL/antmaze/umaze-v1", "walker2d-medium-v2", "my/robot-v0", "sb3_dmpo/two-goals/demonstrations-v0")
-    assert [family_of(name) for name in names] == ["antmaze", "mujoco", "default", "two-goals"]
+    assert [tables.family_of(name) for name in names] == ["antmaze", "mujoco", "default", "two-goals"]
 
 
 def test_statistics() -> None:

@@ -16,11 +16,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tqdm import tqdm
 
 from sb3_dmpo.cli.data.agents import load_agent
-from sb3_dmpo.cli.data.convert import register_robotics
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, import_packages
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+from sb3_dmpo.data.recorded_env import register_robotics
 from sb3_dmpo.data.tasks import reference_scores
 
 Env = gym.Env[Any, Any]
@@ -95,23 +95,20 @@ def rollout(env: Env, act: Actor, seed: int | None) -> EpisodeBuffer:
     :param seed: seed of the reset
     """
     observation, _ = env.reset(seed=seed)
-    observations, actions, rewards, terminations, truncations = [observation], [], [], [], []
-    done = False
+    observations, steps, done = [observation], [], False
     while not done:
         action = act(observation)
         observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(observation)
-        actions.append(action)
-        rewards.append(float(reward))
-        terminations.append(bool(terminated))
-        truncations.append(bool(truncated))
+        steps.append((action, reward, terminated, truncated))
         done = terminated or truncated
+    actions, rewards, terminations, truncations = zip(*steps, strict=True)
     return EpisodeBuffer(
         observations=stacked(observations),
         actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
-        terminations=np.array(terminations),
-        truncations=np.array(truncations),
+        terminations=np.array(terminations, np.bool_),
+        truncations=np.array(truncations, np.bool_),
     )
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+from sb3_dmpo.data.recorded_env import register_robotics
 from sb3_dmpo.data.tasks import TASKS, entry_keys, reference_scores
 
 _SUFFIXES = (".hdf5", ".h5")
@@ -38,15 +39,6 @@ def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
     if name == known and limit is not None:
         spec.max_episode_steps = limit
     return spec
-
-
-def register_robotics() -> None:
-    """Register the environments of gymnasium-robotics where it is installed."""
-    try:
-        import gymnasium_robotics
-    except ImportError:
-        return
-    gym.register_envs(gymnasium_robotics)
 
 
 def run(argv: Sequence[str]) -> None:
