@@ -111,16 +111,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if origin is collections.abc.Callable:
         # A schedule, written as lin_3e-4.
         return isinstance(value, str) or callable(value)
-    kinds: dict[Any, Any] = {
-        bool: bool,
-        int: int,
-        float: int | float,
-        str: str,
-        NoneType: NoneType,
-        tuple: list | tuple,
-        list: list | tuple,
-        dict: dict,
-    }
+    kinds: dict[Any, Any] = {kind: kind for kind in (bool, int, str, NoneType, dict)}
+    kinds |= {float: int | float, tuple: list | tuple, list: list | tuple}
     kind = kinds.get(origin or annotation)
     if kind is None:
         return True

@@ -40,7 +40,7 @@ def parse_value(text: str) -> Any:
         if len(text) > _MAX_LENGTH:
             raise ValueError("too long")
         return _value(ast.parse(text, mode="eval").body)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError):
         if _PLAIN_TEXT.fullmatch(text):
             return text
         shown = text if len(text) <= 80 else f"{text[:77]}..."
@@ -51,41 +51,23 @@ def parse_value(text: str) -> Any:
 
 
 def _value(node: ast.expr) -> Any:
+    """The value of an expression; what is not plain raises one of many errors."""
     if isinstance(node, ast.Attribute):
-        return _class(node)
+        return CLASSES[ast.unparse(node)]
     if isinstance(node, ast.List | ast.Tuple):
         items = [_value(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
-    if isinstance(node, ast.Dict):
-        if None in node.keys:
-            raise ValueError("unpacking")
+    # A key without a name would unpack another dict.
+    if isinstance(node, ast.Dict) and None not in node.keys:
         return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key is not None}
-    if isinstance(node, ast.Call):
-        return _keywords(node)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        if None not in keywords:
+            return {name: _value(value) for name, value in keywords.items()}
     value = ast.literal_eval(node)
     if value is not None and not isinstance(value, bool | int | float | str):
         raise ValueError("not a plain value")
     return value
-
-
-def _class(node: ast.Attribute) -> type[Any]:
-    name = ast.unparse(node)
-    if name not in CLASSES:
-        raise ValueError(f"unknown class {name}")
-    return CLASSES[name]
-
-
-def _keywords(node: ast.Call) -> dict[str, Any]:
-    """The dict behind ``dict(a=1, b=2)``."""
-    if not (isinstance(node.func, ast.Name) and node.func.id == "dict") or node.args:
-        raise ValueError("a call")
-    return {_keyword_name(keyword): _value(keyword.value) for keyword in node.keywords}
-
-
-def _keyword_name(keyword: ast.keyword) -> str:
-    if keyword.arg is None:
-        raise ValueError("unpacking")
-    return keyword.arg
 
 
 def plain(value: Any) -> Any:

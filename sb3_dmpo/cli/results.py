@@ -174,10 +174,9 @@ def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str,
     """
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in paths:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if list(reader.fieldnames or []) == list(columns):
-                rows |= {tuple(row.get(key, "") for key in EVALUATION_KEYS): row for row in reader}
+        found = read_rows(path)
+        if found and list(found[0]) == list(columns):
+            rows |= {tuple(row.get(key, "") for key in EVALUATION_KEYS): row for row in found}
     return list(rows.values())
 
 

@@ -9,32 +9,31 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dmpo.common.arguments import constructor_arguments
 
-Suggest = Callable[[optuna.Trial], Any]
+Suggest = Callable[[optuna.Trial, str], Any]
 
-#: Argument of the algorithm, name in the study (rl_zoo3 converts the names that differ), and what is tried.
-SEARCH_SPACE: tuple[tuple[str, str, Suggest], ...] = (
-    ("learning_rate", "learning_rate", lambda trial: trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True)),
-    ("batch_size", "batch_size_pow", lambda trial: trial.suggest_int("batch_size_pow", 6, 10)),
-    ("gamma", "one_minus_gamma", lambda trial: trial.suggest_float("one_minus_gamma", 1e-3, 3e-2, log=True)),
-    ("tau", "tau", lambda trial: trial.suggest_float("tau", 1e-3, 5e-2, log=True)),
-    ("policy_kwargs", "net_arch", lambda trial: trial.suggest_categorical("net_arch", ["small", "medium", "large"])),
-    ("n_components", "n_components", lambda trial: trial.suggest_categorical("n_components", [4, 8, 16, 32])),
-    ("advantage_scale", "advantage_scale", lambda trial: trial.suggest_float("advantage_scale", 1.0, 20.0, log=True)),
-    ("kl_coef", "kl_coef", lambda trial: trial.suggest_float("kl_coef", 0.1, 10.0, log=True)),
-    ("alpha", "alpha", lambda trial: trial.suggest_float("alpha", 0.5, 10.0, log=True)),
-    ("expectile", "expectile", lambda trial: trial.suggest_float("expectile", 0.6, 0.95)),
-    (
-        "conservative_weight",
-        "conservative_weight",
-        lambda trial: trial.suggest_float("conservative_weight", 0.1, 20.0, log=True),
-    ),
-    ("eta", "eta", lambda trial: trial.suggest_float("eta", 0.05, 5.0, log=True)),
-    (
-        "info_learning_rate",
-        "info_learning_rate",
-        lambda trial: trial.suggest_float("info_learning_rate", 1e-7, 1e-5, log=True),
-    ),
-)
+
+def _logarithmic(low: float, high: float) -> Suggest:
+    return lambda trial, name: trial.suggest_float(name, low, high, log=True)
+
+
+#: What is tried, by the name in the study.
+SEARCH_SPACE: dict[str, Suggest] = {
+    "learning_rate": _logarithmic(1e-5, 2e-3),
+    "batch_size_pow": lambda trial, name: trial.suggest_int(name, 6, 10),
+    "one_minus_gamma": _logarithmic(1e-3, 3e-2),
+    "tau": _logarithmic(1e-3, 5e-2),
+    "net_arch": lambda trial, name: trial.suggest_categorical(name, ["small", "medium", "large"]),
+    "n_components": lambda trial, name: trial.suggest_categorical(name, [4, 8, 16, 32]),
+    "advantage_scale": _logarithmic(1.0, 20.0),
+    "kl_coef": _logarithmic(0.1, 10.0),
+    "alpha": _logarithmic(0.5, 10.0),
+    "expectile": lambda trial, name: trial.suggest_float(name, 0.6, 0.95),
+    "conservative_weight": _logarithmic(0.1, 20.0),
+    "eta": _logarithmic(0.05, 5.0),
+    "info_learning_rate": _logarithmic(1e-7, 1e-5),
+}
+#: The arguments of the algorithms whose names in a study differ; rl_zoo3 converts them.
+_ARGUMENTS = {"batch_size_pow": "batch_size", "one_minus_gamma": "gamma", "net_arch": "policy_kwargs"}
 
 
 def make_sampler(algorithm: type[BaseAlgorithm]) -> Callable[..., dict[str, Any]]:
@@ -46,7 +45,7 @@ def make_sampler(algorithm: type[BaseAlgorithm]) -> Callable[..., dict[str, Any]
     arguments = constructor_arguments(algorithm)
 
     def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-        sampled = {name: suggest(trial) for argument, name, suggest in SEARCH_SPACE if argument in arguments}
-        return convert_offpolicy_params(sampled)
+        names = [name for name in SEARCH_SPACE if _ARGUMENTS.get(name, name) in arguments]
+        return convert_offpolicy_params({name: SEARCH_SPACE[name](trial, name) for name in names})
 
     return sample

@@ -43,10 +43,7 @@ def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
 
 
 PlainLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
-PlainLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple",
-    lambda loader, node: loader.construct_sequence(node),
-)
+PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", PlainLoader.construct_sequence)
 
 
 @contextlib.contextmanager
@@ -54,21 +51,19 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
     """
     Set attributes for the duration of a block.
 
-    :param owner: module or class
+    :param owner: module, class or object
     :param values: the attributes
     """
-    missing = object()
-    previous = {name: vars(owner).get(name, missing) for name in values}
+    previous = {name: vars(owner)[name] for name in values if name in vars(owner)}
     for name, value in values.items():
         setattr(owner, name, value)
     try:
         yield
     finally:
+        for name in values:
+            delattr(owner, name)
         for name, value in previous.items():
-            if value is missing:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
+            setattr(owner, name, value)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Models on the Hugging Face Hub, as Stable-Baselines3 puts them there: ``sb3_dmpo
 Everything up to the upload happens offline (``--folder FOLDER`` stops there). What comes down goes through the checked load.
 """
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,11 @@ def write_repository(
     if command is None:
         found = sorted(path.parent.glob("*/command.txt"))
         command = found[0].read_text(encoding="utf-8") if found else None
-    if observations is None and hasattr(model.policy, "component_q_values") and model.dataset_id:
-        try:
+    is_mixture = hasattr(model.policy, "component_q_values")
+    if observations is None and is_mixture and model.dataset_id:
+        with contextlib.suppress(DatasetError):
             observations = load_transitions(model.dataset_id, progress_bar=False).observations
-        except DatasetError:
-            observations = None
-    has_picture = observations is not None and hasattr(model.policy, "component_q_values")
+    has_picture = is_mixture and observations is not None
     if has_picture:
         plot_components(model.policy, observations, folder / PICTURE, title=type(model).__name__)
     (folder / CARD).write_text(model_card(path, repo_id, command, has_picture), encoding="utf-8")

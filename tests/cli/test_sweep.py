@@ -68,11 +68,8 @@ class InProcessJobs:
     poll_seconds = 0.0
 
     def __init__(self, loses_one: bool = False) -> None:
-        self.loses_one = loses_one
+        self.loses_one, self.limit = loses_one, 2
         self.submitted: list[str] = []
-
-    def room(self, running: int) -> int:
-        return 2 - running
 
     def submit(self, workers: Sequence[Worker]) -> list[str]:
         for worker in workers:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sb3_dmpo.cli.errors import Parser
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.multimodality import FALSE_ALARMS, Multimodality
 from sb3_dmpo.data.report import DatasetReport, describe_dataset
 from sb3_dmpo.envs.registration import environment_name
+
+_QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -46,7 +46,8 @@ def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
     :param report: the report
     """
     n_episodes = len(report.returns)
-    low, median, high = (float(value) for value in (report.lengths.min(), *_quantiles(report.lengths, 0.5, 1.0)))
+    low, median, high = np.quantile(report.lengths, (0.0, 0.5, 1.0))
+    quartiles = "min {:.2f}, quartiles {:.2f} {:.2f} {:.2f}, max {:.2f}".format(*np.quantile(report.returns, _QUARTILES))
     keys = f" in {report.observation_keys} entries" if report.observation_keys else ""
     worst = int(report.saturation.argmax())
     return [
@@ -54,12 +55,7 @@ def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
         ("transitions", f"{report.n_transitions:,} in {n_episodes:,} episodes"),
         ("lengths", f"{low:.0f} to {high:.0f} steps, median {median:.0f}; {report.n_terminated:,} end by a termination"),
         ("returns", f"mean {report.returns.mean():.2f}, std {report.returns.std():.2f}"),
-        (
-            "",
-            "min {:.2f}, quartiles {:.2f} {:.2f} {:.2f}, max {:.2f}".format(
-                *_quantiles(report.returns, 0, 0.25, 0.5, 0.75, 1)
-            ),
-        ),
+        ("", quartiles),
         ("observations", f"{report.observation_size} numbers{keys}"),
         ("actions", f"{len(report.saturation)} numbers, {_bounds(report)}"),
         (
@@ -80,10 +76,6 @@ def _multimodality(found: Multimodality | None) -> str:
     if found.share <= FALSE_ALARMS:
         return text
     return f"{text}, {found.gap:.2f} apart; the observation tells which one in {100 * found.told_apart:.0f}% of the cases"
-
-
-def _quantiles(values: npt.NDArray[Any], *shares: float) -> list[float]:
-    return [float(value) for value in np.quantile(values, shares)]
 
 
 def _bounds(report: DatasetReport) -> str:

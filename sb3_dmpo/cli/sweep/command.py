@@ -70,12 +70,12 @@ class Sweep:
         self.training = ResultsFile(path.with_name(f"{path.stem}_training.csv"), {}, TRAINING_COLUMNS)
         self.runs = [Run(plan, plan.total_updates()) for plan in plans]
 
-    def commands(self) -> Iterator[list[str]]:
-        """Commands of all runs."""
-        for run in self.runs:
-            yield self._command(run.plan)
+    def command(self, plan: PlannedRun) -> list[str]:
+        """
+        Arguments of Python for a run.
 
-    def _command(self, plan: PlannedRun) -> list[str]:
+        :param plan: the run
+        """
         return plan.command(self.root, self.options.save_freq, self.options.threads)
 
     def prepare(self) -> None:
@@ -119,7 +119,7 @@ class Sweep:
 
     def _worker(self, plan: PlannedRun, attempt: str) -> Worker:
         environment: dict[str, str | None] = {name: str(self.options.threads) for name in _THREAD_VARIABLES}
-        return Worker(str(plan.folder(self.root)), tuple(self._command(plan)), environment, attempt)
+        return Worker(str(plan.folder(self.root)), tuple(self.command(plan)), environment, attempt)
 
     def _find_running(self, jobs: Jobs) -> None:
         """Jobs that an earlier sweep has left in SLURM are waited for, not submitted a second time."""
@@ -169,8 +169,9 @@ class Sweep:
             self._note(f"{self._title(run)} died ({reason}), will go on")
 
     def _submit(self, jobs: Jobs) -> None:
-        room = jobs.room(sum(run.state == "running" for run in self.runs))
-        chosen = [run for run in self.runs if run.state == "waiting"][: max(room, 0)]
+        running = sum(run.state == "running" for run in self.runs)
+        waiting = (run for run in self.runs if run.state == "waiting")
+        chosen = [run for n, run in enumerate(waiting, start=1) if running + n <= jobs.limit]
         if not chosen:
             return
         for run in chosen:
@@ -229,8 +230,8 @@ def run(argv: Sequence[str]) -> int:
         console.width = _FILE_WIDTH
     sweep = Sweep(make_grid(options, typed[position + 1 :]), options, console)
     if options.dry_run:
-        for command in sweep.commands():
-            console.print("python " + " ".join(command), highlight=False, markup=False, soft_wrap=True)
+        for run in sweep.runs:
+            console.print("python " + " ".join(sweep.command(run.plan)), highlight=False, markup=False, soft_wrap=True)
         return 0
     sweep.prepare()
     failed = sweep.run(make_jobs(options))

@@ -2,18 +2,19 @@
 
 import contextlib
 import getpass
+import math
 import os
 import signal
 import subprocess
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.sweep.runs import Worker, read_json, write_json
+from sb3_dmpo.cli.train.callbacks import interrupts_handled
 
 #: submitit ends local jobs after this time; a run ends by itself.
 _TEN_YEARS = 10 * 365 * 24 * 60
@@ -21,32 +22,13 @@ _TEN_YEARS = 10 * 365 * 24 * 60
 _PATIENCE = 10.0
 
 
-@contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    """No Ctrl-C for the duration of a block, nor for the processes that are started in it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 class Jobs(ABC):
     """Workers on a cluster."""
 
     #: Seconds between two looks at the jobs.
     poll_seconds: float
-
-    @abstractmethod
-    def room(self, running: int) -> int:
-        """
-        How many workers may be submitted now.
-
-        :param running: workers that are there
-        """
+    #: How many workers there may be at once.
+    limit: float
 
     @abstractmethod
     def submit(self, workers: Sequence[Worker]) -> list[str]:
@@ -105,12 +87,9 @@ class LocalJobs(Jobs):
     def __init__(self, folder: Path, n_jobs: int, gpus: Sequence[str] = ()) -> None:
         self.executor = make_executor("local", folder)
         self.executor.update_parameters(timeout_min=_TEN_YEARS)
-        self.n_jobs = n_jobs
+        self.limit = n_jobs
         self.gpus = list(gpus)
         self._jobs: dict[str, tuple[Any, str]] = {}
-
-    def room(self, running: int) -> int:
-        return self.n_jobs - running
 
     def submit(self, workers: Sequence[Worker]) -> list[str]:
         return [self._start(worker) for worker in workers]
@@ -125,7 +104,7 @@ class LocalJobs(Jobs):
             # submitit hides all devices from local jobs.
             worker.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         # Its processes inherit that: a Ctrl-C in the terminal is for the sweep, which tells them.
-        with _ignored_interrupts():
+        with interrupts_handled(signal.SIG_IGN):
             job = self.executor.submit(worker)
         self._jobs[job.job_id] = (job, gpu)
         return str(job.job_id)
@@ -157,14 +136,12 @@ class SlurmJobs(Jobs):
     """
 
     poll_seconds = 5.0
+    #: SLURM queues them all.
+    limit = math.inf
 
     def __init__(self, folder: Path, n_jobs: int, parameters: dict[str, Any]) -> None:
         self.executor = make_executor("slurm", folder)
         self.executor.update_parameters(name="sb3_dmpo", slurm_array_parallelism=n_jobs, **parameters)
-
-    def room(self, running: int) -> int:
-        # SLURM queues them all.
-        return 1_000_000
 
     def submit(self, workers: Sequence[Worker]) -> list[str]:
         try:

@@ -16,6 +16,7 @@ from sb3_dmpo.cli.configs import config_path, find_entry
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, read_tables
 from sb3_dmpo.cli.train.callbacks import UPDATES, read_progress
+from sb3_dmpo.cli.train.resume import check_settings
 from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.files.save_util import atomic_write
 
@@ -134,9 +135,7 @@ class PlannedRun:
         before = read_json(folder / "cell.json")
         if not before:
             write_json(folder / "cell.json", now)
-        changes = [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before and before.get(key) != now[key]]
-        if changes:
-            raise UsageError(f"{folder} was begun with other settings ({'; '.join(changes)}): name another --folder.")
+        check_settings(str(folder), before or now, now, remedy=": name another --folder")
 
     def is_finished(self, root: Path) -> bool:
         """
@@ -152,8 +151,7 @@ class PlannedRun:
 
         :param root: folder of the sweep
         """
-        path = self.folder(root) / "results.csv"
-        return read_tables([path], COLUMNS) if path.is_file() else []
+        return read_tables([self.folder(root) / "results.csv"], COLUMNS)
 
     def training_rows(self, root: Path) -> list[dict[str, str]]:
         """

@@ -1,7 +1,6 @@
 """What happens between two updates of a run: evaluations, the log kept beside the model, and Ctrl-C."""
 
 import contextlib
-import csv
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dmpo.cli.results import read_rows
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
 
@@ -119,17 +119,29 @@ def read_progress(path: Path) -> list[dict[str, str]]:
 
     :param path: the file
     """
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
     whole = []
-    for row in rows:
+    for row in read_rows(path):
         with contextlib.suppress(ValueError, TypeError, KeyError):
             float(row[UPDATES])
             whole.append({key: value or "" for key, value in row.items() if key is not None})
     return whole
+
+
+@contextlib.contextmanager
+def interrupts_handled(handler: Any) -> Iterator[None]:
+    """
+    Another handler of Ctrl-C for the duration of a block. Only the main thread can have one.
+
+    :param handler: as ``signal.signal`` takes it
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class StopOnInterrupt(BaseCallback):
@@ -144,14 +156,10 @@ class StopOnInterrupt(BaseCallback):
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take over Ctrl-C for the duration of a block."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.signal(signal.SIGINT, self._on_interrupt)
         try:
-            yield
+            with interrupts_handled(self._on_interrupt):
+                yield
         finally:
-            signal.signal(signal.SIGINT, previous)
             self._training = self._is_over = False
 
     def note_only(self) -> None:
@@ -159,13 +167,11 @@ class StopOnInterrupt(BaseCallback):
         self._is_over = True
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        is_first, self.requested = not self.requested, True
         if self._is_over:
-            self.requested = True
             return
-        if self.requested or not self._training:
-            self.requested = True
+        if not (is_first and self._training):
             raise KeyboardInterrupt
-        self.requested = True
         sys.stderr.write("\nStopping after this update (or evaluation), then saving. Ctrl-C again stops at once.\n")
 
     def _on_training_start(self) -> None:

@@ -25,6 +25,7 @@ from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt
 from sb3_dmpo.cli.train.resume import InterruptedRun
+from sb3_dmpo.cli.zoo import swapped
 from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
 from sb3_dmpo.data import DatasetError, DatasetSource
 from sb3_dmpo.data.tasks import describe_data
@@ -205,13 +206,8 @@ class OfflineExperimentManager(ExperimentManager):
         :param eval_env: whether they are for evaluation
         :param no_log: ignored, there are no training episodes to log
         """
-        seed = self.seed
-        try:
-            if eval_env:
-                self.seed = seed + EVAL_SEED_OFFSET
+        with swapped(self, seed=self.seed + (EVAL_SEED_OFFSET if eval_env else 0)):
             return super().create_envs(n_envs, eval_env, no_log=True)
-        finally:
-            self.seed = seed
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         # rl_zoo3 would unpickle a vecnormalize.pkl that lies beside the agent to be continued.
@@ -219,9 +215,8 @@ class OfflineExperimentManager(ExperimentManager):
 
     def create_callbacks(self) -> None:
         """Progress bar and checkpoints as in rl_zoo3, evaluation with normalised scores, and Ctrl-C."""
-        eval_freq, self.eval_freq = self.eval_freq, -1
-        super().create_callbacks()  # type: ignore[no-untyped-call]
-        self.eval_freq = eval_freq
+        with swapped(self, eval_freq=-1):
+            super().create_callbacks()  # type: ignore[no-untyped-call]
         self.callbacks.append(self.interrupt)
         if self.optimize_hyperparameters:
             return
@@ -255,6 +250,11 @@ class OfflineExperimentManager(ExperimentManager):
             verbose=self.verbose,
         )
 
+    def load_arguments(self) -> dict[str, Any]:
+        """Arguments of ``load`` that are this run's own, whatever the zip says."""
+        arguments = {"dataset": self.source, "memory_map": self.args.memory_map, "device": self.device}
+        return arguments | {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
+
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         changed: dict[str, Any] = {}
         if self.resumed is not None:
@@ -266,16 +266,8 @@ class OfflineExperimentManager(ExperimentManager):
             if key in changed:
                 raise UsageError(f"{key!r} cannot be changed with -i: the networks are those of {self.trained_agent}.")
         try:
-            model: BaseAlgorithm = ALGOS[self.algo].load(
-                self.trained_agent,
-                env=env,
-                dataset=self.source,
-                tensorboard_log=self.tensorboard_log,
-                verbose=self.verbose,
-                device=self.device,
-                memory_map=self.args.memory_map,
-                **changed,
-            )
+            arguments = self.load_arguments() | changed
+            model: BaseAlgorithm = ALGOS[self.algo].load(self.trained_agent, env=env, **arguments)
         except Exception as error:  # what goes wrong depends on what is in the file
             if isinstance(error, DatasetError):
                 raise
@@ -362,13 +354,20 @@ class OfflineExperimentManager(ExperimentManager):
     def _on_result(self, result: EvaluationResult, updates: int, is_final: bool) -> None:
         if self.verbose > 0:
             print(f"{self.label}Evaluation after {updates} updates: {score_line(result, with_source=False)}")
+        self.write_result(result, is_final, self.progress_file, updates=updates)
+
+    def write_result(self, result: EvaluationResult, is_final: bool, progress: ProgressFile, **columns: Any) -> None:
+        """
+        Append an evaluation to the results file, if one was asked for.
+
+        :param result: the evaluation
+        :param is_final: whether it is the last one of its stage
+        :param progress: knows how long the stage has learned
+        :param columns: further columns
+        """
         if self.results is not None:
-            self.results.append(
-                result,
-                updates=updates,
-                evaluation="final" if is_final else "training",
-                wall_seconds=f"{self.progress_file.wall_seconds():.1f}",
-            )
+            columns["evaluation"] = "final" if is_final else "training"
+            self.results.append(result, wall_seconds=f"{progress.wall_seconds():.1f}", **columns)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """

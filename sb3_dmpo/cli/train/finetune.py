@@ -16,7 +16,7 @@ from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
-from sb3_dmpo.cli.train.resume import newest_state
+from sb3_dmpo.cli.train.resume import check_settings, newest_state
 from sb3_dmpo.common.arguments import NOT_NEGATIVE, check_argument
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
@@ -166,10 +166,7 @@ class FineTuningManager(OfflineExperimentManager):
         file = self.folder / "settings.yml"
         if file.exists():
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            if before != self.settings:
-                changed = [name for name in self.settings if before.get(name) != self.settings[name]]
-                changes = "; ".join(f"{name}: {before.get(name)} before, {self.settings[name]} now" for name in changed)
-                raise UsageError(f"--resume: {self.folder} was begun with other settings ({changes}).")
+            check_settings(f"--resume: {self.folder}", before, self.settings)
             return newest_state(self.folder, self.env_name, lambda path: transitions_of(path).exists())
         with atomic_write(file) as stream:
             stream.write(yaml.safe_dump(self.settings).encode("utf-8"))
@@ -177,14 +174,7 @@ class FineTuningManager(OfflineExperimentManager):
 
     def _load_checkpoint(self, kind: Any, checkpoint: Path, env: Any) -> Any:
         try:
-            loaded = kind.load(
-                checkpoint,
-                env=env,
-                dataset=self.source,
-                tensorboard_log=self.tensorboard_log,
-                verbose=self.verbose,
-                device=self.device,
-            )
+            loaded = kind.load(checkpoint, env=env, **self.load_arguments())
         except (DamagedFileError, UnsafeFileError) as error:
             raise UsageError(f"{checkpoint} cannot be continued: {error}") from error
         loaded.load_replay_buffer(transitions_of(checkpoint))
@@ -194,14 +184,7 @@ class FineTuningManager(OfflineExperimentManager):
         updates = self.online_model._n_updates
         if self.verbose > 0:
             print(f"Evaluation after {steps} steps ({updates} updates): {score_line(result, with_source=False)}")
-        if self.results is not None:
-            self.results.append(
-                result,
-                updates=updates,
-                env_steps=steps,
-                evaluation="final" if is_final else "training",
-                wall_seconds=f"{self.online_progress.wall_seconds():.1f}",
-            )
+        self.write_result(result, is_final, self.online_progress, updates=updates, env_steps=steps)
 
 
 def transitions_of(checkpoint: Path) -> Path:

@@ -36,16 +36,28 @@ class InterruptedRun:
 
         :param config: settings of this command, as they were written
         :param n_timesteps: option ``-n`` of this command
-        :raises UsageError: they differ; every difference is shown
+        :raises UsageError: they differ
         """
-        before, now = ({**values, "-n": n} for values, n in ((self.config, self.n_timesteps), (config, n_timesteps)))
-        changes = [
-            f"{key}: {before.get(key, 'not set')} before, {now.get(key, 'not set')} now"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changes:
-            raise UsageError(f"--resume: {self.folder} was begun with other settings ({'; '.join(changes)}).")
+        check_settings(f"--resume: {self.folder}", self.config | {"-n": self.n_timesteps}, config | {"-n": n_timesteps})
+
+
+def check_settings(what: str, before: dict[str, Any], now: dict[str, Any], remedy: str = "") -> None:
+    """
+    Refuse to go on with other settings than those that something was begun with.
+
+    :param what: what is gone on with, for the message
+    :param before: settings that are written down there
+    :param now: settings of this command
+    :param remedy: what to do about it
+    :raises UsageError: they differ; every difference is shown
+    """
+    changes = [
+        f"{key}: {before.get(key, 'not set')} before, {now.get(key, 'not set')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changes:
+        raise UsageError(f"{what} was begun with other settings ({'; '.join(changes)}){remedy}.")
 
 
 def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -> InterruptedRun | None:
