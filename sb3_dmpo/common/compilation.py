@@ -14,7 +14,6 @@ import torch as th
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_dmpo.common.optimizers import is_plain_adam
 from sb3_dmpo.common.type_aliases import Metrics
 
 CompileOption = bool | Literal["auto"]
@@ -30,8 +29,9 @@ def missing_for_recording(optimizers: list[th.optim.Optimizer]) -> str | None:
     :param optimizers: the optimizers of the algorithm
     """
     for optimizer in optimizers:
-        decays = type(optimizer) is th.optim.Adam and optimizer.param_groups[0]["weight_decay"]
-        if decays or not is_plain_adam(optimizer):
+        group, kind = optimizer.param_groups[0], type(optimizer)
+        is_plain = kind in (th.optim.Adam, th.optim.AdamW) and not (group["amsgrad"] or group["maximize"])
+        if not is_plain or (kind is th.optim.Adam and group["weight_decay"]):
             return f"only plain Adam and AdamW are compiled, the optimizer here is {type(optimizer).__name__}"
     return None
 

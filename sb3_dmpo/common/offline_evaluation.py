@@ -250,6 +250,9 @@ def component_usage(model: OfflineAlgorithm, dataset: Any = None, *, n_states: i
     _check(model, data)
     rows = np.random.default_rng(_SEED).choice(len(data), min(n_states, len(data)), replace=False)
     scaled = policy.scale_observations(th.as_tensor(data.observations[rows], device=model.device))
-    index = policy.gate(scaled, policy.actor, policy.critic)[0] if hasattr(policy, "gate") else policy.actor.choose(scaled)
+    if hasattr(policy, "component_table"):
+        index = policy.component_table(scaled, policy.actor, policy.critic)[0].argmax(dim=1)
+    else:
+        index = policy.actor.choose(scaled)
     usage: NDArray[np.float64] = np.bincount(index.flatten().cpu().numpy(), minlength=policy.n_components) / len(rows)
     return usage

@@ -43,18 +43,6 @@ def prepare_adam(optimizer: th.optim.Optimizer) -> None:
                 }
 
 
-def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
-    """
-    Whether it is Adam or AdamW as in their papers, neither a subclass nor a variant.
-
-    :param optimizer: the optimizer
-    """
-    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
-        return False
-    group = optimizer.param_groups[0]
-    return not (group["amsgrad"] or group["maximize"])
-
-
 def _adam_state(optimizer: th.optim.Optimizer, parameters: list[Any]) -> tuple[list[th.Tensor], ...]:
     """Counters, means and squares by parameter."""
     states = [optimizer.state[parameter] for parameter in parameters]

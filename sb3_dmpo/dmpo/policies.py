@@ -81,19 +81,6 @@ class MixturePolicy(OfflinePolicy):
         actions = actor.all_components(observations)
         return min_max_q(critic.all_actions(observations, actions), self.min_q_weight), actions
 
-    def gate(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        Index of the best component ``(batch, 1)`` (ties go to the lowest), its action ``(batch, action_size)`` and
-        its value ``(batch, 1)``.
-
-        :param observations: scaled observations, shape ``(batch, observation_size)``
-        :param actor: online or target actor
-        :param critic: online or target critics
-        """
-        values, actions = self.component_table(observations, actor, critic)
-        index = values.argmax(dim=1, keepdim=True)
-        return index, chosen_actions(actions, index), values.gather(1, index)
-
     @th.no_grad()
     def gate_table(
         self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, dtype: th.dtype

@@ -82,7 +82,7 @@ def test_reference_intermediate_values(dtype: th.dtype) -> None:
     run.update(run.batch(1, noise))
     batch, policy, model = run.batch(2, noise), run.policy, run.model
     table, _ = policy.component_table(batch.next_observations, policy.actor_target, policy.critic)
-    index, _, value = policy.gate(batch.next_observations, policy.actor_target, policy.critic)
+    value, index = table.max(dim=1, keepdim=True)
     run.close(table, "u2/target_gate/q_table")
     run.close(index.squeeze(1), "u2/target_gate/z_index")
     run.close(value, "u2/target_gate/value")
