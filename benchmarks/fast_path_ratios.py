@@ -74,11 +74,9 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 #: Pieces by algorithm, beside compilation and the bfloat16 gate
 PIECES: dict[str, tuple[str, ...]] = {
-    "dmpo": (GATE, TABLE, BOTH),
-    "infodmpo": (GATE, TABLE, BOTH),
+    **dict.fromkeys(("dmpo", "infodmpo"), (GATE, TABLE, BOTH)),
     "cql": (CQL,),
-    "td3_bc": (),
-    "bc": (),
+    **dict.fromkeys(("td3_bc", "bc"), ()),
 }
 
 #: A mode, and the piece that is switched off in it
@@ -162,13 +160,12 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     :param path: CSV file
     :param rows: the rows
     """
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    found: dict[Any, dict[str, Any]] = {}
     if path.exists():
         with open(path, encoding="utf-8", newline="") as file:
             found = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
     for row in rows:
-        key = tuple(row[name] for name in KEY)
-        found[key] = found.get(key, {}) | row
+        found.setdefault(tuple(row[name] for name in KEY), {}).update(row)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
