@@ -43,12 +43,8 @@ def missing_for_compilation(optimizers: list[th.optim.Optimizer], device: th.dev
     :param optimizers: the optimizers of the algorithm
     :param device: where it is trained
     """
-    obstacle = missing_for_recording(optimizers)
-    if obstacle is not None:
-        return obstacle
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-        return "there is no C++ compiler: install g++, or set CXX"
-    return None
+    has_compiler = device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return missing_for_recording(optimizers) or (None if has_compiler else "there is no C++ compiler: install g++, or set CXX")
 
 
 def choose_compilation(option: CompileOption, n_updates: int, obstacle: str | None, device: th.device) -> bool:

@@ -43,12 +43,6 @@ def prepare_adam(optimizer: th.optim.Optimizer) -> None:
                 }
 
 
-def _adam_state(optimizer: th.optim.Optimizer, parameters: list[Any]) -> tuple[list[th.Tensor], ...]:
-    """Counters, means and squares by parameter."""
-    states = [optimizer.state[parameter] for parameter in parameters]
-    return tuple([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
-
-
 def optimizer_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[th.Tensor]) -> None:
     """
     One step of an optimizer with the gradients beside the parameters.
@@ -76,7 +70,8 @@ def adam_step(optimizer: th.optim.Optimizer, parameters: list[Any], gradients: l
     """
     group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]
-    steps, means, squares = _adam_state(optimizer, parameters)
+    states = [optimizer.state[parameter] for parameter in parameters]
+    steps, means, squares = ([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
     th._foreach_add_(steps, 1.0)
     th._foreach_lerp_(means, gradients, 1.0 - beta1)
     th._foreach_mul_(squares, beta2)
