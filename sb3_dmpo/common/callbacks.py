@@ -16,10 +16,10 @@ from sb3_dmpo.common.evaluation import (
     EvaluationResult,
     env_id_of,
     evaluate_policy,
-    reference_scores,
     to_vec_env,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.data.tasks import reference_scores
 from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
 
 

@@ -14,8 +14,7 @@ from stable_baselines3.common import evaluation as sb3_evaluation
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_dmpo.data.tasks import ReferenceScores as ReferenceScores
-from sb3_dmpo.data.tasks import reference_scores as reference_scores
+from sb3_dmpo.data.tasks import ReferenceScores, reference_scores
 from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
 
 

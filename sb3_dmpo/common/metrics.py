@@ -11,7 +11,6 @@ from sb3_dmpo.common.type_aliases import Metrics
 
 _ADVICE = "training has diverged. Check the scale of the rewards, or lower the learning rate."
 
-
 #: Updates whose metrics are added up at a time: a single small operation takes as long as one on all of these.
 _ROWS = 64
 

@@ -16,8 +16,8 @@ from stable_baselines3 import PPO, SAC
 from torch import nn
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.common.evaluation import reference_scores
 from sb3_dmpo.data import load_transitions, recover_environment
+from sb3_dmpo.data.tasks import reference_scores
 from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")

@@ -28,8 +28,8 @@ from sb3_dmpo.cli.configs import check_hyperparameters, config_path, find_entry,
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value, plain
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile
-from sb3_dmpo.common.evaluation import EvaluationResult, ReferenceScores
-from sb3_dmpo.data.tasks import describe_data, entry_keys
+from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.data.tasks import ReferenceScores, describe_data, entry_keys
 from sb3_dmpo.envs import TwoGoals
 from sb3_dmpo.envs.registration import environment_name
 from tests.doors import enjoy, train

@@ -16,7 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
-from sb3_dmpo.common.evaluation import env_id_of, evaluate_policy, normalized_score, reference_scores
+from sb3_dmpo.common.evaluation import env_id_of, evaluate_policy, normalized_score
+from sb3_dmpo.data.tasks import reference_scores
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, TwoGoals, make_two_goals_dataset
 from sb3_dmpo.envs.two_goals import GOALS
 

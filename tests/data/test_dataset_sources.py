@@ -15,7 +15,6 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
-from sb3_dmpo.common.evaluation import reference_scores
 from sb3_dmpo.data import (
     DatasetError,
     dataset_identifier,
@@ -25,6 +24,7 @@ from sb3_dmpo.data import (
 )
 from sb3_dmpo.data import d4rl as dataset_d4rl
 from sb3_dmpo.data import replay_buffer as dataset_replay_buffer
+from sb3_dmpo.data.tasks import reference_scores
 from tests.data.test_minari import SpacesEnv
 from tests.doors import convert
 

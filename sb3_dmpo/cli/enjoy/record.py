@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
+from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetSource
+from sb3_dmpo.data.tasks import reference_scores
 from sb3_dmpo.plots.overlay import Overlay
 
 _DEFAULT_FPS = 30

@@ -26,9 +26,9 @@ from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt
 from sb3_dmpo.cli.train.resume import InterruptedRun
 from sb3_dmpo.cli.zoo import swapped
-from sb3_dmpo.common.evaluation import EvaluationResult, reference_scores
+from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetError, DatasetSource
-from sb3_dmpo.data.tasks import describe_data
+from sb3_dmpo.data.tasks import describe_data, reference_scores
 from sb3_dmpo.envs.registration import TOY_ENV_ID
 from sb3_dmpo.files.save_util import atomic_write
 
