@@ -114,6 +114,24 @@ SEED = Range(lambda value: value is None or _is_seed(value), "a whole number fro
 TRAIN_FREQ = Range(_is_train_freq, "a number of steps, or e.g. (1, 'episode')")
 
 
+#: Arguments of the policy that concern its critics.
+CRITIC_ARGUMENTS = {"critic_layer_norm": one_of(True, False), "n_critics": COUNT}
+
+
+def check_critic_arguments(model: Any) -> None:
+    """
+    Check what is said of a model's critics in ``policy_kwargs``.
+
+    :param model: an algorithm whose constructor has set its attributes
+    :raises ValueError: a value is out of its range, or the algorithm has no critics
+    """
+    given = {name: value for name, value in (model.policy_kwargs or {}).items() if name in CRITIC_ARGUMENTS}
+    if given and not model.learns_online:
+        raise ValueError(f"{type(model).__name__} has no critics: leave {' and '.join(given)} out of policy_kwargs.")
+    for name, value in given.items():
+        check_argument(f"{type(model).__name__}, policy_kwargs", name, value, CRITIC_ARGUMENTS[name])
+
+
 def argument_ranges(cls: type[Any]) -> dict[str, Range]:
     """
     The ranges of the arguments of an algorithm: what it declares as ``argument_ranges``, and what its bases declare.
@@ -167,6 +185,7 @@ def check_arguments(model: Any) -> None:
     for name, value in vars(model).items():
         if name in ranges:
             check_argument(owner, name, value, ranges[name])
+    check_critic_arguments(model)
     for name, annotation in constructor_arguments(type(model)).items():
         choices = _choices(annotation)
         value = getattr(model, name, None)

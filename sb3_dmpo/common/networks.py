@@ -134,6 +134,28 @@ class EnsembleLinear(nn.Module):
         return th.bmm(self.weight, inputs).add_(self.bias.mT)
 
 
+class EnsembleLayerNorm(nn.Module):
+    """
+    Layer norms of ``n_models`` networks, each with a trained scale and shift per unit.
+
+    :param n_models: number of networks
+    :param width: number of units
+    """
+
+    def __init__(self, n_models: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(th.ones(n_models, 1, width))
+        self.bias = nn.Parameter(th.zeros(n_models, 1, width))
+
+    def forward(self, hidden: th.Tensor) -> th.Tensor:
+        """
+        Every row with mean 0 and variance 1, scaled and shifted, same shape.
+
+        :param hidden: shape ``(n_models, rows, width)``
+        """
+        return th.addcmul(self.bias, nn.functional.layer_norm(hidden, self.weight.shape[2:]), self.weight)
+
+
 class EnsembleCritic(nn.Module):
     """
     ``n_critics`` Q-functions ``Q_j(s, a)`` without shared layers, evaluated together.
@@ -143,6 +165,7 @@ class EnsembleCritic(nn.Module):
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation of the hidden layers
     :param n_critics: number of Q-functions
+    :param layer_norm: whether a layer norm follows on the activation of every hidden layer
     """
 
     def __init__(
@@ -152,17 +175,20 @@ class EnsembleCritic(nn.Module):
         net_arch: list[int],
         activation_fn: type[nn.Module] = nn.ReLU,
         n_critics: int = 2,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.n_critics = n_critics
         sizes = [observation_size + action_size, *net_arch, 1]
         self.layers = nn.ModuleList(EnsembleLinear(n_critics, *pair) for pair in itertools.pairwise(sizes))
         self.activation = activation_fn()
+        self.norms = nn.ModuleList(EnsembleLayerNorm(n_critics, width) for width in (net_arch if layer_norm else []))
 
     def _hidden_to_output(self, hidden: th.Tensor) -> th.Tensor:
         """Shape ``(n_critics, 1, batch)``, from the first layer's output ``(n_critics, width, batch)``."""
-        for layer in self.layers[1:]:
-            hidden = layer(activate(self.activation, hidden))
+        for i, layer in enumerate(self.layers[1:]):
+            hidden = activate(self.activation, hidden)
+            hidden = layer(self.norms[i](hidden.mT).mT if self.norms else hidden)
         return hidden
 
     def forward(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -192,14 +218,20 @@ class EnsembleCritic(nn.Module):
         hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
         hidden = hidden.view(self.n_critics, batch * n, -1)
         # Not with the batch last: of a transposed factor ONNX Runtime up to 1.23 makes an operator that it lacks for doubles.
-        for weight, bias in zip(weights[1:], biases[1:], strict=True):
-            hidden = th.baddbmm(bias, activate(self.activation, hidden), weight.mT)
+        for i, (weight, bias) in enumerate(zip(weights[1:], biases[1:], strict=True)):
+            hidden = activate(self.activation, hidden)
+            hidden = th.baddbmm(bias, self.norms[i](hidden) if self.norms else hidden, weight.mT)
         return hidden.view(self.n_critics, batch, n)
 
     def weights_and_biases(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Matrices ``(n_critics, out, in)`` and biases ``(n_critics, 1, out)`` of the layers."""
         layers = [layer for layer in self.layers if isinstance(layer, EnsembleLinear)]
         return [layer.weight for layer in layers], [layer.bias for layer in layers]
+
+    def scales_and_shifts(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Of the layer norms, shape ``(n_critics, 1, width)`` each; none without."""
+        norms = [norm for norm in self.norms if isinstance(norm, EnsembleLayerNorm)]
+        return [norm.weight for norm in norms], [norm.bias for norm in norms]
 
 
 class ValueNetwork(nn.Module):
@@ -209,11 +241,21 @@ class ValueNetwork(nn.Module):
     :param observation_size: S
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation of the hidden layers
+    :param layer_norm: whether a layer norm follows on the activation of every hidden layer
     """
 
-    def __init__(self, observation_size: int, net_arch: list[int], activation_fn: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(
+        self,
+        observation_size: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.vf = nn.Sequential(*create_mlp(observation_size, 1, net_arch, activation_fn))
+        layers = create_mlp(observation_size, 1, net_arch, activation_fn)
+        for i, width in reversed(list(enumerate(net_arch if layer_norm else []))):
+            layers.insert(2 * i + 2, nn.LayerNorm(width))
+        self.vf = nn.Sequential(*layers)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """Values, shape ``(batch, 1)``."""

@@ -80,7 +80,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     :param memory_map: leave the data on disk and read what a minibatch needs: for datasets that do not fit into memory
     :param compile: whether the updates are compiled, which takes one or two minutes before the first ones and needs a C++
         compiler on CPUs; ``"auto"``: on CUDA, and on CPUs in runs of at least 100 000 updates
-    :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``
+    :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``; for the critics ``n_critics`` (2) and
+        ``critic_layer_norm`` (off), which puts a layer norm behind every hidden layer of theirs
     :param stats_window_size: window of the rollout statistics (SB3)
     :param tensorboard_log: log folder of TensorBoard
     :param verbose: 0 no output, 1 info messages, 2 debug messages

@@ -37,6 +37,9 @@ class OfflinePolicy(BasePolicy):
     :param activation_fn: activation of the hidden layers
     :param optimizer_class: class of the optimizers
     :param optimizer_kwargs: further arguments of the optimizers
+    :param n_critics: number of Q-functions
+    :param critic_layer_norm: whether a layer norm follows on the activation of every hidden layer of the Q-functions, and of
+        the state-value network where there is one
     """
 
     actor: nn.Module
@@ -58,6 +61,8 @@ class OfflinePolicy(BasePolicy):
         activation_fn: type[nn.Module] = nn.ReLU,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 2,
+        critic_layer_norm: bool = False,
     ) -> None:
         super().__init__(
             canonical_observation_space(observation_space),
@@ -69,6 +74,8 @@ class OfflinePolicy(BasePolicy):
         self.net_arch = [256, 256] if net_arch is None else net_arch
         self.activation_fn = activation_fn
         self.actor_arch, self.critic_arch = get_actor_critic_arch(self.net_arch)
+        self.n_critics = n_critics
+        self.critic_layer_norm = critic_layer_norm
         self.observation_size = flat_size(self.observation_space)
         assert isinstance(self.action_space, spaces.Box)
         self.action_size = int(np.prod(self.action_space.shape))
@@ -84,17 +91,14 @@ class OfflinePolicy(BasePolicy):
         """A new deterministic actor of the configured architecture."""
         return Actor(self.observation_size, self.action_size, self.actor_arch, self.activation_fn)
 
-    def make_critic(self, n_critics: int = 2) -> EnsembleCritic:
-        """
-        A new ensemble of Q-functions of the configured architecture.
-
-        :param n_critics: number of Q-functions
-        """
-        return EnsembleCritic(self.observation_size, self.action_size, self.critic_arch, self.activation_fn, n_critics)
+    def make_critic(self) -> EnsembleCritic:
+        """A new ensemble of Q-functions of the configured architecture."""
+        sizes = (self.observation_size, self.action_size)
+        return EnsembleCritic(*sizes, self.critic_arch, self.activation_fn, self.n_critics, self.critic_layer_norm)
 
     def make_value_network(self) -> ValueNetwork:
         """A new state-value network of the configured architecture."""
-        return ValueNetwork(self.observation_size, self.critic_arch, self.activation_fn)
+        return ValueNetwork(self.observation_size, self.critic_arch, self.activation_fn, self.critic_layer_norm)
 
     @staticmethod
     def make_target(module: ModuleType) -> ModuleType:
@@ -251,6 +255,8 @@ class OfflinePolicy(BasePolicy):
             "activation_fn": self.activation_fn,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
+            "n_critics": self.n_critics,
+            "critic_layer_norm": self.critic_layer_norm,
             "lr_schedule": self._dummy_schedule,
         }
         return data
@@ -265,7 +271,7 @@ class DeterministicPolicy(OfflinePolicy):
 
 
 class DeterministicActorCriticPolicy(DeterministicPolicy):
-    """A deterministic actor and twin critics with their targets (TD3+BC)."""
+    """A deterministic actor and critics, two unless told otherwise, with their targets (TD3+BC)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

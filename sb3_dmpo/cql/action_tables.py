@@ -256,14 +256,14 @@ def action_table(
 
 def action_values(critic: EnsembleCritic, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
     """
-    Values of several actions per observation, shape ``(n_critics, batch, n)``: in blocks where that is possible, else by
-    :meth:`EnsembleCritic.all_actions`.
+    Values of several actions per observation, shape ``(n_critics, batch, n)``: in blocks where that is possible (layer norms
+    are not among the operators), else by :meth:`EnsembleCritic.all_actions`.
 
     :param critic: the critics
     :param observations: shape ``(batch, observation_size)``
     :param actions: shape ``(batch, n, action_size)``
     """
     weights, biases = critic.weights_and_biases()
-    if is_blockwise(observations, actions, [*weights, *biases], critic.activation):
+    if not critic.norms and is_blockwise(observations, actions, [*weights, *biases], critic.activation):
         return action_table(observations, actions, weights, biases)
     return critic.all_actions(observations, actions)

@@ -117,7 +117,7 @@ class DiffusionQL(OfflineAlgorithm):
         for name in [*self._chain_names("new"), "bc_noise"]:
             specs[name] = NoiseSpec("normal", (batch_size, size), delayed=True)
         specs["diffusion_t"] = NoiseSpec("integers", (batch_size,), high=self.n_diffusion_steps, delayed=True)
-        specs["coin"] = NoiseSpec("integers", (), high=2, delayed=True)
+        specs["coin"] = NoiseSpec("integers", (), high=self.policy.n_critics, delayed=True)
         return specs
 
     def _chain_names(self, prefix: str) -> list[str]:
@@ -147,13 +147,14 @@ class DiffusionQL(OfflineAlgorithm):
         return loss, {"bc_loss": loss}
 
     def q_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
-        """Negative value of sampled actions under one critic, chosen by a coin, in units of the other's, 0-d."""
+        """Negative value of sampled actions under one critic, chosen by chance, in units of another's, 0-d."""
         policy = self.policy
         actions = policy.actor(batch.observations, self._chain_noise(batch, "new"))
         q_values = policy.critic(batch.observations, actions).squeeze(2)
         scales = q_values.detach().abs().mean(dim=1)
-        losses = -q_values.mean(dim=1) / scales.flip(0)
-        loss = th.where(batch.noise["coin"] == 1, losses[0], losses[1])
+        losses = -q_values.mean(dim=1) / scales.roll(1)
+        chosen = len(losses) - 1 - batch.noise["coin"]
+        loss = losses.gather(0, chosen.unsqueeze(0)).squeeze(0)
         return loss, {"q_loss": loss}
 
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:

@@ -5,17 +5,33 @@ Compiled and eager updates compute the same numbers by them: rows are worked off
 what an observation contributes to a first layer is computed once and not once per component.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
+from torch.nn import functional as F
 
 #: Rows of a block: two hidden layers of 256 units in float32 and a matrix between them fill half of a 2 MB cache.
 _BLOCK_ROWS = 512
 
 _NETWORKS = "Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, Tensor[] critic_biases"
+_NETWORKS += ", Tensor[]? critic_scales=None, Tensor[]? critic_shifts=None"
 _library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"gate_table(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
 _library.define(f"gate(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
+
+
+Norm = tuple[th.Tensor, th.Tensor]
+
+
+def normalized(hidden: th.Tensor, norm: Sequence[Norm]) -> th.Tensor:
+    """
+    A hidden layer behind its layer norm, or as it is, same shape.
+
+    :param hidden: shape ``(rows, width)``
+    :param norm: scale and shift ``(width,)`` of the one layer norm, or nothing
+    """
+    return F.layer_norm(hidden, hidden.shape[1:], *norm[0]) if norm else hidden
 
 
 class _Network:
@@ -25,14 +41,18 @@ class _Network:
     :param observations: shape ``(batch, observation_size)``
     :param weights: matrices of the layers, shape ``(out, in)``
     :param biases: shape ``(out,)``
+    :param norms: scale and shift of the layer norm of every hidden layer; none without
     """
 
-    def __init__(self, observations: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor]) -> None:
+    def __init__(
+        self, observations: th.Tensor, weights: list[th.Tensor], biases: list[th.Tensor], norms: Sequence[Norm] = ()
+    ) -> None:
         size = observations.shape[1]
         self.own_weight = weights[0][:, size:].t()
         self.shared = th.addmm(biases[0], observations, weights[0][:, :size].t())
         self.layers = [(bias, weight.t()) for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True)]
         self.last_weight, self.last_bias = weights[-1], biases[-1].unsqueeze(1)
+        self.norms = norms
 
     def reorder(self, order: th.Tensor) -> None:
         """
@@ -43,8 +63,9 @@ class _Network:
         self.shared = self.shared.index_select(0, order)
 
     def _finish(self, hidden: th.Tensor, out: th.Tensor) -> None:
-        for bias, weight in self.layers:
-            hidden = th.addmm(bias, hidden, weight).relu_()
+        for i, (bias, weight) in enumerate(self.layers):
+            hidden = th.addmm(bias, normalized(hidden, self.norms[i : i + 1]), weight).relu_()
+        hidden = normalized(hidden, self.norms[-1:])
         # With few outputs the transposed product is the faster one.
         th.addmm(self.last_bias, self.last_weight, hidden.t(), out=out)
 
@@ -87,9 +108,15 @@ class _Network:
 
 def _networks(observations: th.Tensor, layers: tuple[list[th.Tensor], ...]) -> tuple[_Network, list[_Network]]:
     """The actor and the critics."""
-    actor_weights, actor_biases, critic_weights, critic_biases = layers
+    actor_weights, actor_biases, critic_weights, critic_biases, *norms = layers
+    scales, shifts = norms or ([], [])
     critics = [
-        _Network(observations, [weight[j] for weight in critic_weights], [bias[j, 0] for bias in critic_biases])
+        _Network(
+            observations,
+            [weight[j] for weight in critic_weights],
+            [bias[j, 0] for bias in critic_biases],
+            [(scale[j, 0], shift[j, 0]) for scale, shift in zip(scales, shifts, strict=True)],
+        )
         for j in range(len(critic_weights[0]))
     ]
     return _Network(observations, actor_weights, actor_biases), critics

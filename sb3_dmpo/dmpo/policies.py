@@ -17,10 +17,11 @@ from sb3_dmpo.dmpo.networks import MixtureActor, Posterior
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
 
 
-def _gate_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Layers, Layers]:
-    """What the actor sees of each component, and the matrices and biases of both networks."""
+def _gate_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Layers, Layers, Layers]:
+    """What the actor sees of each component, matrices and biases of both networks, and the critics' layer norms."""
     assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
-    return actor.latent_embedding(actor.one_hots), actor.weights_and_biases(), critic.weights_and_biases()
+    critic_layers, norms = critic.weights_and_biases(), critic.scales_and_shifts()
+    return actor.latent_embedding(actor.one_hots), actor.weights_and_biases(), critic_layers, norms
 
 
 class MixturePolicy(OfflinePolicy):
@@ -93,13 +94,15 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the layers; reduced, the values are good for choosing only
         """
-        q_values, actions = gate_table(observations, *_gate_arguments(actor, critic), dtype, self.critic.activation)
+        *layers, norms = _gate_arguments(actor, critic)
+        q_values, actions = gate_table(observations, *layers, dtype, self.critic.activation, norms)
         return min_max_q(q_values, self.min_q_weight), actions
 
     def _best_component(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """Value ``(batch, 1)`` and action ``(batch, action_size)`` of the best component, in full precision."""
         if self.min_q_weight == 1.0:
-            return best_component(observations, *_gate_arguments(actor, critic), self.critic.activation)
+            *layers, norms = _gate_arguments(actor, critic)
+            return best_component(observations, *layers, self.critic.activation, norms)
         values, actions = self.gate_table(observations, actor, critic, observations.dtype)
         best, index = values.max(dim=1, keepdim=True)
         return best, chosen_actions(actions, index)

@@ -75,14 +75,25 @@ class _StackedInterpreter(Interpreter):
         if name in ("aten::addmm", "aten::baddbmm") and len(stacked) == len(values) == 3:
             return Stacked(_product_with_bias(*(value.tensor for value in values)))
 
+        missing: set[int] = set()
+
         def of_one(*rows: th.Tensor) -> Any:
             full = list(values)
             for i, row in zip(stacked, rows, strict=True):
                 full[i] = row
             args, kwargs = tree_unflatten(full, structure)
-            return target(*args, **kwargs)
+            result = target(*args, **kwargs)
+            if not isinstance(result, tuple):
+                return result
+            # Gradients that nobody wants are None, which vmap does not return.
+            missing.update(i for i, value in enumerate(result) if value is None)
+            return tuple(value for value in result if value is not None)
 
-        return _stack(th.vmap(of_one)(*(values[i].tensor for i in stacked)))
+        results = _stack(th.vmap(of_one)(*(values[i].tensor for i in stacked)))
+        if not missing:
+            return results
+        found = iter(results)
+        return tuple(None if i in missing else next(found) for i in range(len(results) + len(missing)))
 
     def _one_by_one(self, target: Callable[..., Any], values: list[Any], structure: Any) -> Any:
         results = []

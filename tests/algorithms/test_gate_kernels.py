@@ -24,6 +24,39 @@ def arguments(actor: MixtureActor, critic: EnsembleCritic, batch: int = 150) -> 
     return observations, components, actor.weights_and_biases(), critic.weights_and_biases()
 
 
+@pytest.mark.parametrize("n_critics", [1, 2, 3])
+@pytest.mark.parametrize("net_arch", [(32,), (32, 24)])
+@th.no_grad()
+def test_gate_with_layer_norm(n_critics: int, net_arch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators, the plain operations and the modules agree, also in reduced precision."""
+    th.manual_seed(0)
+    actor, _ = networks(8, net_arch=net_arch)
+    critic = EnsembleCritic(5, 3, list(net_arch), n_critics=n_critics, layer_norm=True)
+    for norm in critic.norms:
+        norm.weight.mul_(1.0 + 0.5 * th.randn(norm.weight.shape))
+        norm.bias.add_(0.5 * th.randn(norm.bias.shape))
+    observations, *rest = arguments(actor, critic)
+    norms = critic.scales_and_shifts()
+    actions = actor.all_components(observations)
+    table = critic.all_actions(observations, actions)
+    found = {
+        "operator": gate_table(observations, *rest, th.float32, critic.activation, norms),
+        # Another activation than nn.ReLU itself is computed layer by layer.
+        "layers": gate_table(observations, *rest, th.float32, nn.Threshold(0.0, 0.0), norms),
+    }
+    for name, (values, chosen) in found.items():
+        th.testing.assert_close(values, table, msg=lambda message, name=name: f"{name}: {message}")
+        th.testing.assert_close(chosen, actions)
+    for activation in (critic.activation, nn.Threshold(0.0, 0.0)):
+        reduced, _ = gate_table(observations, *rest, th.bfloat16, activation, norms)
+        assert 0 < float((reduced - table).abs().max()) < 0.05 * float(table.abs().max())
+    for savings in (1, 10**12):
+        monkeypatch.setattr(gate, "_GATE_SAVINGS", savings)
+        values, chosen = best_component(observations, *rest, critic.activation, norms)
+        th.testing.assert_close(values, table.amin(dim=0).amax(dim=1, keepdim=True))
+        th.testing.assert_close(critic(observations, chosen).amin(dim=0), values)
+
+
 @th.no_grad()
 def assert_gate_is_right(actor: MixtureActor, critic: EnsembleCritic, batch: int = 150) -> None:
     """The best component as found by evaluating the modules."""
@@ -101,6 +134,8 @@ def test_operators_are_well_formed() -> None:
     checks = ("test_schema", "test_faketensor")
     for operator in (th.ops.sb3_dmpo.gate_table, th.ops.sb3_dmpo.gate):
         th.library.opcheck(operator, (observations, components.detach(), *layers), test_utils=checks)
+        norms = [[th.ones(2, 1, width) for width in (32, 24)] for _ in range(2)]
+        th.library.opcheck(operator, (observations, components.detach(), *layers, *norms), test_utils=checks)
 
 
 def test_both_precisions_choose_alike() -> None:
