@@ -94,15 +94,17 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the layers; reduced, the values are good for choosing only
         """
-        *layers, norms = _gate_arguments(actor, critic)
-        q_values, actions = gate_table(observations, *layers, dtype, self.critic.activation, norms)
+        components, actor_layers, critic_layers, norms = _gate_arguments(actor, critic)
+        q_values, actions = gate_table(
+            observations, components, actor_layers, critic_layers, dtype, self.critic.activation, norms
+        )
         return min_max_q(q_values, self.min_q_weight), actions
 
     def _best_component(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """Value ``(batch, 1)`` and action ``(batch, action_size)`` of the best component, in full precision."""
         if self.min_q_weight == 1.0:
-            *layers, norms = _gate_arguments(actor, critic)
-            return best_component(observations, *layers, self.critic.activation, norms)
+            components, actor_layers, critic_layers, norms = _gate_arguments(actor, critic)
+            return best_component(observations, components, actor_layers, critic_layers, self.critic.activation, norms)
         values, actions = self.gate_table(observations, actor, critic, observations.dtype)
         best, index = values.max(dim=1, keepdim=True)
         return best, chosen_actions(actions, index)
