@@ -16,7 +16,7 @@ from sb3_dmpo.dmpo import DMPO, InfoDMPO
 from sb3_dmpo.files.safe_zip import DamagedFileError, read_model
 from sb3_dmpo.iql import IQL
 from sb3_dmpo.lapo import LAPO, LPAWAC
-from sb3_dmpo.td3_bc import TD3BC
+from sb3_dmpo.td3_bc import TD3BC, ReBRAC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 
@@ -26,6 +26,7 @@ ALGOS: dict[str, type[OfflineAlgorithm]] = {
     "infodmpo": InfoDMPO,
     "bc": BC,
     "td3_bc": TD3BC,
+    "rebrac": ReBRAC,
     "awac": AWAC,
     "mix_awac": MixAWAC,
     "lp_awac": LPAWAC,
@@ -68,6 +69,7 @@ __all__ = [
     "InfoDMPO",
     "MixAWAC",
     "OfflineAlgorithm",
+    "ReBRAC",
     "__version__",
     "load",
 ]

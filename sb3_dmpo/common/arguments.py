@@ -120,12 +120,14 @@ CRITIC_ARGUMENTS = {"critic_layer_norm": one_of(True, False), "n_critics": COUNT
 
 def check_critic_arguments(model: Any) -> None:
     """
-    Check what is said of a model's critics in ``policy_kwargs``.
+    Check what is said of a model's critics: ``n_steps``, and in ``policy_kwargs``.
 
     :param model: an algorithm whose constructor has set its attributes
     :raises ValueError: a value is out of its range, or the algorithm has no critics
     """
     given = {name: value for name, value in (model.policy_kwargs or {}).items() if name in CRITIC_ARGUMENTS}
+    if model.n_steps != 1 and not model.learns_online:
+        raise ValueError(f"{type(model).__name__} has no critics, which n_steps is for: leave it out.")
     if given and not model.learns_online:
         raise ValueError(f"{type(model).__name__} has no critics: leave {' and '.join(given)} out of policy_kwargs.")
     for name, value in given.items():

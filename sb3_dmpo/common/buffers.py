@@ -5,7 +5,7 @@ import pathlib
 import warnings
 import zipfile
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,45 @@ def _make_generator(device: th.device, seed: int | None) -> th.Generator:
     return generator
 
 
+class StepSamples(NamedTuple):
+    """
+    What follows on some steps of a minibatch, n steps at a time.
+
+    :param observations: shape ``(batch, S)``
+    :param actions: shape ``(batch, A)``
+    :param next_observations: those after the last of the steps, shape ``(batch, S)``
+    :param rewards: discounted sum of the rewards of the steps, shape ``(batch, 1)``
+    :param dones: 1 where the last of the steps ended the task, else 0, shape ``(batch, 1)``
+    :param discounts: gamma to the power of the number of steps, shape ``(batch, 1)``
+    :param next_actions: actions at ``next_observations``, shape ``(batch, A)``; anything where there is none
+    :param has_next_action: 1 where there is one, else 0, shape ``(batch, 1)``
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    next_observations: th.Tensor
+    rewards: th.Tensor
+    dones: th.Tensor
+    discounts: th.Tensor
+    next_actions: th.Tensor
+    has_next_action: th.Tensor
+
+
+class _Episodes(NamedTuple):
+    """
+    What the lengths of the episodes say of the transitions of a dataset. A step is dropped where next actions are needed if it
+    has none although the task goes on.
+
+    :param ends: whether a step is the last one of its episode, shape ``(n_offline,)``
+    :param early_ends: the same once steps are dropped, shape ``(n_offline,)``
+    :param kept_before: how many steps are kept before each of those that are dropped, shape ``(n_dropped,)``
+    """
+
+    ends: th.Tensor
+    early_ends: th.Tensor
+    kept_before: th.Tensor
+
+
 class OfflineReplayBuffer(ReplayBuffer):
     """
     A dataset as contiguous float32 tensors on the training device, sampled there without the host.
@@ -76,7 +115,7 @@ class OfflineReplayBuffer(ReplayBuffer):
     Of a memory-mapped dataset, observations and actions stay on disk, nothing can be added, and minibatches are drawn on the
     CPU (the same ones as without) and moved to the device.
 
-    Built by ``from_transitions``.
+    Built by ``from_transitions``; one that is built otherwise has no ``episode_lengths`` and knows single steps only.
 
     :param observations: shape ``(N, S)``
     :param next_observations: shape ``(N, S)``
@@ -148,6 +187,12 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.generator = _make_generator(observations.device, seed)
         #: Share of added transitions in a minibatch, once there are some; None: as many as chance draws
         self.online_ratio: float | None = None
+        #: Number of transitions of every episode of the dataset, in order
+        self.episode_lengths: npt.NDArray[np.int64] | None = None
+        #: Made when they are first needed
+        self._episodes: _Episodes | None = None
+        #: Of every place for added transitions the place of the step that follows in its episode, -1 where none does
+        self._following = th.zeros(0, dtype=th.int64, device=device)
         # pos and full describe the region of added transitions
         self.reset()
 
@@ -219,6 +264,7 @@ class OfflineReplayBuffer(ReplayBuffer):
             fingerprint=transitions.fingerprint,
         )
         buffer.memory_map = memory_map
+        buffer.episode_lengths = transitions.episode_lengths
         return buffer
 
     def twin(self, seed: int | None = None) -> "OfflineReplayBuffer":
@@ -231,7 +277,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         twin.__dict__.update(self.__dict__)
         for name in _TRANSITION_TENSORS:
             setattr(twin, name, getattr(self, name)[: self.n_offline])
-        twin.buffer_size, twin.extra_capacity = self.n_offline, 0
+        twin.buffer_size, twin.extra_capacity, twin._following = self.n_offline, 0, self._following[:0]
         twin.generator = _make_generator(self.generator.device, seed)
         twin.reset()
         return twin
@@ -258,12 +304,21 @@ class OfflineReplayBuffer(ReplayBuffer):
         :param batch_size: number of transitions
         :param env: not supported; the policy scales the observations
         """
+        return self._get_samples(self._draw_rows(batch_size), env)
+
+    def _draw_rows(self, batch_size: int, n_dropped: int = 0) -> th.Tensor:
+        """
+        Numbers of the transitions of a minibatch, shape ``(batch,)``.
+
+        :param batch_size: number of transitions
+        :param n_dropped: so many fewer of the dataset there are; those behind move up
+        """
+        n_offline = self.n_offline - n_dropped
         if self.online_ratio is None or self.n_added == 0:
-            return self._get_samples(self._draw(self.size(), batch_size), env)
+            return self._draw(n_offline + self.n_added, batch_size)
         n_online = round(self.online_ratio * batch_size)
-        offline = self._draw(self.n_offline, batch_size - n_online)
-        added = self.n_offline + self._draw(self.n_added, n_online)
-        return self._get_samples(th.cat([offline, added]), env)
+        offline = self._draw(n_offline, batch_size - n_online)
+        return th.cat([offline, n_offline + self._draw(self.n_added, n_online)])
 
     def _draw(self, n: int, size: int) -> th.Tensor:
         """Numbers below ``n``, shape ``(size,)``."""
@@ -288,6 +343,110 @@ class OfflineReplayBuffer(ReplayBuffer):
         samples.actions.clamp_(-self.action_clip, self.action_clip)
         return ReplayBufferSamples(*(tensor.to(self.device) for tensor in samples[:5]))
 
+    # Several steps ----------------------------------------------------------------------------------------------
+
+    def sample_steps(self, batch_size: int, n_steps: int, gamma: float, next_actions: bool) -> StepSamples:
+        """
+        A minibatch as by :meth:`sample` whose transitions are ``n_steps`` steps long, or as many as the episode has left, as
+        in SB3's ``NStepReplayBuffer``.
+
+        :param batch_size: number of transitions
+        :param n_steps: n
+        :param gamma: discount factor
+        :param next_actions: whether next actions are needed. Steps of the dataset that have none, the last ones of episodes
+            that were cut, are then left out. Added transitions stay: the next action of the newest one is not there yet.
+        """
+        episodes = self._index_episodes()
+        if not next_actions:
+            return self._steps(self._draw_rows(batch_size), n_steps, gamma, episodes.ends)
+        n_dropped = len(episodes.kept_before)
+        rows = self._draw_rows(batch_size, n_dropped)
+        # What was drawn counts the steps that are kept: so many have been dropped before each of them.
+        rows = rows + th.searchsorted(episodes.kept_before, rows, right=True)
+        return self._steps(rows, n_steps, gamma, episodes.early_ends)
+
+    def check_episodes(self, next_actions: bool) -> None:
+        """
+        Check that :meth:`sample_steps` is possible.
+
+        :param next_actions: whether next actions are needed
+        :raises DatasetError: the buffer does not know its episodes, or no step has a next action
+        """
+        n_dropped = len(self._index_episodes().kept_before)
+        if next_actions and n_dropped == self.n_offline:
+            raise DatasetError(
+                f"{dataset_label(self.dataset_id)}: every episode is a single step that is cut, so that no step has a next "
+                "action. Use an algorithm that needs none, e.g. TD3BC."
+            )
+
+    def _index_episodes(self) -> _Episodes:
+        if self._episodes is not None:
+            return self._episodes
+        if self.episode_lengths is None:
+            raise DatasetError(
+                "An OfflineReplayBuffer that was not built by `from_transitions` cannot tell where its episodes end, which "
+                "n_steps and next actions need: pass what it was made from."
+            )
+        storage = self.observations.device
+        is_done = self.dones[: self.n_offline, 0] > 0
+        ends = th.zeros(self.n_offline, dtype=th.bool, device=storage)
+        ends[th.from_numpy(np.cumsum(self.episode_lengths) - 1).to(storage)] = True
+        ends |= is_done
+        dropped = (ends & ~is_done).nonzero().squeeze(1)
+        early_ends = ends.clone()
+        # What is before a step that is dropped is in its episode, or an end already.
+        early_ends[(dropped - 1).clamp(min=0)] = True
+        self._episodes = _Episodes(ends, early_ends, dropped - th.arange(len(dropped), device=storage))
+        return self._episodes
+
+    def _next_rows(self, rows: th.Tensor, ends: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The steps that follow on some steps in their episodes (anything where none does), and whether one does.
+
+        :param rows: numbers of the steps, shape ``(batch,)``
+        :param ends: whether steps of the dataset are followed by none, shape ``(n_offline,)``
+        """
+        following, has_next = rows + 1, ~ends[rows.clamp(max=self.n_offline - 1)]
+        if self.n_added > 0:
+            is_added = rows >= self.n_offline
+            places = self._following[(rows - self.n_offline).clamp(min=0)]
+            following = th.where(is_added, self.n_offline + places, following)
+            has_next = th.where(is_added, places >= 0, has_next)
+        return th.where(has_next, following, rows), has_next
+
+    def _steps(self, rows: th.Tensor, n_steps: int, gamma: float, ends: th.Tensor) -> StepSamples:
+        """
+        Transitions of several steps.
+
+        :param rows: their first steps, shape ``(batch,)``
+        :param n_steps: largest number of steps
+        :param gamma: discount factor
+        :param ends: behind which steps of the dataset no transition reaches, shape ``(n_offline,)``
+        """
+        last, rewards = rows, self.rewards[rows]
+        discounts = th.full_like(rewards, gamma)
+        for _ in range(n_steps - 1):
+            last, goes_on = self._next_rows(last, ends)
+            factor = discounts * goes_on.unsqueeze(1)
+            rewards = rewards + factor * self.rewards[last]
+            discounts = th.where(goes_on.unsqueeze(1), gamma * discounts, discounts)
+        following, has_next = self._next_rows(last, self._index_episodes().ends)
+        samples = StepSamples(
+            observations=self.observations.index_select(0, rows),
+            actions=self.actions.index_select(0, rows),
+            next_observations=self.next_observations.index_select(0, last),
+            rewards=rewards,
+            dones=self.dones[last],
+            discounts=discounts,
+            next_actions=self.actions.index_select(0, following),
+            has_next_action=has_next.unsqueeze(1).to(rewards.dtype),
+        )
+        if not self.memory_map:
+            return samples
+        for actions in (samples.actions, samples.next_actions):
+            actions.clamp_(-self.action_clip, self.action_clip)
+        return StepSamples(*(tensor.to(self.device) for tensor in samples))
+
     # Transitions added to those of the dataset ------------------------------------------------------------------
 
     @property
@@ -303,6 +462,9 @@ class OfflineReplayBuffer(ReplayBuffer):
             new = th.zeros((size, old.shape[1]), dtype=old.dtype, device=old.device)
             new[: len(old)] = old
             setattr(self, name, new)
+        following = self._following.new_full((self.extra_capacity,), -1)
+        following[: len(self._following)] = self._following
+        self._following = following
         self.buffer_size = size
 
     def reserve(self, n_transitions: int) -> None:
@@ -319,6 +481,9 @@ class OfflineReplayBuffer(ReplayBuffer):
             for name in _TRANSITION_TENSORS:
                 tensor = getattr(self, name)
                 tensor[self.n_offline :] = tensor[self.n_offline :].roll(-self.pos, dims=0)
+            following = self._following.roll(-self.pos)
+            self._following = th.where(following < 0, following, (following - self.pos) % self.extra_capacity)
+            self._newest = np.where(self._newest < 0, self._newest, (self._newest - self.pos) % self.extra_capacity)
             self.pos, self.full = self.extra_capacity, False
         is_allocated = len(self.observations) > self.n_offline
         self.extra_capacity = n_transitions
@@ -330,6 +495,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         rows = slice(self.n_offline, self.size())
         return {
             **{name: getattr(self, name)[rows].cpu().numpy() for name in _TRANSITION_TENSORS},
+            "following": self._following[: self.n_added].cpu().numpy(),
+            "newest": self._newest,
             "oldest": np.array(self.pos if self.full else 0),
             "transform": np.array([self.reward_scale, self.reward_shift, self.action_clip]),
             "fingerprint": np.array(self.fingerprint),
@@ -364,10 +531,18 @@ class OfflineReplayBuffer(ReplayBuffer):
                 )
         if not 0 <= oldest <= n_added:
             raise DatasetError(f"The oldest of {n_added} added transitions cannot be number {oldest}: save them again.")
+        # Files of release 0.1.0 and before do not say what follows on what: nothing does then.
+        following = arrays.get("following", np.full(n_added, -1))
+        newest = arrays.get("newest", np.full(0, -1))
+        for name, places in (("following", following), ("newest", newest)):
+            are_places = places.dtype == np.int64 and places.ndim == 1 and ((places >= -1) & (places < n_added)).all()
+            if not are_places or len(following) != n_added:
+                raise DatasetError(f"The {name} of {n_added} added transitions are no places among them: save them again.")
         for name in _TRANSITION_TENSORS:
             setattr(self, name, getattr(self, name)[: self.n_offline])
         self.extra_capacity = n_added
         self.pos, self.full = oldest, n_added > 0
+        self._following, self._newest = th.from_numpy(following).to(self.device), newest
         if n_added > 0:
             self._grow()
             for name, values in rows.items():
@@ -414,18 +589,41 @@ class OfflineReplayBuffer(ReplayBuffer):
             raise ValueError(f"{n_new} environments add more than extra_capacity={self.extra_capacity}: raise it")
         if len(self.observations) == self.n_offline:
             self._grow()
-        places = self.n_offline + (self.pos + np.arange(n_new)) % self.extra_capacity
-        index = th.from_numpy(places).to(self.device)
+        places = (self.pos + np.arange(n_new)) % self.extra_capacity
+        self._link(places, rows["observations"].astype(np.float32), np.asarray(done, dtype=bool))
+        index = th.from_numpy(self.n_offline + places).to(self.device)
         for name, values in rows.items():
             tensor = getattr(self, name)
             tensor[index] = th.from_numpy(values.astype(np.float32).reshape(n_new, -1)).to(self.device)
         self.full = self.full or self.pos + n_new >= self.extra_capacity
         self.pos = (self.pos + n_new) % self.extra_capacity
 
+    def _link(self, places: npt.NDArray[np.int64], observations: npt.NDArray[np.float32], done: npt.NDArray[np.bool_]) -> None:
+        """
+        Note on what steps new ones follow: on the last ones before, where the episode goes on where they have led.
+
+        :param places: where the new steps go, one per environment
+        :param observations: flat observations of the new steps
+        :param done: whether the episodes end with them
+        """
+        before = th.from_numpy(self._newest.clip(min=0)).to(self.device)
+        new = th.from_numpy(places).to(self.device)
+        if len(before) == len(new):
+            reached = self.next_observations[self.n_offline + before]
+            goes_on = (reached == th.from_numpy(observations).to(self.device)).all(dim=1)
+            goes_on &= th.from_numpy(self._newest >= 0).to(self.device)
+            # Where the last step before is the last of its episode, or its place another's by now, it stays as it is.
+            self._following[before] = th.where(goes_on, new, self._following[before])
+        self._following[new] = -1
+        self._newest = np.where(done, -1, places)
+
     def reset(self) -> None:
         """Forget the added transitions; the dataset stays."""
         self.pos = 0
         self.full = False
+        self._following = th.full_like(self._following, -1)
+        #: Places of the steps that were added last, one per environment, -1 where the episode has ended
+        self._newest: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     # Pickling ---------------------------------------------------------------------------------------------------
 
@@ -434,7 +632,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         if self.memory_map:
             raise ValueError("A memory-mapped buffer is not pickled, which would write the whole dataset: load it again")
         state = self.__dict__.copy()
-        for name in _TENSORS:
+        state["_episodes"] = None
+        for name in (*_TENSORS, "_following"):
             state[name] = state[name].cpu().numpy()
         # Bytes mean the same to every version of torch
         state["generator"] = self.generator.get_state().numpy().tobytes()
@@ -449,7 +648,12 @@ class OfflineReplayBuffer(ReplayBuffer):
         state["device"] = device if is_available else th.device("cpu")
         for name in _TENSORS:
             state[name] = _as_tensor(state[name], state["device"])
-        self.__dict__.update(state)
+        # Buffers pickled by release 0.1.0 and before lack what follows.
+        n_places = len(state["observations"]) - state["n_offline"]
+        following = state.pop("_following", np.full(n_places, -1))
+        state["_following"] = _as_tensor(following, state["device"])
+        self.__dict__.update({"episode_lengths": None, "_episodes": None} | state)
+        self._newest = state.get("_newest", np.zeros(0, dtype=np.int64))
         self.generator = th.Generator(device=self.device)
         if is_available:
             self.generator.set_state(generator_state)

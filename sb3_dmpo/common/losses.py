@@ -52,11 +52,11 @@ def bellman_targets(batch: OfflineBatch, gamma: float, next_values: th.Tensor) -
     """
     ``r + gamma * V(s')``, without V(s') where the task terminated, shape ``(batch, 1)``.
 
-    :param batch: the minibatch
+    :param batch: the minibatch; with ``n_steps`` it has discounted sums of rewards, and discounts of its own
     :param gamma: discount factor
     :param next_values: values of the next observations, shape ``(batch, 1)``
     """
-    return batch.rewards + (1.0 - batch.dones) * gamma * next_values
+    return batch.rewards + (1.0 - batch.dones) * (gamma if batch.discounts is None else batch.discounts) * next_values
 
 
 def smoothing_noise(noise: th.Tensor, std: float, clip: float) -> th.Tensor:

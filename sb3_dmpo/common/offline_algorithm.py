@@ -20,14 +20,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule, TrainFreq
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from sb3_dmpo.common import arguments
-from sb3_dmpo.common.buffers import OfflineReplayBuffer, check_buffer, make_buffer, read_added, write_added
+from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
@@ -87,6 +87,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     :param verbose: 0 no output, 1 info messages, 2 debug messages
     :param seed: seed of the pseudo random generators
     :param device: device of networks and data
+    :param n_steps: the critics learn from so many rewards at a time, as in SB3: the sum ends with the episode, and bootstraps
+        where that was cut
     :param _init_setup_model: whether to build the networks at once (``load`` builds them later)
     :raises ValueError: an argument is out of its range
     :raises TypeError: there is no argument of that name
@@ -104,6 +106,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         "learning_rate": arguments.LEARNING_RATE,
         "learning_starts": arguments.COUNT_OR_ZERO,
         "n_envs": arguments.COUNT,
+        "n_steps": arguments.COUNT,
         "online_ratio": arguments.optional(arguments.UNIT),
         "policy_delay": arguments.COUNT,
         "policy_kwargs": arguments.DICT,
@@ -119,6 +122,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = OfflineReplayBuffer
     #: Whether the algorithm has what it takes to improve by its own experience: a critic.
     learns_online: ClassVar[bool] = True
+    #: Whether the losses need the actions that the dataset has at the next observations.
+    needs_next_actions: ClassVar[bool] = False
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.
@@ -150,6 +155,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        n_steps: int = 1,
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
@@ -173,6 +179,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
+        self.n_steps = n_steps
         self.policy_delay = policy_delay
         self.normalize_observations = normalize_observations
         self.reward_scale = reward_scale
@@ -291,6 +298,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             action_clip=self.action_clip,
         )
         check_buffer(buffer, self.observation_space, self.action_space, self.dataset_fingerprint if continuing else None)
+        if self.n_steps > 1 or self.needs_next_actions:
+            buffer.check_episodes(self.needs_next_actions)
         self._on_dataset(buffer)
         self.replay_buffer = buffer
         self.dataset_fingerprint = buffer.fingerprint
@@ -337,8 +346,17 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
         :param batch_size: minibatch size
         """
-        assert self.replay_buffer is not None
-        data = self.replay_buffer.sample(batch_size)
+        buffer = self.replay_buffer
+        assert isinstance(buffer, OfflineReplayBuffer)
+        further: dict[str, th.Tensor] = {}
+        data: StepSamples | ReplayBufferSamples
+        if self.n_steps == 1 and not self.needs_next_actions:
+            data = buffer.sample(batch_size)
+        else:
+            data = buffer.sample_steps(batch_size, self.n_steps, self.gamma, self.needs_next_actions)
+            further["discounts"] = data.discounts
+            if self.needs_next_actions:
+                further |= {"next_actions": data.next_actions, "has_next_action": data.has_next_action}
         return OfflineBatch(
             self.policy.scale_observations(data.observations),
             data.actions,
@@ -346,6 +364,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             data.rewards,
             data.dones,
             self.sample_noise(batch_size),
+            **further,
         )
 
     # Losses ----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,9 @@ class OfflineBatch(NamedTuple):
     :param rewards: shape ``(batch, 1)``
     :param dones: 1 for true terminations, 0 otherwise (time limits included), shape ``(batch, 1)``
     :param noise: the random numbers of this update, by name
+    :param discounts: with ``n_steps``, factors on the values of the next observations, shape ``(batch, 1)``; None: gamma
+    :param next_actions: of algorithms that need them, the dataset's actions at the next observations, shape of ``actions``
+    :param has_next_action: 1 where there is one, else 0, shape ``(batch, 1)``
     """
 
     observations: th.Tensor
@@ -45,3 +48,6 @@ class OfflineBatch(NamedTuple):
     rewards: th.Tensor
     dones: th.Tensor
     noise: dict[str, th.Tensor]
+    discounts: th.Tensor | None = None
+    next_actions: th.Tensor | None = None
+    has_next_action: th.Tensor | None = None

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch as th
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -52,7 +51,6 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
     Built by ``from_transitions``. Its transitions lie episode after episode; further ones cannot be added.
     """
 
-    episode_lengths: npt.NDArray[np.int64]
     returns_to_go: th.Tensor
     _episode_starts: th.Tensor
     _episode_stops: th.Tensor
@@ -69,11 +67,11 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         """
         buffer = super().from_transitions(transitions, *args, **kwargs)
         assert isinstance(buffer, SequenceReplayBuffer)
-        buffer.episode_lengths = transitions.episode_lengths
-        buffer._index_episodes()
+        buffer._index_sequences()
         return buffer
 
-    def _index_episodes(self) -> None:
+    def _index_sequences(self) -> None:
+        assert self.episode_lengths is not None
         stops = np.cumsum(self.episode_lengths)
         starts = stops - self.episode_lengths
         rewards = self.rewards[: self.n_offline].cpu().numpy().astype(np.float64)
@@ -134,4 +132,4 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._index_episodes()
+        self._index_sequences()

@@ -7,14 +7,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
-from sb3_dmpo.common.arguments import NOT_NEGATIVE, POSITIVE, Range
-from sb3_dmpo.common.losses import min_max_q, smoothing_noise
-from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.common.policies import DeterministicActorCriticPolicy
-from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.common.arguments import POSITIVE, Range
+from sb3_dmpo.common.losses import min_max_q
+from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
+from sb3_dmpo.td3_bc.deterministic_actor_critic import DeterministicActorCritic
 
 
-class TD3BC(OfflineAlgorithm):
+class TD3BC(DeterministicActorCritic):
     """
     TD3 whose actor is also pulled towards the dataset's actions.
 
@@ -29,15 +28,7 @@ class TD3BC(OfflineAlgorithm):
     :param kwargs: further arguments of :class:`OfflineAlgorithm`, which describes the first ones too
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
-        ("MlpPolicy", "MultiInputPolicy"), DeterministicActorCriticPolicy
-    )
-    policy: DeterministicActorCriticPolicy
-    argument_ranges: ClassVar[dict[str, Range]] = {
-        "alpha": POSITIVE,
-        "target_noise_clip": NOT_NEGATIVE,
-        "target_policy_noise": NOT_NEGATIVE,
-    }
+    argument_ranges: ClassVar[dict[str, Range]] = {"alpha": POSITIVE}
 
     def __init__(
         self,
@@ -56,26 +47,23 @@ class TD3BC(OfflineAlgorithm):
         **kwargs: Any,
     ) -> None:
         self.alpha = alpha
-        self.target_policy_noise = target_policy_noise
-        self.target_noise_clip = target_noise_clip
-        super().__init__(policy, env, dataset, learning_rate, batch_size, tau, gamma, policy_delay, **kwargs)
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.add_optimizer("critic", [self.policy.critic])
-        self.add_optimizer("actor", [self.policy.actor])
-        self.add_target(self.policy.critic, self.policy.critic_target)
-        self.add_target(self.policy.actor, self.policy.actor_target)
-
-    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
-        """The random numbers that one update consumes, by name."""
-        return {"target_noise": NoiseSpec("normal", (batch_size, self.policy.action_size))}
+        super().__init__(
+            policy,
+            env,
+            dataset,
+            learning_rate,
+            batch_size,
+            tau,
+            gamma,
+            policy_delay=policy_delay,
+            target_policy_noise=target_policy_noise,
+            target_noise_clip=target_noise_clip,
+            **kwargs,
+        )
 
     def next_values(self, batch: OfflineBatch) -> th.Tensor:
         """Smaller target Q-value of the smoothed target action, shape ``(batch, 1)``."""
-        noise = smoothing_noise(batch.noise["target_noise"], self.target_policy_noise, self.target_noise_clip)
-        next_actions = (self.policy.actor_target(batch.next_observations) + noise).clamp(-1.0, 1.0)
-        return min_max_q(self.policy.critic_target(batch.next_observations, next_actions))
+        return min_max_q(self.policy.critic_target(batch.next_observations, self.smoothed_actions(batch)))
 
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Negative normalised Q-value of the actor's actions plus their cloning error, 0-d."""
@@ -85,13 +73,3 @@ class TD3BC(OfflineAlgorithm):
         bc_loss = F.mse_loss(actions, batch.actions)
         loss = bc_loss - q_weight * q_values.mean()
         return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_weight": q_weight}
-
-    def update(self, batch: OfflineBatch) -> Metrics:
-        """One update of the critics, and every ``policy_delay`` updates of the actor."""
-        loss, metrics = self.critic_loss(batch)
-        self.optimize("critic", loss)
-        if self.is_policy_update:
-            loss, parts = self.actor_loss(batch)
-            self.optimize("actor", loss)
-            metrics |= parts
-        return metrics

@@ -30,6 +30,8 @@ COMMON = {
 }
 MIXTURE = {"n_components": 8, "gumbel_temperature": 0.67, "kl_coef": 1.0}
 SMOOTHED = {"target_policy_noise": 0.2, "target_noise_clip": 0.5}
+#: ReBRAC, of its own paper; the coefficients are those of every dataset.
+REBRAC = {"gamma": 0.99, "tau": 0.005, "policy_delay": 2, "policy_kwargs": THREE | {"critic_layer_norm": True}, **SMOOTHED}
 ANT_VARIANT = {
     **COMMON,
     **MIXTURE,
@@ -88,6 +90,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "td3_bc": {
         **{key: {**COMMON, **SMOOTHED, "alpha": 2.5} for key in ("mujoco", "human", "cloned")},
         "antmaze": {**COMMON, **SMOOTHED, **MINUS_ONE, "alpha": 2.5},
+    },
+    "rebrac": {
+        "mujoco": {**REBRAC, "learning_rate": 1e-3, "batch_size": 1024},
+        "human": {**REBRAC, "learning_rate": 3e-4, "batch_size": 256},
+        "cloned": {**REBRAC, "learning_rate": 3e-4, "batch_size": 256},
+        "antmaze": {
+            **{**REBRAC, "gamma": 0.999, "reward_scale": 100.0},
+            **{"learning_rate": 3e-4, "critic_learning_rate": 5e-5, "batch_size": 256},
+        },
     },
     "iql": {
         "mujoco": {**IQL, "expectile": 0.7, "advantage_scale": 3.0, "reward_scale": "return_range"},
