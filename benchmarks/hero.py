@@ -48,7 +48,7 @@ def proposals(model: DMPO, observation: np.ndarray) -> tuple[np.ndarray, int]:
     policy = model.policy
     with th.no_grad():
         scaled = policy.scale_observations(th.as_tensor(observation[None]))
-        actions = policy.actor.all_components(scaled)[0].numpy()
+        actions = policy.acting("actor").all_components(scaled)[0].numpy()
     return actions, int(policy.select_component(observation[None])[0])
 
 

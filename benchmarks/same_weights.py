@@ -32,6 +32,7 @@ TRANSFORMER = {"batch_size": 16, "context_length": 5, "embed_dim": 32, "n_layers
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bc": ("bc", {}),
     "td3_bc": ("td3_bc", {}),
+    "rebrac": ("rebrac", {}),
     "awac": ("awac", {}),
     "mix_awac": ("mix_awac", {"n_components": 3}),
     "mix_awac, sampled components": ("mix_awac", {"sample_component": True, "published_code": True}),
@@ -110,7 +111,7 @@ def actions_of(model: Any) -> list[Any]:
 
 def train(cases: list[str], updates: int, folder: Path) -> dict[str, Any]:
     """
-    Train with the package that Python finds, and save a zip of every case.
+    Train with the package that Python finds, and save a zip of every case whose algorithm it knows.
 
     :param cases: names of the cases
     :param updates: number of updates
@@ -122,6 +123,8 @@ def train(cases: list[str], updates: int, folder: Path) -> dict[str, Any]:
     results = {}
     for case in cases:
         name, arguments = CASES[case]
+        if name not in ALGOS:
+            continue
         small = {} if name == "decision_transformer" else SMALL
         model = ALGOS[name](
             "MlpPolicy", dataset=episodes(), seed=0, device="cpu", compile=False, **small | arguments  # type: ignore[arg-type]
@@ -169,7 +172,7 @@ def _result(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 def compare(other: Path, cases: list[str], updates: int) -> list[tuple[str, str]]:
     """
-    What became of every case: ``"same"``, or what differs.
+    What became of every case: ``"same"``, ``"new"`` where the other checkout does not know the algorithm, or what differs.
 
     :param other: the checkout to compare with
     :param cases: names of the cases
@@ -181,9 +184,10 @@ def compare(other: Path, cases: list[str], updates: int) -> list[tuple[str, str]
             folder.mkdir()
         processes = [_start(root, "train", cases, updates, path) for root, path in zip((other, HERE), folders, strict=True)]
         theirs, ours = map(_result, processes)
-        loaded = _result(_start(HERE, "load", cases, updates, folders[0]))
-    outcomes = []
-    for case in cases:
+        known = [case for case in cases if case in theirs]
+        loaded = _result(_start(HERE, "load", known, updates, folders[0])) if known else {}
+    outcomes = [(case, "new") for case in cases if case not in theirs]
+    for case in known:
         differences = [f"{what} after training" for what in ours[case] if ours[case][what] != theirs[case][what]]
         differences += [loaded[case]["error"]] if "error" in loaded[case] else []
         differences += [
@@ -219,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = compare(options.other.resolve(), options.cases, options.updates)
     for case, outcome in outcomes:
         sys.stdout.write(f"{case}: {outcome}\n")
-    return int(any(outcome != "same" for _, outcome in outcomes))
+    return int(any(outcome not in ("same", "new") for _, outcome in outcomes))
 
 
 if __name__ == "__main__":

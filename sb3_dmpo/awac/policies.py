@@ -41,7 +41,7 @@ class StochasticActorCriticPolicy(OfflinePolicy):
         :param observations: scaled observations, shape ``(batch, observation_size)``
         :param deterministic: whether the mean will be taken
         """
-        mean, log_std = self.actor(observations)
+        mean, log_std = self.acting("actor")(observations)
         return mean, log_std
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
@@ -174,7 +174,7 @@ class GaussianMixturePolicy(StochasticActorCriticPolicy):
         gate_uniform = None
         if self.sample_component and not deterministic:
             gate_uniform = th.rand(len(observations), self.n_components, device=observations.device)
-        mean, log_std = self.actor(observations, gate_uniform)
+        mean, log_std = self.acting("actor")(observations, gate_uniform)
         return mean, log_std
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

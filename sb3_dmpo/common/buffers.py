@@ -193,6 +193,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         self._episodes: _Episodes | None = None
         #: Of every place for added transitions the place of the step that follows in its episode, -1 where none does
         self._following = th.zeros(0, dtype=th.int64, device=device)
+        #: Places of the steps that were added last, one per environment, -1 where the episode has ended
+        self._newest: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         # pos and full describe the region of added transitions
         self.reset()
 
@@ -622,8 +624,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.pos = 0
         self.full = False
         self._following = th.full_like(self._following, -1)
-        #: Places of the steps that were added last, one per environment, -1 where the episode has ended
-        self._newest: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._newest = np.zeros(0, dtype=np.int64)
 
     # Pickling ---------------------------------------------------------------------------------------------------
 

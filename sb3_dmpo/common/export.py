@@ -39,7 +39,8 @@ class ExportedPolicy(nn.Module):
         self.policy = copy.deepcopy(policy).cpu()
         self.policy.set_training_mode(False)
         for name in policy.gate_networks:
-            getattr(self.policy, name).double()
+            network = self.policy.acting(name) if name in policy.acting_networks else getattr(self.policy, name)
+            network.double()
         assert isinstance(policy.action_space, spaces.Box)
         self.action_dtype = th.from_numpy(np.empty(0, policy.action_space.dtype)).dtype
         # As in ``ActionUnscaler``, in double precision.

@@ -89,6 +89,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     :param device: device of networks and data
     :param n_steps: the critics learn from so many rewards at a time, as in SB3: the sum ends with the episode, and bootstraps
         where that was cut
+    :param ema_decay: act by exponential averages of the networks instead of the newest ones: after every update the average is
+        ``ema_decay * average + (1 - ema_decay) * newest``. None: no averages
     :param _init_setup_model: whether to build the networks at once (``load`` builds them later)
     :raises ValueError: an argument is out of its range
     :raises TypeError: there is no argument of that name
@@ -101,6 +103,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         "batch_size": arguments.COUNT,
         "buffer_size": arguments.COUNT,
         "compile": arguments.one_of(True, False, "auto"),
+        "ema_decay": arguments.optional(arguments.BELOW_ONE),
         "gamma": arguments.UNIT,
         "gradient_steps": arguments.GRADIENT_STEPS,
         "learning_rate": arguments.LEARNING_RATE,
@@ -156,6 +159,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         n_steps: int = 1,
+        ema_decay: float | None = None,
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
@@ -180,6 +184,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             supported_action_spaces=(spaces.Box,),
         )
         self.n_steps = n_steps
+        self.ema_decay = ema_decay
         self.policy_delay = policy_delay
         self.normalize_observations = normalize_observations
         self.reward_scale = reward_scale
@@ -223,10 +228,18 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     def make_policy(self) -> OfflinePolicy:
         """New networks of the configured architecture."""
         self._setup_lr_schedule()
+        further: dict[str, Any] = {} if self.ema_decay is None else {"average": True}
         policy: Any = self.policy_class(
-            self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments(), **self.policy_kwargs
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            **self._policy_arguments(),
+            **self.policy_kwargs,
+            **further,
         )
         made: OfflinePolicy = policy
+        if self.ema_decay is not None:
+            made.add_average()
         return made
 
     def _setup_model(self) -> None:
@@ -234,6 +247,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self.policy = self.make_policy().to(self.device)
         self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
         self._targets: list[Target] = []
+        if self.ema_decay is not None:
+            for name, average in self.policy.average.items():
+                self._targets.append(Target(getattr(self.policy, name), average, 1, 1, tau=1.0 - self.ema_decay))
         self._noise_generator = make_noise_generator(self.device, self.seed)
         self._compiled = CompiledUpdate(self._update_all)
         self._convert_train_freq()

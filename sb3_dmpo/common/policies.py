@@ -40,6 +40,7 @@ class OfflinePolicy(BasePolicy):
     :param n_critics: number of Q-functions
     :param critic_layer_norm: whether a layer norm follows on the activation of every hidden layer of the Q-functions, and of
         the state-value network where there is one
+    :param average: whether it acts by averages of its networks, see :meth:`add_average`
     """
 
     actor: nn.Module
@@ -51,6 +52,8 @@ class OfflinePolicy(BasePolicy):
     has_memory: ClassVar[bool] = False
     #: Networks that choose among actions by their values; an exported policy has them in double precision.
     gate_networks: ClassVar[tuple[str, ...]] = ()
+    #: Networks that ``predict`` uses, but for those that follow others slowly.
+    acting_networks: ClassVar[tuple[str, ...]] = ("actor",)
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class OfflinePolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 2,
         critic_layer_norm: bool = False,
+        average: bool = False,
     ) -> None:
         super().__init__(
             canonical_observation_space(observation_space),
@@ -80,6 +84,8 @@ class OfflinePolicy(BasePolicy):
         assert isinstance(self.action_space, spaces.Box)
         self.action_size = int(np.prod(self.action_space.shape))
         self._unscaler = ActionUnscaler(self.action_space)
+        self.has_average = average
+        self.average = nn.ModuleDict()
         self.register_buffer("observation_mean", th.zeros(self.observation_size))
         self.register_buffer("observation_std", th.ones(self.observation_size))
         self.observation_mean: th.Tensor
@@ -108,6 +114,24 @@ class OfflinePolicy(BasePolicy):
         :param module: the online network
         """
         return copy.deepcopy(module).requires_grad_(False)
+
+    def add_average(self) -> None:
+        """Copy the acting networks; ``predict`` uses the copies from now on, which somebody has to move."""
+        self.average = nn.ModuleDict({name: self.make_target(getattr(self, name)) for name in self.acting_networks})
+
+    def acting(self, name: str) -> Any:
+        """
+        The network that ``predict`` uses: the average, if there is one.
+
+        :param name: one of ``acting_networks``
+        """
+        return self.average[name] if name in self.average else getattr(self, name)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PyTorch; a policy that was loaded on its own has made no copies yet."""
+        if self.has_average and not self.average:
+            self.add_average()
+        return super().load_state_dict(*args, **kwargs)
 
     # Scaling ----------------------------------------------------------------------------------------------------
 
@@ -226,7 +250,7 @@ class OfflinePolicy(BasePolicy):
         :param observation: flat raw observations, shape ``(batch, observation_size)``
         :param deterministic: whether to take the mode
         """
-        actions: th.Tensor = self.actor(self.scale_observations(observation))
+        actions: th.Tensor = self.acting("actor")(self.scale_observations(observation))
         return actions
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
@@ -257,6 +281,7 @@ class OfflinePolicy(BasePolicy):
             "optimizer_kwargs": self.optimizer_kwargs,
             "n_critics": self.n_critics,
             "critic_layer_norm": self.critic_layer_norm,
+            "average": self.has_average,
             "lr_schedule": self._dummy_schedule,
         }
         return data

@@ -22,12 +22,14 @@ class Target(NamedTuple):
     :param target: the network that follows
     :param every: run once in so many updates
     :param start: first update at which it runs
+    :param tau: coefficient of its own; None: that of :meth:`move`
     """
 
     online: nn.Module
     target: nn.Module
     every: int
     start: int
+    tau: float | None = None
 
     def is_due(self, update: int) -> bool:
         """
@@ -44,7 +46,8 @@ class Target(NamedTuple):
 
         :param tau: the soft update coefficient
         """
-        th._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), tau)
+        own_tau = tau if self.tau is None else self.tau
+        th._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), own_tau)
 
 
 @contextmanager

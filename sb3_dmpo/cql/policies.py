@@ -121,6 +121,6 @@ class CQLPolicy(OfflinePolicy):
         self.log_ent_coef = nn.Parameter(th.zeros(()))
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
-        distribution = self.actor(self.scale_observations(observation))
+        distribution = self.acting("actor")(self.scale_observations(observation))
         actions: th.Tensor = distribution.mode() if deterministic else distribution.sample(th.randn_like(distribution.mean))[0]
         return actions

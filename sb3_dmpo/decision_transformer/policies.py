@@ -145,7 +145,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
         n_known = np.minimum(new_state.lengths, self.context_length)[:, None]
         steps = np.arange(self.context_length) - self.context_length
         with th.inference_mode():
-            scaled_actions = self.actor(
+            scaled_actions = self.acting("actor")(
                 self.scale_observations(self._to_tensor(new_state.observations)),
                 self._to_tensor(new_state.actions),
                 self._to_tensor(new_state.returns_to_go[:, :, None]),
@@ -208,7 +208,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         # Without a state there is nothing but the first step of an episode.
         first = observation.new_zeros(len(observation), 1, 1)
-        actions: th.Tensor = self.actor(
+        actions: th.Tensor = self.acting("actor")(
             self.scale_observations(observation).unsqueeze(1),
             first.expand(-1, -1, self.action_size),
             first + self.target_return,

@@ -183,7 +183,7 @@ class DiffusionPolicy(OfflinePolicy):
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         observations = self.scale_observations(observation)
-        networks = (self.actor, self.critic_target)
+        networks = (self.acting("actor"), self.critic_target)
         if deterministic:
             return best_actions(observations, networks, self.sample_table)[1]
         shape = (self.n_diffusion_steps, len(observations) * self.n_action_samples, self.action_size)

@@ -68,6 +68,7 @@ class MixturePolicy(OfflinePolicy):
         )
 
     gate_networks: ClassVar[tuple[str, ...]] = ("actor", "critic")
+    acting_networks: ClassVar[tuple[str, ...]] = ("actor", "critic")
 
     def component_table(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -161,21 +162,25 @@ class MixturePolicy(OfflinePolicy):
 
         :param observation: one raw observation or a batch of them
         """
-        values: np.ndarray = self.component_table(self._scaled(observation), self.actor, self.critic)[0].cpu().numpy()
+        values: np.ndarray = self.component_table(self._scaled(observation), *self._acting_pair())[0].cpu().numpy()
         return values
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         return self._best_actions(self.scale_observations(observation))[1]
 
     def _best_actions(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        return best_actions(observations, (self.actor, self.critic), self.component_table)
+        return best_actions(observations, self._acting_pair(), self.component_table)
+
+    def _acting_pair(self) -> tuple[MixtureActor, EnsembleCritic]:
+        return self.acting("actor"), self.acting("critic")
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
         # Fewer steps count more here than less arithmetic: all components as one batch, compared by Python.
         scaled = self.scale_observations(observation)
         repeated = scaled.expand(self.n_components, -1)
-        actions: th.Tensor = self.actor(repeated, self.actor.one_hots)
-        values = min_max_q(self.critic(repeated, actions), self.min_q_weight).squeeze(1).tolist()
+        actor, critic = self._acting_pair()
+        actions: th.Tensor = actor(repeated, actor.one_hots)
+        values = min_max_q(critic(repeated, actions), self.min_q_weight).squeeze(1).tolist()
         if is_near_tie(values):
             return self._best_actions(scaled)[1]
         return actions[values.index(max(values))].unsqueeze(0)

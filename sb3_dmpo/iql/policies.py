@@ -127,7 +127,7 @@ class IQLPolicy(OfflinePolicy):
         self.critic_target = self.make_target(self.critic)
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
-        mean, log_std = self.actor(self.scale_observations(observation))
+        mean, log_std = self.acting("actor")(self.scale_observations(observation))
         actions: th.Tensor = mean if deterministic else th.normal(mean, log_std.exp())
         return actions.clamp(-1.0, 1.0)
 

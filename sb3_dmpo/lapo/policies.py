@@ -122,7 +122,7 @@ class LatentPolicy(OfflinePolicy):
         return self.vae_target.decode(observations, latents if noise is None else latents + noise)
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
-        return self.latent_actions(self.scale_observations(observation), self.actor).clamp(-1.0, 1.0)
+        return self.latent_actions(self.scale_observations(observation), self.acting("actor")).clamp(-1.0, 1.0)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
@@ -166,5 +166,5 @@ class LAPOPolicy(LatentPolicy):
         return (actions - self.action_mean) / self.action_std
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
-        actions = self.latent_actions(self.scale_observations(observation), self.actor)
+        actions = self.latent_actions(self.scale_observations(observation), self.acting("actor"))
         return (actions * self.action_std + self.action_mean).clamp(-1.0, 1.0)

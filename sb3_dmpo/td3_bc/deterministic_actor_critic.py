@@ -70,7 +70,8 @@ class DeterministicActorCritic(OfflineAlgorithm):
     def smoothed_actions(self, batch: OfflineBatch) -> th.Tensor:
         """Actions of the target actor at the next observations plus noise, shape ``(batch, action_size)``."""
         noise = smoothing_noise(batch.noise["target_noise"], self.target_policy_noise, self.target_noise_clip)
-        return (self.policy.actor_target(batch.next_observations) + noise).clamp(-1.0, 1.0)
+        actions: th.Tensor = self.policy.actor_target(batch.next_observations) + noise
+        return actions.clamp(-1.0, 1.0)
 
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """

@@ -22,6 +22,13 @@ def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes == [("bc", "differs: digest after training, DamagedFileError: no zip")]
 
 
+def test_algorithm_that_the_other_checkout_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[dict[str, Any]] = [{}, {"rebrac": {"digest": "b", "actions": [1]}}]
+    monkeypatch.setattr(same_weights, "_start", lambda *arguments: None)
+    monkeypatch.setattr(same_weights, "_result", lambda process: results.pop(0))
+    assert same_weights.compare(Path("other"), ["rebrac"], 3) == [("rebrac", "new")]
+
+
 def test_every_algorithm_has_a_case() -> None:
     from sb3_dmpo import ALGOS
 

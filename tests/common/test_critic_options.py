@@ -173,3 +173,16 @@ def test_refused_without_critics(name: str, option: str) -> None:
 def test_out_of_range(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"DMPO, policy_kwargs: {option} is {value!r}, expected"):
         DMPO("MlpPolicy", dataset=DATA, policy_kwargs={option: value})
+
+
+@pytest.mark.parametrize("name", ["dmpo", "diffusion_ql"])
+def test_onnx(name: str, tmp_path: Path) -> None:
+    """Layer norm in double precision, where the critics choose; and averages, if there are some."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = make(name, dataset=DATA, policy_kwargs=OPTIONS, ema_decay=0.5).learn(2)
+    model.export(tmp_path / "policy.onnx")
+    session = runtime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    for observations in (DATA.observations[:20], DATA.observations[:1]):
+        (actions,) = session.run(None, {"observation": observations})
+        np.testing.assert_allclose(actions, model.predict(observations, deterministic=True)[0], rtol=1e-4, atol=1e-4)
