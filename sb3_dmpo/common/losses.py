@@ -114,8 +114,22 @@ def gumbel_softmax(probabilities: th.Tensor, uniform: th.Tensor, temperature: fl
     :param uniform: U(0, 1) draws, same shape
     :param temperature: 0 approaches exact one-hots
     """
-    gumbel = -th.log(-th.log(uniform + LOG_EPS) + LOG_EPS)
-    return th.softmax((th.log(probabilities + LOG_EPS) + gumbel) / temperature, dim=-1)
+    return th.softmax((th.log(probabilities + LOG_EPS) + _gumbel(uniform)) / temperature, dim=-1)
+
+
+def _gumbel(uniform: th.Tensor) -> th.Tensor:
+    return -th.log(-th.log(uniform + LOG_EPS) + LOG_EPS)
+
+
+@th.no_grad()
+def sampled_component(probabilities: th.Tensor, uniform: th.Tensor) -> th.Tensor:
+    """
+    Samples of a categorical distribution, what :func:`gumbel_softmax` relaxes, shape ``(batch,)``.
+
+    :param probabilities: shape ``(batch, n_components)``
+    :param uniform: U(0, 1) draws, same shape
+    """
+    return (th.log(probabilities + LOG_EPS) + _gumbel(uniform)).argmax(dim=-1)
 
 
 def categorical_kl(probabilities: th.Tensor, prior: th.Tensor) -> th.Tensor:

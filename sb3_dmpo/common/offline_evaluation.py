@@ -250,8 +250,8 @@ def component_usage(model: OfflineAlgorithm, dataset: Any = None, *, n_states: i
     _check(model, data)
     rows = np.random.default_rng(_SEED).choice(len(data), min(n_states, len(data)), replace=False)
     scaled = policy.scale_observations(th.as_tensor(data.observations[rows], device=model.device))
-    if hasattr(policy, "component_table"):
-        index = policy.component_table(scaled, policy.acting("actor"), policy.acting("critic"))[0].argmax(dim=1)
+    if hasattr(policy, "scored_actions"):
+        index = policy.scored_actions(scaled, *policy.choosing_networks)[0].argmax(dim=1)
     else:
         index = policy.acting("actor").choose(scaled)
     usage: NDArray[np.float64] = np.bincount(index.flatten().cpu().numpy(), minlength=policy.n_components) / len(rows)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
+    LOG_EPS,
     AdvantageWeight,
     advantage_weights,
     categorical_kl,
@@ -20,12 +21,13 @@ from sb3_dmpo.common.losses import (
     gumbel_softmax,
     min_max_q,
     mixture_diagnostics,
+    sampled_component,
     smoothing_noise,
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.dmpo.gate import has_fast_bfloat16
-from sb3_dmpo.dmpo.policies import MixturePolicy
+from sb3_dmpo.dmpo.policies import Gate, MixturePolicy
 
 #: After so many updates the mutual information of sub-policies and data should be at least this share of log K.
 PARTED_AFTER, PARTED_SHARE = 5_000, 0.02
@@ -36,6 +38,8 @@ ONE_POLICY = (
 )
 #: Hidden layers from this width on gain from bfloat16.
 BFLOAT16_WIDTH = 128
+#: How fast the calibrated decoder's variance follows, and its lower bound: a standard deviation of 0.03.
+VARIANCE_RATE, LEAST_VARIANCE = 0.005, 1e-3
 
 
 class DMPO(OfflineAlgorithm):
@@ -71,6 +75,15 @@ class DMPO(OfflineAlgorithm):
     :param gating_dtype: precision of the networks while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
         is chosen is evaluated again in float32 before it enters a loss. README compares the scores
+    :param decoder: ``"fixed"``, the published squared error, or ``"calibrated"``: ``err / (2 sigma^2)`` with a variance per
+        action dimension at its optimum, the running mean of the weighted error (Rybkin et al., ICML 2021, eq. 7)
+    :param assignment: q(z|s, a), ``"posterior"``, the network of the paper, or ``"exact"``: the decoder's own posterior
+        ``p(z|s) exp(-err_z / (2 sigma^2 kl_coef))``, normalised, which makes the bound tight and needs no samples
+    :param prior: p(z|s), ``"values"``, the paper's softmax of the components' values, or ``"learned"``, a network
+    :param gate: which sub-policy acts, in the target, in the baseline and in :meth:`predict`; see :class:`MixturePolicy`
+    :param gate_support: see :class:`MixturePolicy`
+    :param q_coef: weight of ``-min_j Q_j(s, mu(s, z)) / mean |min_j Q_j|`` in the actor's loss, with z drawn from q(z|s, a):
+        every sub-policy climbs the critics where the data are its own (TD3+BC's step, Fujimoto and Gu, NeurIPS 2021)
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
@@ -78,11 +91,17 @@ class DMPO(OfflineAlgorithm):
     policy: MixturePolicy
     argument_ranges: ClassVar[dict[str, Range]] = {
         "advantage_scale": NOT_NEGATIVE,
+        "assignment": one_of("posterior", "exact"),
+        "decoder": one_of("fixed", "calibrated"),
+        "gate": one_of("values", "supported", "learned"),
+        "gate_support": UNIT,
         "gating_dtype": one_of("auto", "float32", "bfloat16"),
         "gumbel_temperature": POSITIVE,
         "kl_coef": NOT_NEGATIVE,
         "min_q_weight": UNIT,
         "n_components": whole_number(2),
+        "prior": one_of("values", "learned"),
+        "q_coef": NOT_NEGATIVE,
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,
         "value_bounds": BOUNDS,
@@ -108,6 +127,12 @@ class DMPO(OfflineAlgorithm):
         min_q_weight: float | None = None,
         value_bounds: tuple[float, float] | None = None,
         gating_dtype: Literal["auto", "float32", "bfloat16"] = "float32",
+        decoder: Literal["fixed", "calibrated"] = "fixed",
+        assignment: Literal["posterior", "exact"] = "posterior",
+        prior: Literal["values", "learned"] = "values",
+        gate: Gate = "values",
+        gate_support: float = 0.5,
+        q_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.n_components = n_components
@@ -123,6 +148,14 @@ class DMPO(OfflineAlgorithm):
         self.min_q_weight = (0.7 if value_targets else 1.0) if min_q_weight is None else min_q_weight
         self.value_bounds = value_bounds
         self.gating_dtype = gating_dtype
+        self.decoder = decoder
+        self.assignment = assignment
+        self.prior = prior
+        self.gate: Gate = gate
+        self.gate_support = gate_support
+        self.q_coef = q_coef
+        if assignment == "exact" and kl_coef == 0.0:
+            raise ValueError('assignment="exact" divides by kl_coef: give it a positive one, 1 is the tight bound.')
         super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -131,6 +164,10 @@ class DMPO(OfflineAlgorithm):
             "latent_embedding": self.latent_embedding,
             "min_q_weight": self.min_q_weight,
             "use_value_network": self.value_targets,
+            "gate": self.gate,
+            "gate_support": self.gate_support,
+            "use_prior": self.prior == "learned",
+            "calibrated_decoder": self.decoder == "calibrated",
         }
 
     def _setup_model(self) -> None:
@@ -139,7 +176,9 @@ class DMPO(OfflineAlgorithm):
         if policy.value is not None:
             self.add_optimizer("value", [policy.value])
         self.add_optimizer("critic", [policy.critic])
-        self.add_optimizer("actor", [policy.posterior, policy.actor])
+        assigning = [policy.posterior] if self.assignment == "posterior" else []
+        fitted = [] if policy.prior is None else [policy.prior]
+        self.add_optimizer("actor", [*assigning, policy.actor, *fitted])
         self.add_target(policy.critic, policy.critic_target)
         self.add_target(policy.actor, policy.actor_target)
 
@@ -199,22 +238,64 @@ class DMPO(OfflineAlgorithm):
         advantages: th.Tensor = q_values - baseline
         return advantages
 
+    def _prior(self, batch: OfflineBatch) -> th.Tensor:
+        """p(z|s) of the bound, shape ``(batch, n_components)``: the gate, softened, or the network."""
+        policy = self.policy
+        if self.prior == "learned":
+            assert policy.prior is not None
+            probabilities: th.Tensor = policy.prior(batch.observations).exp()
+            return probabilities
+        with th.no_grad():
+            table, _ = policy.gate_table(batch.observations, policy.actor, policy.critic, self.gate_dtype)
+            return th.softmax(table, dim=1)
+
+    def _precision(self) -> th.Tensor | float:
+        """What a squared error counts in the log-likelihood, ``1 / (2 sigma^2)``, shape ``(action_size,)``; 1 if fixed."""
+        return 1.0 if self.policy.decoder_variance is None else 0.5 / self.policy.decoder_variance
+
+    def _exact_assignment(self, prior: th.Tensor, errors: th.Tensor) -> th.Tensor:
+        """The decoder's own posterior, without gradient, shape ``(batch, n_components)``."""
+        log_likelihood = -(errors * self._precision()).sum(dim=2)
+        return th.softmax(th.log(prior + LOG_EPS) + log_likelihood / self.kl_coef, dim=1).detach()
+
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
-        """Weighted negative evidence lower bound of actor and posterior (eq. 11), 0-d."""
+        """Weighted negative evidence lower bound of actor, posterior and prior (eq. 11), and the step along Q, 0-d."""
         policy = self.policy
         weights = advantage_weights(self.advantages(batch), self.advantage_scale, self.advantage_weight)
-        probabilities = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
-        z = gumbel_softmax(probabilities, batch.noise["gumbel_uniform"], self.gumbel_temperature)
-        squared_error = (policy.actor(batch.observations, z) - batch.actions).square().sum(dim=1, keepdim=True)
-        with th.no_grad():
-            # The gate, softened: the prior of the components.
-            table, _ = policy.gate_table(batch.observations, policy.actor, policy.critic, self.gate_dtype)
-            prior = th.softmax(table, dim=1)
+        uniform = batch.noise["gumbel_uniform"]
+        if self.assignment == "exact":
+            prior = self._prior(batch)
+            actions = policy.actor.all_components(batch.observations)
+            errors = (actions - batch.actions.unsqueeze(1)).square()
+            probabilities = self._exact_assignment(prior, errors)
+            errors = (probabilities.unsqueeze(2) * errors).sum(dim=1)
+        else:
+            probabilities = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
+            z = gumbel_softmax(probabilities, uniform, self.gumbel_temperature)
+            errors = (policy.actor(batch.observations, z) - batch.actions).square()
+            prior = self._prior(batch)
         kl = (weights * categorical_kl(probabilities, prior)).mean()
-        reconstruction = (weights * squared_error).mean()
+        reconstruction = (weights * (errors * self._precision()).sum(dim=1, keepdim=True)).mean()
         loss = reconstruction + self.kl_coef * kl
         parts = {"reconstruction_loss": reconstruction, "kl": kl, "weight_ess": effective_sample_size(weights)}
+        if policy.prior is not None and self.prior != "learned":
+            fit = -(weights * (probabilities.detach() * policy.prior(batch.observations)).sum(dim=1, keepdim=True)).mean()
+            loss = loss + fit
+            parts["prior_loss"] = fit
+        if self.q_coef > 0.0:
+            drawn = policy.actor.one_hots[sampled_component(probabilities, uniform)]
+            q_values = min_max_q(policy.critic(batch.observations, policy.actor(batch.observations, drawn)), self.min_q_weight)
+            loss = loss - self.q_coef * q_values.mean() / q_values.detach().abs().mean()
+        if policy.decoder_variance is not None:
+            parts["decoder_variance"] = (weights * errors).mean(dim=0).detach()
         return loss, {"actor_loss": loss} | parts
+
+    def _calibrate(self, metrics: Metrics) -> None:
+        """Move the decoder's variance towards the weighted error of the minibatch; its mean is logged."""
+        variance = self.policy.decoder_variance
+        if variance is not None:
+            variance.lerp_(metrics["decoder_variance"].clamp(min=LEAST_VARIANCE), VARIANCE_RATE)
+            metrics["decoder_variance"] = variance.mean()
 
     def info_step(self, batch: OfflineBatch) -> Metrics:
         """
@@ -238,6 +319,7 @@ class DMPO(OfflineAlgorithm):
             metrics |= self.info_step(batch)
             loss, parts = self.actor_loss(batch)
             self.optimize("actor", loss)
+            self._calibrate(parts)
             metrics |= parts
         return metrics
 
@@ -248,9 +330,12 @@ class DMPO(OfflineAlgorithm):
         :func:`mixture_diagnostics`. 0-d each.
         """
         policy = self.policy
-        values, actions = policy.component_table(batch.observations, policy.actor, policy.critic)
-        chosen = values.argmax(dim=1, keepdim=True)
-        posterior = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
+        scores, actions = policy.scored_actions(batch.observations, *policy.choosing_networks)
+        chosen = scores.argmax(dim=1, keepdim=True)
+        if self.assignment == "exact":
+            posterior = self._exact_assignment(self._prior(batch), (actions - batch.actions.unsqueeze(1)).square())
+        else:
+            posterior = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
         usage = F.one_hot(chosen.squeeze(1), self.n_components).to(posterior.dtype).mean(dim=0)
         metrics = mixture_diagnostics(posterior, chosen, actions, batch.actions)
         if self._n_updates >= PARTED_AFTER and metrics["mutual_information"] < PARTED_SHARE * math.log(self.n_components):

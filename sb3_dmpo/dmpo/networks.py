@@ -1,4 +1,4 @@
-"""Networks of DMPO: the actor that all sub-policies share, and the posterior that assigns data to them."""
+"""Networks of DMPO: the actor that all sub-policies share, the posterior that assigns data to them, and a learned prior."""
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
@@ -93,3 +93,28 @@ class Posterior(nn.Module):
         """
         logits: th.Tensor = self.logits(th.cat([observations, actions], dim=1))
         return logits
+
+
+class ComponentPrior(nn.Module):
+    """
+    Categorical distribution over components given a state: ``p(z|s)``, how the data act there.
+
+    :param observation_size: S
+    :param n_components: K
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    """
+
+    def __init__(
+        self, observation_size: int, n_components: int, net_arch: list[int], activation_fn: type[nn.Module] = nn.ReLU
+    ) -> None:
+        super().__init__()
+        self.logits = nn.Sequential(*create_mlp(observation_size, n_components, net_arch, activation_fn))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        Log-probabilities, shape ``(batch, n_components)``.
+
+        :param observations: shape ``(batch, observation_size)``
+        """
+        return th.log_softmax(self.logits(observations), dim=1)

@@ -1,7 +1,8 @@
 """The mixture policy: one actor, K components, and the critics as the gate."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -12,9 +13,11 @@ from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.dmpo.gate import best_component, gate_table
-from sb3_dmpo.dmpo.networks import MixtureActor, Posterior
+from sb3_dmpo.dmpo.networks import ComponentPrior, MixtureActor, Posterior
 
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
+#: How the sub-policy that acts is chosen.
+Gate = Literal["values", "supported", "learned"]
 
 
 def _gate_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Layers, Layers, Layers]:
@@ -28,7 +31,10 @@ class MixturePolicy(OfflinePolicy):
     """
     K deterministic sub-policies ``mu(s, z)`` and the gate ``argmax_z min_j Q_j(s, mu(s, z))`` (section 4 of the paper).
 
-    There is no gating network: the critics are the gate and therefore part of the policy.
+    The paper has no gating network: the critics are the gate and therefore part of the policy. Once sub-policies differ, a
+    critic prefers some in states where no data are theirs. Two other gates use a network ``p(z|s)`` that is fitted to the
+    posterior: ``"supported"`` is the argmax of the same values over ``{z: p(z|s) >= gate_support * max_z p(z|s)}``, and
+    ``"learned"`` is the argmax of ``p(z|s)``.
 
     :param args: arguments of :class:`OfflinePolicy`
     :param n_components: K, number of sub-policies
@@ -37,6 +43,10 @@ class MixturePolicy(OfflinePolicy):
     :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics; 1 is the plain minimum
     :param use_value_network: add the state-value network of the AntMaze variant
     :param use_info_posterior: add infoDMPO's auxiliary network g(z|s, a)
+    :param gate: ``"values"`` (the paper), ``"supported"`` or ``"learned"``
+    :param gate_support: least probability of a sub-policy for the gate ``"supported"``, as a share of the largest one
+    :param use_prior: add the network ``p(z|s)``, which the gates but the paper's need anyway
+    :param calibrated_decoder: keep the variance of the data's actions around their sub-policies
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
 
@@ -48,6 +58,10 @@ class MixturePolicy(OfflinePolicy):
         min_q_weight: float = 1.0,
         use_value_network: bool = False,
         use_info_posterior: bool = False,
+        gate: Gate = "values",
+        gate_support: float = 0.5,
+        use_prior: bool = False,
+        calibrated_decoder: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -66,9 +80,30 @@ class MixturePolicy(OfflinePolicy):
         self.info_posterior: Posterior | None = (
             Posterior(*sizes, self.critic_arch, self.activation_fn) if use_info_posterior else None
         )
+        self.gate: Gate = gate
+        self.gate_support = gate_support
+        # Last, so that the other networks start from the same weights with it and without.
+        self.prior: ComponentPrior | None = None
+        if use_prior or gate != "values":
+            self.prior = ComponentPrior(self.observation_size, n_components, self.actor_arch, self.activation_fn)
+        # It starts as wide as the published decoder, whose squared error is that of a variance of 1/2.
+        self.register_buffer("decoder_variance", th.full((self.action_size,), 0.5) if calibrated_decoder else None)
+        self.decoder_variance: th.Tensor | None
 
-    gate_networks: ClassVar[tuple[str, ...]] = ("actor", "critic")
-    acting_networks: ClassVar[tuple[str, ...]] = ("actor", "critic")
+    @property
+    def gate_networks(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the networks that choose among actions; an exported policy has them in double precision."""
+        return ("actor", "critic") if self.prior is None or self.gate == "values" else ("actor", "critic", "prior")
+
+    @property
+    def acting_networks(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the networks that ``predict`` uses."""
+        return self.gate_networks
+
+    @property
+    def choosing_networks(self) -> list[nn.Module]:
+        """The networks that :meth:`scored_actions` takes in :meth:`predict`."""
+        return [self.acting(name) for name in self.gate_networks]
 
     def component_table(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -101,6 +136,33 @@ class MixturePolicy(OfflinePolicy):
         )
         return min_max_q(q_values, self.min_q_weight), actions
 
+    def scored_actions(
+        self, observations: th.Tensor, actor: nn.Module, critic: nn.Module, prior: nn.Module | None = None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        What the gate compares, shape ``(batch, n_components)``, the largest score acts, and the actions of all components,
+        shape ``(batch, n_components, action_size)``.
+
+        :param observations: scaled observations, shape ``(batch, observation_size)``
+        :param actor: online or target actor
+        :param critic: online or target critics
+        :param prior: ``p(z|s)``; None for the paper's gate
+        """
+        if self.gate == "learned":
+            assert prior is not None and isinstance(actor, MixtureActor)
+            return prior(observations), actor.all_components(observations)
+        values, actions = self.component_table(observations, actor, critic)
+        return self._supported(observations, values, prior), actions
+
+    def _supported(self, observations: th.Tensor, values: th.Tensor, prior: nn.Module | None) -> th.Tensor:
+        """The values, minus infinity where the gate ``"supported"`` sees no data of a component, same shape."""
+        if self.gate != "supported":
+            return values
+        assert prior is not None
+        log_prior: th.Tensor = prior(observations)
+        least = log_prior.amax(dim=1, keepdim=True) + math.log(self.gate_support)
+        return values.masked_fill(log_prior < least, -math.inf)
+
     def _best_component(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """Value ``(batch, 1)`` and action ``(batch, action_size)`` of the best component, in full precision."""
         if self.min_q_weight == 1.0:
@@ -120,10 +182,14 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the gate
         """
-        if dtype == observations.dtype:
+        if self.gate == "learned":
+            assert self.prior is not None
+            scores = self.prior(observations)
+        elif self.gate == "values" and dtype == observations.dtype:
             return self._best_component(observations, actor, critic)[1]
-        values, _ = self.gate_table(observations, actor, critic, dtype)
-        chosen: th.Tensor = actor(observations, self.actor.one_hots[values.argmax(dim=1)])
+        else:
+            scores = self._supported(observations, self.gate_table(observations, actor, critic, dtype)[0], self.prior)
+        chosen: th.Tensor = actor(observations, self.actor.one_hots[scores.argmax(dim=1)])
         return chosen
 
     @th.no_grad()
@@ -136,7 +202,7 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the gate
         """
-        if dtype == observations.dtype:
+        if self.gate == "values" and dtype == observations.dtype:
             return self._best_component(observations, actor, critic)[0]
         actions = self.gated_actions(observations, actor, critic, dtype)
         return min_max_q(critic(observations, actions), self.min_q_weight)
@@ -162,23 +228,22 @@ class MixturePolicy(OfflinePolicy):
 
         :param observation: one raw observation or a batch of them
         """
-        values: np.ndarray = self.component_table(self._scaled(observation), *self._acting_pair())[0].cpu().numpy()
+        values: np.ndarray = self.component_table(self._scaled(observation), self.acting("actor"), self.acting("critic"))[0].cpu().numpy()
         return values
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         return self._best_actions(self.scale_observations(observation))[1]
 
     def _best_actions(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        return best_actions(observations, self._acting_pair(), self.component_table)
-
-    def _acting_pair(self) -> tuple[MixtureActor, EnsembleCritic]:
-        return self.acting("actor"), self.acting("critic")
+        return best_actions(observations, self.choosing_networks, self.scored_actions)
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
-        # Fewer steps count more here than less arithmetic: all components as one batch, compared by Python.
         scaled = self.scale_observations(observation)
+        if self.gate != "values":
+            return self._best_actions(scaled)[1]
+        # Fewer steps count more here than less arithmetic: all components as one batch, compared by Python.
         repeated = scaled.expand(self.n_components, -1)
-        actor, critic = self._acting_pair()
+        actor, critic = self.acting("actor"), self.acting("critic")
         actions: th.Tensor = actor(repeated, actor.one_hots)
         values = min_max_q(critic(repeated, actions), self.min_q_weight).squeeze(1).tolist()
         if is_near_tie(values):
@@ -192,4 +257,8 @@ class MixturePolicy(OfflinePolicy):
             "min_q_weight": self.min_q_weight,
             "use_value_network": self.value is not None,
             "use_info_posterior": self.info_posterior is not None,
+            "gate": self.gate,
+            "gate_support": self.gate_support,
+            "use_prior": self.prior is not None,
+            "calibrated_decoder": self.decoder_variance is not None,
         }
