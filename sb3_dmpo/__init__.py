@@ -12,7 +12,7 @@ from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.cql import CQL
 from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.diffusion_ql import DiffusionQL
-from sb3_dmpo.dmpo import DMPO, InfoDMPO
+from sb3_dmpo.dmpo import DMPO, InfoDMPO, OneStepDMPO
 from sb3_dmpo.files.safe_zip import DamagedFileError, read_model
 from sb3_dmpo.iql import IQL
 from sb3_dmpo.lapo import LAPO, LPAWAC
@@ -24,6 +24,7 @@ __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8"
 ALGOS: dict[str, type[OfflineAlgorithm]] = {
     "dmpo": DMPO,
     "infodmpo": InfoDMPO,
+    "one_step_dmpo": OneStepDMPO,
     "bc": BC,
     "td3_bc": TD3BC,
     "rebrac": ReBRAC,
@@ -69,6 +70,7 @@ __all__ = [
     "InfoDMPO",
     "MixAWAC",
     "OfflineAlgorithm",
+    "OneStepDMPO",
     "ReBRAC",
     "__version__",
     "load",

@@ -126,7 +126,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     #: Whether the algorithm has what it takes to improve by its own experience: a critic.
     learns_online: ClassVar[bool] = True
     #: Whether the losses need the actions that the dataset has at the next observations.
-    needs_next_actions: ClassVar[bool] = False
+    needs_next_actions: bool = False
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.

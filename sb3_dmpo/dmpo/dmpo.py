@@ -75,6 +75,9 @@ class DMPO(OfflineAlgorithm):
     :param gating_dtype: precision of the networks while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
         is chosen is evaluated again in float32 before it enters a loss. README compares the scores
+    :param bootstrap: what the critics evaluate: the gated policy (``"policy"``, the paper), or what the data do next
+        (``"data"``, SARSA on the dataset's next actions): one step of policy improvement, with no action in the target that the
+        data lack (Brandfonbrener et al., NeurIPS 2021)
     :param decoder: ``"fixed"``, the published squared error, or ``"calibrated"``: ``err / (2 sigma^2)`` with a variance per
         action dimension at its optimum, the running mean of the weighted error (Rybkin et al., ICML 2021, eq. 7)
     :param assignment: q(z|s, a), ``"posterior"``, the network of the paper, or ``"exact"``: the decoder's own posterior
@@ -82,8 +85,9 @@ class DMPO(OfflineAlgorithm):
     :param prior: p(z|s), ``"values"``, the paper's softmax of the components' values, or ``"learned"``, a network
     :param gate: which sub-policy acts, in the target, in the baseline and in :meth:`predict`; see :class:`MixturePolicy`
     :param gate_support: see :class:`MixturePolicy`
-    :param q_coef: weight of ``-min_j Q_j(s, mu(s, z)) / mean |min_j Q_j|`` in the actor's loss, with z drawn from q(z|s, a):
-        every sub-policy climbs the critics where the data are its own (TD3+BC's step, Fujimoto and Gu, NeurIPS 2021)
+    :param q_coef: weight, relative to the squared error, of ``-min_j Q_j(s, mu(s, z)) / mean |min_j Q_j|`` in the actor's
+        loss, z drawn from q(z|s, a): every sub-policy climbs the critics where the data are its own (the step of TD3+BC,
+        Fujimoto and Gu, NeurIPS 2021)
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
@@ -92,6 +96,7 @@ class DMPO(OfflineAlgorithm):
     argument_ranges: ClassVar[dict[str, Range]] = {
         "advantage_scale": NOT_NEGATIVE,
         "assignment": one_of("posterior", "exact"),
+        "bootstrap": one_of("policy", "data"),
         "decoder": one_of("fixed", "calibrated"),
         "gate": one_of("values", "supported", "learned"),
         "gate_support": UNIT,
@@ -127,6 +132,7 @@ class DMPO(OfflineAlgorithm):
         min_q_weight: float | None = None,
         value_bounds: tuple[float, float] | None = None,
         gating_dtype: Literal["auto", "float32", "bfloat16"] = "float32",
+        bootstrap: Literal["policy", "data"] = "policy",
         decoder: Literal["fixed", "calibrated"] = "fixed",
         assignment: Literal["posterior", "exact"] = "posterior",
         prior: Literal["values", "learned"] = "values",
@@ -148,12 +154,16 @@ class DMPO(OfflineAlgorithm):
         self.min_q_weight = (0.7 if value_targets else 1.0) if min_q_weight is None else min_q_weight
         self.value_bounds = value_bounds
         self.gating_dtype = gating_dtype
+        self.bootstrap = bootstrap
+        self.needs_next_actions = bootstrap == "data"
         self.decoder = decoder
         self.assignment = assignment
         self.prior = prior
         self.gate: Gate = gate
         self.gate_support = gate_support
         self.q_coef = q_coef
+        if value_targets and bootstrap == "data":
+            raise ValueError('value_targets=True regresses on the gated policy: it does not go with bootstrap="data".')
         if assignment == "exact" and kl_coef == 0.0:
             raise ValueError('assignment="exact" divides by kl_coef: give it a positive one, 1 is the tight bound.')
         super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
@@ -199,16 +209,22 @@ class DMPO(OfflineAlgorithm):
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name."""
         specs = {"gumbel_uniform": NoiseSpec("uniform", (batch_size, self.n_components), delayed=True)}
-        if not self.value_targets:
+        if not self.value_targets and self.bootstrap == "policy":
             specs["target_noise"] = NoiseSpec("normal", (batch_size, self.policy.action_size))
         return specs
 
     def next_values(self, batch: OfflineBatch) -> th.Tensor:
-        """The latent-max-Q operator at the next observations (eq. 17), or V with value targets, shape ``(batch, 1)``."""
+        """
+        The latent-max-Q operator at the next observations (eq. 17), V with value targets, or the values of the data's next
+        actions, shape ``(batch, 1)``.
+        """
         policy, observations = self.policy, batch.next_observations
         if policy.value is not None:
             values: th.Tensor = policy.value(observations)
             return values
+        if self.bootstrap == "data":
+            assert batch.next_actions is not None
+            return min_max_q(policy.critic_target(observations, batch.next_actions), self.min_q_weight)
         noise = smoothing_noise(batch.noise["target_noise"], self.target_policy_noise, self.target_noise_clip)
         gate_critic = policy.critic if self.target_gate == "online" else policy.critic_target
         actions = policy.gated_actions(observations, policy.actor_target, gate_critic, self.gate_dtype)
@@ -275,7 +291,8 @@ class DMPO(OfflineAlgorithm):
             errors = (policy.actor(batch.observations, z) - batch.actions).square()
             prior = self._prior(batch)
         kl = (weights * categorical_kl(probabilities, prior)).mean()
-        reconstruction = (weights * (errors * self._precision()).sum(dim=1, keepdim=True)).mean()
+        precision = self._precision()
+        reconstruction = (weights * (errors * precision).sum(dim=1, keepdim=True)).mean()
         loss = reconstruction + self.kl_coef * kl
         parts = {"reconstruction_loss": reconstruction, "kl": kl, "weight_ess": effective_sample_size(weights)}
         if policy.prior is not None and self.prior != "learned":
@@ -285,7 +302,9 @@ class DMPO(OfflineAlgorithm):
         if self.q_coef > 0.0:
             drawn = policy.actor.one_hots[sampled_component(probabilities, uniform)]
             q_values = min_max_q(policy.critic(batch.observations, policy.actor(batch.observations, drawn)), self.min_q_weight)
-            loss = loss - self.q_coef * q_values.mean() / q_values.detach().abs().mean()
+            # In units of the squared error: a decoder that grows wider would else free the actor from the data.
+            scale = precision if isinstance(precision, float) else precision.mean()
+            loss = loss - self.q_coef * scale * q_values.mean() / q_values.detach().abs().mean()
         if policy.decoder_variance is not None:
             parts["decoder_variance"] = (weights * errors).mean(dim=0).detach()
         return loss, {"actor_loss": loss} | parts

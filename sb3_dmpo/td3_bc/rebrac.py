@@ -45,7 +45,7 @@ class ReBRAC(DeterministicActorCritic):
         "critic_bc_coef": NOT_NEGATIVE,
         "critic_learning_rate": LEARNING_RATE,
     }
-    needs_next_actions: ClassVar[bool] = True
+    needs_next_actions = True
 
     def __init__(
         self,
