@@ -228,7 +228,8 @@ class MixturePolicy(OfflinePolicy):
 
         :param observation: one raw observation or a batch of them
         """
-        values: np.ndarray = self.component_table(self._scaled(observation), self.acting("actor"), self.acting("critic"))[0].cpu().numpy()
+        actor, critic = self.acting("actor"), self.acting("critic")
+        values: np.ndarray = self.component_table(self._scaled(observation), actor, critic)[0].cpu().numpy()
         return values
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
