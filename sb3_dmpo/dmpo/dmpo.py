@@ -269,6 +269,12 @@ class DMPO(OfflineAlgorithm):
         """What a squared error counts in the log-likelihood, ``1 / (2 sigma^2)``, shape ``(action_size,)``; 1 if fixed."""
         return 1.0 if self.policy.decoder_variance is None else 0.5 / self.policy.decoder_variance
 
+    def _weights(self, batch: OfflineBatch) -> th.Tensor:
+        """Advantage weights of the transitions, shape ``(batch, 1)``; without a scale there is nothing to compute."""
+        if self.advantage_scale == 0.0:
+            return th.ones_like(batch.rewards)
+        return advantage_weights(self.advantages(batch), self.advantage_scale, self.advantage_weight)
+
     def _exact_assignment(self, prior: th.Tensor, errors: th.Tensor) -> th.Tensor:
         """The decoder's own posterior, without gradient, shape ``(batch, n_components)``."""
         log_likelihood = -(errors * self._precision()).sum(dim=2)
@@ -277,7 +283,7 @@ class DMPO(OfflineAlgorithm):
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Weighted negative evidence lower bound of actor, posterior and prior (eq. 11), and the step along Q, 0-d."""
         policy = self.policy
-        weights = advantage_weights(self.advantages(batch), self.advantage_scale, self.advantage_weight)
+        weights = self._weights(batch)
         uniform = batch.noise["gumbel_uniform"]
         if self.assignment == "exact":
             prior = self._prior(batch)
