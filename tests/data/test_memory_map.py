@@ -165,7 +165,7 @@ def test_what_a_mapped_buffer_cannot_do() -> None:
         pickle.dumps(buffer)
 
 
-@pytest.mark.parametrize("name", ["bc", "iql", "lapo", "decision_transformer"])
+@pytest.mark.parametrize("name", ["bc", "iql", "lapo", "rebrac", "decision_transformer"])
 def test_training_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     """Also when a run in memory goes on mapped: the data are the same, and so is their hash."""
     dataset = recorded()
