@@ -14,6 +14,8 @@ from stable_baselines3.common import evaluation as sb3_evaluation
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_dmpo.common.environments import refuse_normalized
+from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.data.tasks import ReferenceScores, reference_scores
 from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
 
@@ -174,12 +176,14 @@ def evaluate_policy(
     :param dataset: where reference scores are looked for first, see :func:`reference_scores`; needed where the environments
         run in other processes
     :param warn: whether SB3 warns of environments without a ``Monitor``
-    :raises ValueError: fewer than one episode
+    :raises ValueError: fewer than one episode, or VecNormalize scales observations that the policy scales itself
     :return: returns, lengths and successes by episode, and the reference scores
     """
     if n_eval_episodes < 1:
         raise ValueError(f"n_eval_episodes is {n_eval_episodes}, but an evaluation needs at least one episode.")
     vec_env = to_vec_env(env)
+    if isinstance(getattr(model, "policy", model), OfflinePolicy):
+        refuse_normalized(vec_env)
     recorder = _SuccessRecorder()
     with _shallow_infos(vec_env):
         returns, lengths = sb3_evaluation.evaluate_policy(

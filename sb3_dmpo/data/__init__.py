@@ -1,6 +1,14 @@
 """A dataset becomes transitions. NumPy only: what trains on them lies above."""
 
-from sb3_dmpo.data.loading import dataset_identifier, dataset_spaces, load_transitions, open_dataset, recover_environment
+from sb3_dmpo.data.loading import (
+    dataset_identifier,
+    dataset_spaces,
+    load_transitions,
+    names_dataset,
+    open_dataset,
+    recover_environment,
+)
+from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, Transitions
 
 __all__ = [
@@ -9,7 +17,9 @@ __all__ = [
     "Transitions",
     "dataset_identifier",
     "dataset_spaces",
+    "is_minari_id",
     "load_transitions",
+    "names_dataset",
     "open_dataset",
     "recover_environment",
 ]
