@@ -319,13 +319,13 @@ def near_names(name: str, known: Iterable[str]) -> str:
 OF_FEATURES = ("features_extractor_class", "features_extractor_kwargs", "share_features_extractor", "normalize_images")
 #: What there is instead of them.
 NO_FEATURES = (
-    "All networks are MLPs on flat vectors here, and `net_arch` sets their widths: extract features first, record them as the "
-    "observations of the dataset, and use 'MlpPolicy'."
+    "All networks are MLPs on flat vectors here, and `net_arch` sets their widths: extract features first, record them as "
+    "the observations of the dataset, and use 'MlpPolicy'."
 )
 _OF_LEARN_ONLINE = ("action_noise", "buffer_size", "gradient_steps", "learning_starts", "online_ratio", "train_freq")
 _NO_HER = (
-    "Data come from `dataset`, which may be SB3's own buffer, and there is no hindsight replay: relabel the goals when you write "
-    "the dataset."
+    "Data come from `dataset`, which may be SB3's own buffer, and there is no hindsight replay: relabel the goals when you "
+    "write the dataset."
 )
 _NO_SDE = "There is no state-dependent exploration: `learn_online` takes `action_noise`."
 _NO_ENTROPY = "There is no entropy bonus."

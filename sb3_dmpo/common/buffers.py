@@ -533,7 +533,7 @@ def write_added(buffer: OfflineReplayBuffer, path: str | pathlib.Path | io.Buffe
 
 
 def _unless_npz(path: pathlib.Path) -> pathlib.Path:
-    """SB3 saves ``buffer`` as ``buffer.pkl``, and this package as ``buffer.npz``: whoever asks for the former means the latter."""
+    """SB3 saves ``buffer`` as ``buffer.pkl``, this package as ``buffer.npz``: who asks for the former means the latter."""
     npz = path.with_suffix(".npz")
     return npz if path.suffix == ".pkl" and not path.exists() and npz.exists() else path
 

@@ -164,7 +164,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         arguments.check_device(device)
         super().__init__(
             policy,
-            None if env is None else find_environment(env, verbose),
+            None if env is None else find_environment(env, verbose),  # type: ignore[arg-type]
             learning_rate,
             batch_size=batch_size,
             tau=tau,
@@ -1011,6 +1011,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if env is not None:
             model.set_env(env, force_reset)
             model.action_space.seed(model.seed)
+            assert model.env is not None
             model.env.seed(model.seed)
         if "dataset" in kwargs:
             # The hash stays: what is passed has to be the data that the run began with.

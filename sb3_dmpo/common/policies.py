@@ -46,6 +46,8 @@ class OfflinePolicy(BasePolicy):
     scale_eps: ClassVar[float] = 1e-3
     #: Whether actions depend on more than the current observation.
     has_memory: ClassVar[bool] = False
+    #: Number of hidden layers that actor and critics have at least.
+    min_hidden_layers: ClassVar[int] = 0
     #: Networks that choose among actions by their values; an exported policy has them in double precision.
     gate_networks: ClassVar[tuple[str, ...]] = ()
 

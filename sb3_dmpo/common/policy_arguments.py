@@ -79,7 +79,7 @@ def check_policy_kwargs(
             raise unknown_policy_argument(algorithm, policy, name, given, known)
     owner = f"{algorithm.__name__}: policy_kwargs"
     if policy_kwargs.get("net_arch") is not None:
-        _check_net_arch(owner, policy_kwargs["net_arch"])
+        _check_net_arch(owner, policy_kwargs["net_arch"], getattr(policy, "min_hidden_layers", 0))
     for name, base, example in (
         ("activation_fn", nn.Module, "nn.Tanh"),
         ("optimizer_class", th.optim.Optimizer, "th.optim.AdamW"),
@@ -116,11 +116,13 @@ def unknown_policy_argument(
     return TypeError(f"{start}{near_names(name, known)} {policy.__name__} takes {', '.join(sorted(known))}.")
 
 
-def _check_net_arch(owner: str, net_arch: Any) -> None:
+def _check_net_arch(owner: str, net_arch: Any, min_layers: int) -> None:
     is_dict = isinstance(net_arch, dict) and {"pi", "qf"} <= net_arch.keys()
     parts = [net_arch["pi"], net_arch["qf"]] if is_dict else [net_arch]
     if not all(isinstance(widths, list) and all(is_whole(width, 1) for width in widths) for widths in parts):
         raise ValueError(
-            f"{owner}['net_arch'] is {net_arch!r}, expected a list of widths, e.g. [256, 256], or one for the actor and one for "
-            "the critics: dict(pi=[256, 256], qf=[256, 256])."
+            f"{owner}['net_arch'] is {net_arch!r}, expected a list of widths, e.g. [256, 256], or one for the actor and one "
+            "for the critics: dict(pi=[256, 256], qf=[256, 256])."
         )
+    if any(len(widths) < min_layers for widths in parts):
+        raise ValueError(f"{owner}['net_arch'] is {net_arch!r}, but the policy needs {min_layers} hidden layer or more.")

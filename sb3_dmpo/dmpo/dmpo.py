@@ -149,7 +149,7 @@ class DMPO(OfflineAlgorithm):
         """Precision of the gate in the updates."""
         policy = self.policy
         dtype = policy.observation_mean.dtype
-        narrowest = min([*policy.actor_arch, *policy.critic_arch], default=0)
+        narrowest = min(*policy.actor_arch, *policy.critic_arch)
         pays = dtype == th.float32 and narrowest >= BFLOAT16_WIDTH and has_fast_bfloat16(self.device)
         return th.bfloat16 if self.gating_dtype == "bfloat16" or (self.gating_dtype == "auto" and pays) else dtype
 
