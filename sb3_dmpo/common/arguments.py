@@ -4,6 +4,7 @@ import copy
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -50,7 +51,7 @@ def is_whole(value: Any, low: int) -> bool:
 
 def plain(value: Any) -> Any:
     """
-    NumPy's numbers as Python's, also within lists, tuples and dicts; anything else as it is.
+    NumPy's numbers as Python's, also within lists, tuples and dicts, and paths as texts; anything else as it is.
 
     :param value: value of an argument
     """
@@ -58,6 +59,8 @@ def plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if type(value) in (list, tuple):
         return type(value)(map(plain, value))
     return {key: plain(item) for key, item in value.items()} if type(value) is dict else value

@@ -737,6 +737,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             "buffer_size": buffer_size,
         }
         total_timesteps = self._check_learn(total_timesteps, log_interval, settings)
+        if not isinstance(action_noise, ActionNoise | None):
+            raise TypeError(f"action_noise is {action_noise!r}, expected one of stable_baselines3.common.noise, or None.")
         vars(self).update(arguments.plain(settings))
         self._convert_train_freq()
         self.action_noise = action_noise

@@ -38,34 +38,38 @@ def policy_weights(model: Any) -> Any:
 # Copies -------------------------------------------------------------------------------------------------------------
 
 
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "cloudpickle": lambda model: cloudpickle.loads(cloudpickle.dumps(model)),
+}
+
+
 @pytest.mark.parametrize("name", ALGOS)
-@pytest.mark.parametrize(
-    "copied",
-    [
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        lambda model: cloudpickle.loads(cloudpickle.dumps(model)),
-    ],
-    ids=["deepcopy", "pickle", "cloudpickle"],
-)
-def test_a_copy_goes_on_like_the_model(name: str, copied: Callable[[Any], Any]) -> None:
-    """New, trained, and loaded from a zip; the copy shares nothing with the model."""
-    new = make(name, dataset=DATA)
-    other = copied(new)
-    new.learn(3)
-    other.learn(3)
-    assert_same(policy_weights(other), policy_weights(new))
-    trained = copied(new)
-    before = copy.deepcopy(policy_weights(new))
-    trained.learn(2, reset_num_timesteps=False)
-    assert_same(policy_weights(new), before)
-    new.learn(2, reset_num_timesteps=False)
-    assert_same(policy_weights(trained), policy_weights(new))
-    new.save(stream := io.BytesIO())
-    loaded = copied(ALGOS[name].load(stream, dataset=DATA, env=vec_env()))
-    loaded.learn(2, reset_num_timesteps=False)
-    new.learn(2, reset_num_timesteps=False)
-    assert_same(policy_weights(loaded), policy_weights(new))
+def test_a_copy_goes_on_like_the_model(name: str) -> None:
+    """New and trained, with an environment; the copy shares nothing with the model."""
+    new = make(name, dataset=DATA, env=vec_env())
+    trained = make(name, dataset=DATA, env=vec_env()).learn(2)
+    whole = policy_weights(make(name, dataset=DATA, env=vec_env()).learn(3))
+    before = copy.deepcopy(policy_weights(trained))
+    for copied in COPIES.values():
+        assert_same(policy_weights(copied(new).learn(3)), whole)
+        assert_same(policy_weights(copied(trained).learn(1, reset_num_timesteps=False)), policy_weights(goes_on(name)))
+        assert_same(policy_weights(trained), before)
+
+
+def goes_on(name: str) -> Any:
+    """A model that learns twice: schedules fall over each call."""
+    return make(name, dataset=DATA, env=vec_env()).learn(2).learn(1, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_copies_of_loaded_and_online_models(copied: Callable[[Any], Any]) -> None:
+    make("iql", dataset=DATA).learn(2).save(stream := io.BytesIO())
+    model = ALGOS["iql"].load(stream, dataset=DATA, env=vec_env())
+    model.learn_online(12, learning_starts=4)
+    copied(model).learn_online(4, reset_num_timesteps=False, learning_starts=0)
+    assert model.num_timesteps == 12
 
 
 @pytest.mark.parametrize("name", ALGOS)
@@ -601,3 +605,21 @@ def test_random_seed_of_a_model() -> None:
     assert_same(results[0], results[1])
     with pytest.raises(AssertionError):
         assert_same(results[0], results[2])
+
+
+def test_paths_are_texts(tmp_path: Path) -> None:
+    """A model with a path as an argument can be saved."""
+    make("bc", dataset=DATA, tensorboard_log=tmp_path / "log").save(tmp_path / "model")
+    assert BC.load(tmp_path / "model").tensorboard_log == str(tmp_path / "log")
+    assert BC.load(tmp_path / "model", tensorboard_log=tmp_path).tensorboard_log == str(tmp_path)
+
+
+def test_evaluation_as_in_sb3() -> None:
+    """An environment by its id, and two numbers as the result."""
+    mean, std = evaluate_policy(make("bc", env="Pendulum-v1"), "Pendulum-v1", n_eval_episodes=2)
+    assert mean < 0.0 <= std
+
+
+def test_action_noise_that_is_none() -> None:
+    with pytest.raises(TypeError, match=r"action_noise is 0.1, expected one of stable_baselines3.common.noise"):
+        make("td3_bc", dataset=DATA, env=vec_env()).learn_online(10, action_noise=0.1)
