@@ -173,8 +173,8 @@ def evaluate_policy(
     Run a policy with SB3's ``evaluate_policy``, on all environments of a VecEnv at once.
 
     :param model: model or policy with SB3's ``predict``
-    :param env: environment, VecEnv or environment id. A single environment gets :class:`SuccessInfo` (and :class:`FlattenNestedDict` for
-        Dict observations); those of a VecEnv have to bring them along.
+    :param env: environment, VecEnv or environment id. A single environment gets :class:`SuccessInfo` (and
+        :class:`FlattenNestedDict` for Dict observations); those of a VecEnv have to bring them along.
     :param n_eval_episodes: number of episodes, divided among the environments
     :param deterministic: whether the policy acts deterministically
     :param render: whether to render
