@@ -50,7 +50,8 @@ from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.policy_arguments import check_policy_class, check_policy_kwargs, find_policy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
-from sb3_dmpo.data import dataset_identifier, dataset_spaces, is_minari_id
+from sb3_dmpo.data import dataset_identifier, dataset_spaces
+from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict

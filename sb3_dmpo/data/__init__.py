@@ -8,7 +8,6 @@ from sb3_dmpo.data.loading import (
     open_dataset,
     recover_environment,
 )
-from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, Transitions
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "Transitions",
     "dataset_identifier",
     "dataset_spaces",
-    "is_minari_id",
     "load_transitions",
     "names_dataset",
     "open_dataset",
