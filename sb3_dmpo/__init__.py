@@ -52,7 +52,7 @@ def load(path: str | Path | io.BufferedIOBase, **kwargs: Any) -> OfflineAlgorith
     name = find_algorithm(read_model(content), ALGOS)
     if name is None:
         raise DamagedFileError(f"{path} is of no algorithm of this package; a class of your own has a `load` too.")
-    return ALGOS[name].load(io.BytesIO(content) if isinstance(path, io.IOBase) else path, **kwargs)
+    return ALGOS[name].load(io.BytesIO(content) if hasattr(path, "read") else path, **kwargs)
 
 
 __all__ = [

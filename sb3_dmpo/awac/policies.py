@@ -1,6 +1,6 @@
 """Policies with a Gaussian actor and twin critics: one Gaussian for AWAC, a mixture of them for mixAWAC."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
@@ -154,6 +154,7 @@ class GaussianMixturePolicy(StochasticActorCriticPolicy):
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
 
+    min_hidden_layers: ClassVar[int] = 1
     actor: GaussianMixtureActor
     actor_target: GaussianMixtureActor
 

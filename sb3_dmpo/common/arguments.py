@@ -1,13 +1,16 @@
 """Constructor arguments: ranges, and names that are nearly right."""
 
+import copy
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dmpo.files.safe_values import UnsafeFileError
 
@@ -32,7 +35,8 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     :param low: smallest number
     :param high: largest number
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return is_real and bool(low <= value <= high) and math.isfinite(value)
 
 
 def is_whole(value: Any, low: int) -> bool:
@@ -42,7 +46,24 @@ def is_whole(value: Any, low: int) -> bool:
     :param value: the value
     :param low: smallest number
     """
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= low
+
+
+def plain(value: Any) -> Any:
+    """
+    NumPy's numbers as Python's, also within lists, tuples and dicts, and paths as texts; anything else as it is.
+
+    :param value: value of an argument
+    """
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return {key: plain(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def whole_number(low: int) -> Range:
@@ -79,7 +100,7 @@ def _are_bounds(value: Any) -> bool:
 
 
 def _is_seed(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < 2**32
+    return is_whole(value, 0) and int(value) < 2**32
 
 
 def _is_train_freq(value: Any) -> bool:
@@ -88,6 +109,8 @@ def _is_train_freq(value: Any) -> bool:
     return is_whole(value, 1)
 
 
+#: At so many points a schedule is looked at beforehand. The end is none of them: no offline update gets there.
+_STEPS_OF_SCHEDULE = 1000
 _REWARD_SCALES = ("return_range", "max", "standardize")
 
 COUNT = whole_number(1)
@@ -176,23 +199,40 @@ def _check_other_types(owner: str, name: str, value: Any, annotation: Any, choic
         raise ValueError(f"{owner}: {name} is {value!r}, expected {expected}.")
 
 
+def check_values(cls: type[Any], values: Mapping[str, Any]) -> None:
+    """
+    Check the ranges of constructor arguments.
+
+    :param cls: class of the algorithm
+    :param values: arguments by name, and whatever else there is among them
+    :raises ValueError: a value is out of its range; the message names the argument, the value and the range
+    """
+    owner, ranges = cls.__name__, argument_ranges(cls)
+    for name, value in values.items():
+        if name in ranges:
+            check_argument(owner, name, value, ranges[name])
+    for name, annotation in constructor_arguments(cls).items():
+        choices = _choices(annotation)
+        value = values.get(name)
+        if choices and value is not None and name not in ranges and not any(value is one or value == one for one in choices):
+            _check_other_types(owner, name, value, annotation, choices)
+
+
 def check_arguments(model: Any) -> None:
     """
-    Check the ranges of a model's constructor arguments.
+    Check the constructor arguments of a model, alone and together.
 
     :param model: an algorithm whose constructor has set its attributes
     :raises ValueError: a value is out of its range; the message names the argument, the value and the range
     """
-    owner, ranges = type(model).__name__, argument_ranges(type(model))
-    for name, value in vars(model).items():
-        if name in ranges:
-            check_argument(owner, name, value, ranges[name])
+    owner = type(model).__name__
+    check_values(type(model), vars(model))
     check_critic_arguments(model)
-    for name, annotation in constructor_arguments(type(model)).items():
-        choices = _choices(annotation)
-        value = getattr(model, name, None)
-        if choices and value is not None and name not in ranges and not any(value is one or value == one for one in choices):
-            _check_other_types(owner, name, value, annotation, choices)
+    if model.derives_value_bounds and model.gamma == 1:
+        raise ValueError(
+            f"{owner}: gamma is 1, and returns without discount have no bounds that follow from the rewards: pass "
+            "value_bounds=(smallest, largest return)."
+        )
 
 
 #: Counts in a file beyond this are absurd: nothing could be computed with them. (Buffers are not allocated by loading.)
@@ -209,9 +249,47 @@ def check_stored_counts(algorithm: type[Any], attributes: Mapping[str, Any]) -> 
     """
     ranges = argument_ranges(algorithm)
     for name, value in attributes.items():
-        is_count = name in ranges and isinstance(value, int) and name not in ("buffer_size", "learning_starts", "seed")
-        if is_count and value > _MAX_STORED_COUNT:
+        is_count = (
+            name in ranges and isinstance(value, int | np.integer) and name not in ("buffer_size", "learning_starts", "seed")
+        )
+        if is_count and int(value) > _MAX_STORED_COUNT:
             raise UnsafeFileError(f"The file's {name} is {value}; {_MAX_STORED_COUNT} is the most that is accepted.")
+
+
+def check_rate(owner: str, name: str, rate: float, progress: float) -> None:
+    """
+    Check a learning rate that a schedule gives.
+
+    :param owner: name of the algorithm, for the message
+    :param name: name of the optimizer
+    :param rate: the learning rate
+    :param progress: the remaining progress, from 1 to 0
+    :raises ValueError: it is negative or not finite
+    """
+    if not 0.0 <= rate < math.inf:
+        raise ValueError(
+            f"{owner}: the schedule of the learning rate of {name}_optimizer gives {rate:.3g} at a remaining progress of "
+            f"{progress:.3g} (which falls from 1 to 0), expected a finite number of at least 0."
+        )
+
+
+def check_schedule(owner: str, name: str, schedule: Schedule) -> None:
+    """
+    Check what a learning rate schedule gives along a run, before the run begins.
+
+    :param owner: name of the algorithm, for the message
+    :param name: name of the optimizer
+    :param schedule: a function of the remaining progress
+    :raises ValueError: a learning rate is negative or not finite
+    """
+    try:
+        # An object that counts its calls must not notice.
+        schedule = copy.deepcopy(schedule)
+    except Exception:  # anything can be in it; what it gives in the run is checked there
+        return
+    for step in range(_STEPS_OF_SCHEDULE, 0, -1):
+        progress = step / _STEPS_OF_SCHEDULE
+        check_rate(owner, name, schedule(progress), progress)
 
 
 def check_device(device: th.device | str) -> None:
@@ -250,13 +328,54 @@ def constructor_arguments(cls: type[Any]) -> dict[str, Any]:
     return arguments
 
 
-def unknown_argument(algorithm: type, name: str) -> TypeError:
+def near_names(name: str, known: Iterable[str]) -> str:
     """
-    The error for a keyword that no constructor of the algorithm takes, with the names that are near.
+    The names that are nearly like one, as a question; nothing if there are none.
+
+    :param name: a name
+    :param known: those that there are
+    """
+    near = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+#: Arguments that SB3's networks for images take.
+OF_FEATURES = ("features_extractor_class", "features_extractor_kwargs", "share_features_extractor", "normalize_images")
+#: What there is instead of them.
+NO_FEATURES = (
+    "All networks are MLPs on flat vectors here, and `net_arch` sets their widths: extract features first, record them as "
+    "the observations of the dataset, and use 'MlpPolicy'."
+)
+_OF_LEARN_ONLINE = ("action_noise", "buffer_size", "gradient_steps", "learning_starts", "online_ratio", "train_freq")
+_NO_HER = (
+    "Data come from `dataset`, which may be SB3's own buffer, and there is no hindsight replay: relabel the goals when you "
+    "write the dataset."
+)
+_NO_SDE = "There is no state-dependent exploration: `learn_online` takes `action_noise`."
+_NO_ENTROPY = "There is no entropy bonus."
+#: What there is instead of other arguments of SB3's algorithms.
+_INSTEAD = {
+    **dict.fromkeys(_OF_LEARN_ONLINE, "It is an argument of `learn_online`."),
+    **dict.fromkeys(("replay_buffer_class", "replay_buffer_kwargs"), _NO_HER),
+    **dict.fromkeys(("use_sde", "sde_sample_freq", "use_sde_at_warmup"), _NO_SDE),
+    **dict.fromkeys(("ent_coef", "target_entropy"), _NO_ENTROPY),
+    **dict.fromkeys(OF_FEATURES, NO_FEATURES),
+    "monitor_wrapper": "An environment always gets a Monitor.",
+    "optimize_memory_usage": "With `memory_map=True` the data stay on disk.",
+    "target_update_interval": "`tau` and `policy_delay` say how fast the targets move.",
+}
+
+
+def unknown_argument(algorithm: type[Any], name: str) -> TypeError:
+    """
+    The error for a keyword that no constructor of the algorithm takes, with what there is instead or the names that are near.
 
     :param algorithm: class of the algorithm
     :param name: the keyword
     """
-    near = difflib.get_close_matches(name, constructor_arguments(algorithm), n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = near_names(name, constructor_arguments(algorithm))
+    if name in _INSTEAD:
+        hint = f" {_INSTEAD[name]}"
+    elif name in constructor_arguments(algorithm.policy_aliases["MlpPolicy"]):
+        hint = f" It is an argument of the policy: policy_kwargs=dict({name}=...)."
     return TypeError(f"{algorithm.__name__}() has no argument '{name}'.{hint}")

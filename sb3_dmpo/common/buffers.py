@@ -1,7 +1,9 @@
 """The dataset as tensors on the training device."""
 
 import io
+import os
 import pathlib
+import pickle
 import warnings
 import zipfile
 import zlib
@@ -25,7 +27,7 @@ from sb3_dmpo.data.preprocessing import (
 )
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
 from sb3_dmpo.data.transitions import check_memory, dataset_label, transition_bytes
-from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.files.save_util import atomic_write, path_to_read, path_to_write, read_stream
 
 _CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"
 _TRANSITION_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")
@@ -720,11 +722,6 @@ def check_buffer(
         )
 
 
-def _with_suffix(path: str | pathlib.Path) -> pathlib.Path:
-    path = pathlib.Path(path)
-    return path if path.suffix else path.with_suffix(".npz")
-
-
 def write_added(buffer: OfflineReplayBuffer, path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """
     Save the added transitions, without the dataset, as NumPy arrays (there is no pickle in the file).
@@ -733,24 +730,44 @@ def write_added(buffer: OfflineReplayBuffer, path: str | pathlib.Path | io.Buffe
     :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
     """
     arrays: dict[str, Any] = buffer.added_arrays()
-    if not isinstance(path, str | pathlib.Path):
+    if not isinstance(path, str | os.PathLike):
         np.savez(path, **arrays)
         return
-    with atomic_write(_with_suffix(path)) as file:
+    with atomic_write(path_to_write(path, ".npz")) as file:
         np.savez(file, **arrays)
+
+
+def _unless_npz(path: pathlib.Path) -> pathlib.Path:
+    """SB3 saves ``buffer`` as ``buffer.pkl``, this package as ``buffer.npz``: who asks for the former means the latter."""
+    npz = path.with_suffix(".npz")
+    return npz if path.suffix == ".pkl" and not path.exists() and npz.exists() else path
 
 
 def read_added(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, npt.NDArray[Any]]:
     """
     What :func:`write_added` has written, for :meth:`OfflineReplayBuffer.restore_added`.
 
-    :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
+    :param path: path of the file (``.npz`` is appended if there is no such file, and takes the place of SB3's ``.pkl``) or a
+        file object
     :raises FileNotFoundError: there is no such file
     :raises DatasetError: the file holds no such transitions
     """
-    source = _with_suffix(path) if isinstance(path, str | pathlib.Path) else path
+    source: Any = path
+    if isinstance(path, str | os.PathLike):
+        source = path_to_read(_unless_npz(pathlib.Path(path)), ".npz")
+    with open(source, "rb") if isinstance(source, pathlib.Path) else io.BytesIO(read_stream(source)) as file:
+        return _read_arrays(file, source)
+
+
+def _read_arrays(file: Any, source: Any) -> dict[str, npt.NDArray[Any]]:
+    if file.read(1) == pickle.PROTO:
+        raise DatasetError(
+            f"{source} holds no transitions that `save_replay_buffer` has written: it is a pickle, as that of SB3 writes it. "
+            "Pass a pickled ReplayBuffer as `dataset=` to learn from it."
+        )
+    file.seek(0)
     try:
-        with np.load(source, allow_pickle=False) as file:
-            return dict(file)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(f"{source} holds no transitions that `save_replay_buffer` has written: {error}.") from None

@@ -58,7 +58,7 @@ class GaussianActor(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_pi = nn.Sequential(*create_mlp(observation_size, -1, net_arch, activation_fn))
-        self.heads = GaussianHeads(net_arch[-1], action_size)
+        self.heads = GaussianHeads([observation_size, *net_arch][-1], action_size)
 
     def forward(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Mean and log standard deviation, shape ``(batch, action_size)`` each."""

@@ -14,6 +14,8 @@ from stable_baselines3.common import evaluation as sb3_evaluation
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_dmpo.common.environments import find_environment, refuse_normalized
+from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.data.tasks import ReferenceScores, reference_scores
 from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
 
@@ -46,12 +48,13 @@ def env_id_of(env: gym.Env[Any, Any] | VecEnv) -> str | None:
     return None if env.spec is None else str(env.spec.id)
 
 
-def to_vec_env(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
+def to_vec_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
     """
     The environment as a VecEnv that reports ``is_success`` and has no nested observations. VecEnvs are returned as they are.
 
-    :param env: environment or VecEnv
+    :param env: environment, VecEnv or environment id
     """
+    env = find_environment(env)
     if isinstance(env, VecEnv):
         return env
     wrapped = SuccessInfo(FlattenNestedDict(env) if isinstance(env.observation_space, spaces.Dict) else env)
@@ -73,6 +76,10 @@ class EvaluationResult:
     lengths: NDArray[np.int64]
     successes: NDArray[np.bool_] | None
     reference: ReferenceScores | None
+
+    def __iter__(self) -> Iterator[float]:
+        """Mean and standard deviation of the returns, which is what SB3's ``evaluate_policy`` returns."""
+        return iter((self.mean_return, self.std_return))
 
     @property
     def mean_return(self) -> float:
@@ -155,7 +162,7 @@ def _shallow_infos(env: VecEnv) -> Iterator[None]:
 
 def evaluate_policy(
     model: PolicyPredictor,
-    env: gym.Env[Any, Any] | VecEnv,
+    env: gym.Env[Any, Any] | VecEnv | str,
     n_eval_episodes: int = 10,
     deterministic: bool = True,
     render: bool = False,
@@ -166,20 +173,23 @@ def evaluate_policy(
     Run a policy with SB3's ``evaluate_policy``, on all environments of a VecEnv at once.
 
     :param model: model or policy with SB3's ``predict``
-    :param env: environment or VecEnv. A single environment gets :class:`SuccessInfo` (and :class:`FlattenNestedDict` for
-        Dict observations); those of a VecEnv have to bring them along.
+    :param env: environment, VecEnv or environment id. A single environment gets :class:`SuccessInfo` (and
+        :class:`FlattenNestedDict` for Dict observations); those of a VecEnv have to bring them along.
     :param n_eval_episodes: number of episodes, divided among the environments
     :param deterministic: whether the policy acts deterministically
     :param render: whether to render
     :param dataset: where reference scores are looked for first, see :func:`reference_scores`; needed where the environments
         run in other processes
     :param warn: whether SB3 warns of environments without a ``Monitor``
-    :raises ValueError: fewer than one episode
-    :return: returns, lengths and successes by episode, and the reference scores
+    :raises ValueError: fewer than one episode, or VecNormalize scales observations that the policy scales itself
+    :return: returns, lengths and successes by episode, and the reference scores; ``mean, std = evaluate_policy(...)`` takes
+        mean and standard deviation of the returns
     """
     if n_eval_episodes < 1:
         raise ValueError(f"n_eval_episodes is {n_eval_episodes}, but an evaluation needs at least one episode.")
     vec_env = to_vec_env(env)
+    if isinstance(getattr(model, "policy", model), OfflinePolicy):
+        refuse_normalized(vec_env)
     recorder = _SuccessRecorder()
     with _shallow_infos(vec_env):
         returns, lengths = sb3_evaluation.evaluate_policy(

@@ -6,7 +6,7 @@ that SB3 pickles the same ones as plain data, which are all that :meth:`OfflineA
 import contextlib
 import io
 import json
-import pathlib
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,7 +16,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sb3_dmpo.common.arguments import check_arguments, check_stored_counts, constructor_arguments
+from sb3_dmpo.common.arguments import (
+    check_arguments,
+    check_stored_counts,
+    check_values,
+    constructor_arguments,
+    plain,
+    unknown_argument,
+)
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.files.safe_pickle import StoredTensor
 from sb3_dmpo.files.safe_values import UnsafeFileError, classes_by_name, shorten
@@ -32,7 +39,9 @@ from sb3_dmpo.files.save_util import (
     decode_state,
     encode_generator,
     get_random_state,
+    path_to_read,
     preserved_random_state,
+    read_stream,
     set_random_state,
 )
 from sb3_dmpo.files.settings import class_name, encode, encode_schedule
@@ -52,18 +61,17 @@ NOT_HYPERPARAMETERS = frozenset(
 _MAX_COMPUTED, _MIN_TENSOR = 64 * 2**20, 2**14
 
 
-def read_file(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
+def read_file(path: str | os.PathLike[str] | io.BufferedIOBase) -> bytes:
     """
     The content of a zip.
 
-    :param path: path of the file (``.zip`` is tried if there is no suffix) or a file object
+    :param path: path of the file (or of one with ``.zip`` appended) or a file object
+    :raises FileNotFoundError: there is no such file
+    :raises TypeError: it is no file
     """
-    if not isinstance(path, str | pathlib.Path):
-        return path.read()
-    path = pathlib.Path(path)
-    if not path.exists() and not path.suffix:
-        path = path.with_suffix(".zip")
-    return path.read_bytes()
+    if isinstance(path, str | os.PathLike):
+        return path_to_read(path, ".zip").read_bytes()
+    return read_stream(path)
 
 
 # Settings -------------------------------------------------------------------------------------------------------
@@ -74,6 +82,24 @@ def _blank(cls: type[Any]) -> tuple[Any, set[str]]:
     model = cls(device="cpu", _init_setup_model=False)
     # What no file of ours holds is not taken from a file, e.g. a device or the dataset to be read.
     return model, {*vars(model), *_KEYS_OF_SETUP} - {*model._excluded_save_params()}
+
+
+def checked_changes(cls: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Attributes that the caller of ``load`` changes, with NumPy's numbers as Python's.
+
+    :param cls: the algorithm that loads
+    :param changes: values by name
+    :raises TypeError: there is no argument of a name
+    :raises ValueError: a value is out of its range
+    """
+    known = {*constructor_arguments(cls), *vars(_blank(cls)[0]), *_KEYS_OF_SETUP}
+    for name in changes:
+        if name not in known:
+            raise unknown_argument(cls, name)
+    plain_values = {name: value if name == "dataset" else plain(value) for name, value in changes.items()}
+    check_values(cls, plain_values)
+    return plain_values
 
 
 def cannot_be_saved(name: str, error: Exception) -> TypeError:

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+import os
 import pathlib
 import pickle
 import sys
@@ -29,11 +31,13 @@ from torch.utils._pytree import tree_map
 from sb3_dmpo.common import arguments
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
+from sb3_dmpo.common.environments import find_environment, refuse_normalized, refuse_normalized_evaluation
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.common.model_zip import (
     cannot_be_saved,
     check_optimizers,
+    checked_changes,
     on_its_own,
     prepare_load,
     random_state_of,
@@ -43,14 +47,16 @@ from sb3_dmpo.common.model_zip import (
 )
 from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
+from sb3_dmpo.common.policy_arguments import check_policy_class, check_policy_kwargs, find_policy
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
 from sb3_dmpo.data import dataset_identifier, dataset_spaces
+from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
 from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError
-from sb3_dmpo.files.save_util import atomic_write, preserved_random_state, unpicklable_attribute
+from sb3_dmpo.files.save_util import atomic_write, path_to_write, preserved_random_state, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
@@ -127,6 +133,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     learns_online: ClassVar[bool] = True
     #: Whether the losses need the actions that the dataset has at the next observations.
     needs_next_actions: bool = False
+    #: Range of the value targets, of algorithms that clip them.
+    value_bounds: tuple[float, float] | None
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.
@@ -168,7 +176,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         arguments.check_device(device)
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]
+            None if env is None else find_environment(env, verbose),  # type: ignore[arg-type]
             learning_rate,
             batch_size=batch_size,
             tau=tau,
@@ -202,10 +210,19 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
         self._placeholder_env: VecEnv | None = None
+        for name in {*arguments.constructor_arguments(type(self)), "_stats_window_size"} - {"dataset", "env"}:
+            if name in vars(self):
+                setattr(self, name, arguments.plain(getattr(self, name)))
         arguments.check_arguments(self)
+        check_policy_class(type(self), self.policy_class)
         if _init_setup_model:
             self._check_spaces(policy)
             self._setup_model()
+            for name, (_, schedule, _) in self._optimizers.items():
+                arguments.check_schedule(type(self).__name__, name, schedule)
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        return find_policy(type(self), policy_name)
 
     def _check_spaces(self, policy: str | type[BasePolicy]) -> None:
         if self.env is None:
@@ -219,6 +236,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if policy == "MlpPolicy" and isinstance(self.observation_space, spaces.Dict):
             raise ValueError("You must use `MultiInputPolicy` when working with dict observation space, not MlpPolicy")
 
+    @property
+    def derives_value_bounds(self) -> bool:
+        """Whether the range of the value targets is to be derived from the rewards."""
+        return False
+
     # Building blocks for subclasses -----------------------------------------------------------------------------
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -228,14 +250,10 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     def make_policy(self) -> OfflinePolicy:
         """New networks of the configured architecture."""
         self._setup_lr_schedule()
-        further: dict[str, Any] = {} if self.ema_decay is None else {"average": True}
+        given = self._policy_arguments() | ({} if self.ema_decay is None else {"average": True})
+        check_policy_kwargs(type(self), self.policy_class, given, self.policy_kwargs)
         policy: Any = self.policy_class(
-            self.observation_space,
-            self.action_space,
-            self.lr_schedule,
-            **self._policy_arguments(),
-            **self.policy_kwargs,
-            **further,
+            self.observation_space, self.action_space, self.lr_schedule, **given, **self.policy_kwargs
         )
         made: OfflinePolicy = policy
         if self.ema_decay is not None:
@@ -243,7 +261,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         return made
 
     def _setup_model(self) -> None:
-        self.set_random_seed(self.seed)
+        super().set_random_seed(self.seed)
         self.policy = self.make_policy().to(self.device)
         self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
         self._targets: list[Target] = []
@@ -253,6 +271,22 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._noise_generator = make_noise_generator(self.device, self.seed)
         self._compiled = CompiledUpdate(self._update_all)
         self._convert_train_freq()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        As in SB3, with the generators that noise and minibatches come from: what follows repeats.
+
+        :param seed: the seed; None leaves all generators as they are
+        """
+        super().set_random_seed(seed)
+        if seed is None:
+            return
+        self.seed = int(seed)
+        # Generators found in a zip would otherwise take over when the run goes on.
+        self._random_state = None
+        self._noise_generator = make_noise_generator(self.device, seed)
+        if isinstance(self.replay_buffer, OfflineReplayBuffer):
+            self.replay_buffer.generator.manual_seed(seed)
 
     def add_optimizer(
         self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: float | Schedule | None = None
@@ -265,6 +299,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param learning_rate: own learning rate; None follows the algorithm's ``learning_rate``
         """
         schedule = self.lr_schedule if learning_rate is None else utils.FloatSchedule(learning_rate)
+        arguments.check_rate(type(self).__name__, name, schedule(1.0), 1.0)
         parameters = [p for m in modules for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
         optimizer = make_optimizer(self.policy.optimizer_class, parameters, schedule(1.0), self.policy.optimizer_kwargs)
         self._optimizers[name] = (optimizer, schedule, parameters)
@@ -298,7 +333,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             raise ValueError(
                 "There is no dataset to learn from: pass `dataset=` to the constructor or to `load`, or call `set_dataset`."
             )
-        if self.dataset is None and not str(dataset).endswith(tuple(f"-v{digit}" for digit in range(10))):
+        if self.dataset is None and not is_minari_id(str(dataset)):
             # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
             raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
         buffer = make_buffer(
@@ -330,6 +365,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if self.normalize_observations and not self._scaler_is_set:
             self.policy.set_observation_statistics(buffer.observation_mean, buffer.observation_std)
             self._scaler_is_set = True
+        if self.derives_value_bounds:
+            self.value_bounds = buffer.value_bounds(self.gamma)
 
     def set_dataset(self, dataset: Any) -> None:
         """
@@ -466,6 +503,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Whether the current update includes the delayed part (actor and targets)."""
         return self._n_updates % self.policy_delay == 0
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # Several environments step at once, and beyond the end: a learning rate that falls to 0 would become negative there.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
         Sample minibatches and do the updates.
@@ -484,6 +526,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Set the learning rates of the next update, and count it."""
         for name, (optimizer, schedule, _) in self._optimizers.items():
             rate = schedule(self._current_progress_remaining)
+            arguments.check_rate(type(self).__name__, name, rate, self._current_progress_remaining)
             utils.update_learning_rate(optimizer, rate)
             if self._compiled.is_on:
                 self._rates[name].fill_(rate)
@@ -589,6 +632,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises FloatingPointError: a loss or a weight is no longer finite
         :return: the model itself
         """
+        total_timesteps = self._check_learn(total_timesteps, log_interval, {})
         self._setup_dataset(continuing=not reset_num_timesteps)
         self._take_over_random_state(continuing=not reset_num_timesteps)
         self._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
@@ -666,6 +710,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        made = super()._init_callback(callback, progress_bar)
+        refuse_normalized_evaluation(made)
+        return made
+
     # Learning online -------------------------------------------------------------------------------------------------
 
     def learn_online(
@@ -711,10 +760,17 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """
         self._check_online()
         assert self.env is not None
-        self.online_ratio, self.learning_starts, self.buffer_size = online_ratio, learning_starts, buffer_size
-        self.gradient_steps = gradient_steps
-        self.train_freq = train_freq  # type: ignore[assignment]  # SB3 converts it
-        arguments.check_arguments(self)
+        settings = {
+            "online_ratio": online_ratio,
+            "learning_starts": learning_starts,
+            "train_freq": train_freq,
+            "gradient_steps": gradient_steps,
+            "buffer_size": buffer_size,
+        }
+        total_timesteps = self._check_learn(total_timesteps, log_interval, settings)
+        if not isinstance(action_noise, ActionNoise | None):
+            raise TypeError(f"action_noise is {action_noise!r}, expected one of stable_baselines3.common.noise, or None.")
+        vars(self).update(arguments.plain(settings))
         self._convert_train_freq()
         self.action_noise = action_noise
         if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != self.n_envs:
@@ -724,8 +780,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._take_over_random_state(continuing=True)
         buffer = self.replay_buffer
         assert isinstance(buffer, OfflineReplayBuffer)
-        buffer.reserve(max(min(buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
-        buffer.online_ratio = online_ratio
+        buffer.reserve(max(min(self.buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
+        buffer.online_ratio = self.online_ratio
         self._is_online = True
         try:
             super().learn(
@@ -741,6 +797,17 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._flush_metrics()
         return self
 
+    def _check_learn(self, total_timesteps: float, log_interval: int | None, settings: dict[str, Any]) -> int:
+        """Check the arguments of a call, before anything is changed or done. The number of timesteps, which may be ``1e6``."""
+        ranges = arguments.argument_ranges(type(self))
+        for name, value in settings.items():
+            arguments.check_argument(type(self).__name__, name, value, ranges[name])
+        arguments.check_argument(type(self).__name__, "total_timesteps", total_timesteps, arguments.NOT_NEGATIVE)
+        arguments.check_argument(type(self).__name__, "log_interval", log_interval, arguments.optional(arguments.COUNT))
+        # Attributes may have been changed since the constructor.
+        arguments.check_arguments(self)
+        return math.ceil(total_timesteps)
+
     def _check_online(self) -> None:
         name = type(self).__name__
         if not self.learns_online:
@@ -749,11 +816,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             )
         if self.env is None:
             raise ValueError(f"{name} has no environment to learn in: call `set_env` first, or pass `env=` to `load`.")
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            raise ValueError(
-                "The environment is wrapped in VecNormalize, but the policy scales observations itself, by the dataset's "
-                "statistics: leave the wrapper out, or use norm_obs=False."
-            )
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -790,26 +852,29 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        env = find_environment(env, verbose)
+        refuse_normalized(env)
         # SB3 refuses nested Dict observations; the canonical one-level form holds the same numbers.
         if isinstance(env, gym.Env) and canonical_observation_space(env.observation_space) != env.observation_space:
             env = FlattenNestedDict(env)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """
         Set the environment to act and to learn online in. Unlike in SB3 the number of environments may be another one.
 
-        :param env: environment or VecEnv with the model's spaces
+        :param env: environment, VecEnv or environment id, with the model's spaces
         :param force_reset: reset the environment before it is stepped
-        :raises ValueError: the spaces differ
+        :raises ValueError: the spaces differ, or VecNormalize scales the observations
         """
-        env = self._wrap_env(env, self.verbose)
+        env = self._wrap_env(env, self.verbose)  # type: ignore[arg-type]
+        # Versions of an environment differ in the bounds and types of their observations, which does not matter.
+        if not observation_spaces_match(self.observation_space, env.observation_space):
+            raise ValueError(f"Observation spaces do not match: {self.observation_space} != {env.observation_space}")
+        if not isinstance(env.action_space, spaces.Box) or not action_spaces_match(self.action_space, env.action_space):
+            raise ValueError(f"Action spaces do not match: {self.action_space} != {env.action_space}")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
         self.n_envs = env.num_envs
-        if observation_spaces_match(self.observation_space, env.observation_space) and (
-            isinstance(env.action_space, spaces.Box) and action_spaces_match(self.action_space, env.action_space)
-        ):
-            # Versions of an environment differ in the bounds and types of their observations, which does not matter.
-            self.observation_space, self.action_space = env.observation_space, env.action_space
         super().set_env(env, force_reset)
 
     # Saving and loading ----------------------------------------------------------------------------------------------
@@ -871,11 +936,10 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self._random_state = pending
         with zipfile.ZipFile(content, "a") as archive:
             archive.writestr(SETTINGS, settings)
-        if not isinstance(path, str | pathlib.Path):
+        if not isinstance(path, str | os.PathLike):
             path.write(content.getbuffer())
             return
-        path = pathlib.Path(path)
-        path = path if path.suffix else path.with_suffix(".zip")
+        path = path_to_write(path, ".zip")
         with atomic_write(path) as file:
             file.write(content.getbuffer())
         self._last_good = path
@@ -928,7 +992,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     def load(
         cls: type[SelfOfflineAlgorithm],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -943,8 +1007,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         Nothing in the file is executed: attributes are read as plain data, and checksums, sizes and names are checked first.
         (Zips of release 0.1.0 and before hold pickles only, which are read through a list of exact class names.)
 
-        :param path: path of the file (``.zip`` is tried if there is no suffix) or a file object
-        :param env: environment to go on with; None for acting and for learning from a dataset
+        :param path: path of the file (``.zip`` is appended if there is no such file) or a file object, which is read from its
+            beginning
+        :param env: environment or environment id to go on with; None for acting and for learning from a dataset
         :param device: device of the networks
         :param custom_objects: replacements for attributes in the file, which are then not decoded
         :param print_system_info: print on which system the file was made
@@ -956,22 +1021,31 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises FileNotFoundError: there is no such file
         :raises DamagedFileError: the file is not complete, or its weights do not fit
         :raises UnsafeFileError: the file asks for something that a model does not need
+        :raises ValueError: an attribute is out of its range, or the environment has other spaces
+        :raises TypeError: there is no such attribute, or the path is none
         :return: the model
         """
+        arguments.check_device(device)
+        changes = checked_changes(cls, kwargs)
         content = read_file(path)
         file, objects = prepare_load(cls, content, custom_objects, trust_pickle, trusted_classes)
         try:
             with preserved_random_state():
-                model = super().load(file, env, device, objects, print_system_info, force_reset, **kwargs)
+                model = super().load(file, None, device, objects, print_system_info, force_reset, **changes)
         except Exception as error:  # depends on what is in the file
             is_of_weights = isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError)
-            if not is_of_weights and (env is not None or kwargs):
+            if not is_of_weights and kwargs:
                 # Whose fault is it? On its own the file loads, or says what is wrong with it.
                 cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
                 raise
             raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         check_optimizers(model)
-        model._last_good = pathlib.Path(path) if isinstance(path, str | pathlib.Path) else None
+        model._last_good = pathlib.Path(path) if isinstance(path, str | os.PathLike) else None
+        if env is not None:
+            model.set_env(env, force_reset)
+            model.action_space.seed(model.seed)
+            assert model.env is not None
+            model.env.seed(model.seed)
         if "dataset" in kwargs:
             # The hash stays: what is passed has to be the data that the run began with.
             fingerprint = model.dataset_fingerprint

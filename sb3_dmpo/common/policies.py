@@ -50,6 +50,8 @@ class OfflinePolicy(BasePolicy):
     scale_eps: ClassVar[float] = 1e-3
     #: Whether actions depend on more than the current observation.
     has_memory: ClassVar[bool] = False
+    #: Number of hidden layers that actor and critics have at least.
+    min_hidden_layers: ClassVar[int] = 0
     #: Networks that choose among actions by their values; an exported policy has them in double precision.
     gate_networks: ClassVar[tuple[str, ...]] = ()
     #: Networks that ``predict`` uses, but for those that follow others slowly.
@@ -161,6 +163,11 @@ class OfflinePolicy(BasePolicy):
         :raises ValueError: wrong shape, missing key, or a value that is not finite
         """
         space = self.observation_space
+        if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+            raise ValueError(
+                "The observation is a tuple, as gymnasium's `reset` returns it: `observation, info = env.reset()`. (That of a "
+                "VecEnv returns the observations alone.)"
+            )
         if isinstance(space, spaces.Dict):
             observation = canonical_observation(observation)
             if not isinstance(observation, dict):
@@ -178,6 +185,24 @@ class OfflinePolicy(BasePolicy):
                 )
             return np.concatenate([part for part, _ in parts], axis=1), parts[0][1]
         return self._check_array(observation, space, "observation")
+
+    def obs_to_tensor(self, observation: Any) -> tuple[th.Tensor, bool]:
+        """
+        Flat raw observations ``(batch, observation_size)``, which the policy itself takes, and whether the input was a batch.
+
+        :param observation: one observation or a batch of them, as the environment (or a VecEnv) returns it
+        :raises ValueError: wrong shape, missing key, or a value that is not finite
+        """
+        observations, vectorized = self.prepare_observation(observation)
+        return th.as_tensor(observations, device=self.observation_mean.device), vectorized
+
+    def is_vectorized_observation(self, observation: Any) -> bool:
+        """
+        Whether an observation is a batch.
+
+        :param observation: one observation or a batch of them
+        """
+        return self.prepare_observation(observation)[1]
 
     @staticmethod
     def _check_array(value: Any, space: spaces.Space[Any], name: str) -> tuple[np.ndarray, bool]:

@@ -67,13 +67,18 @@ def denormals_flushed() -> Iterator[None]:
         th.set_flush_denormal(was_on)
 
 
-def cosine_schedule(initial_value: float) -> Schedule:
+class CosineSchedule:
     """
-    Learning rate that falls from ``initial_value`` to 0 over the run along half a cosine.
+    A schedule times half a cosine, which falls from 1 to 0 over the run. (An object, as models have to be picklable.)
 
-    :param initial_value: learning rate of the first update
+    :param schedule: a function of the remaining progress
     """
-    return lambda progress_remaining: 0.5 * initial_value * (1.0 + math.cos(math.pi * (1.0 - progress_remaining)))
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, progress_remaining: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * (1.0 - progress_remaining))) * self.schedule(progress_remaining)
 
 
 def make_noise_generator(device: th.device, seed: int | None) -> th.Generator:

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmpo.data.cache import ARRAYS, CACHE_VARIABLE, SETTLE_SECONDS, Arrays, CacheEntry
 from sb3_dmpo.data.d4rl import D4rlSource
-from sb3_dmpo.data.minari import MinariSource, recorded_environment_spec
+from sb3_dmpo.data.minari import MinariSource, is_minari_id, recorded_environment_spec
 from sb3_dmpo.data.recorded_env import make_recorded_environment
 from sb3_dmpo.data.replay_buffer import ReplayBufferSource
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, Transitions, array_fingerprint, dataset_label
@@ -160,6 +160,15 @@ def dataset_identifier(dataset: Any) -> str | None:
     # Transitions, OfflineReplayBuffer and DatasetSource, then MinariDataset
     identifier = getattr(dataset, "dataset_id", None) or getattr(dataset, "id", None)
     return identifier if isinstance(identifier, str) else None
+
+
+def names_dataset(name: str) -> bool:
+    """
+    Whether a text could be the name of a dataset: the path of a file of data, or a Minari id. Nothing is looked up.
+
+    :param name: the text
+    """
+    return Path(name).suffix.lower() in _HDF5_SUFFIXES + _PICKLE_SUFFIXES or is_minari_id(name)
 
 
 def recover_environment(dataset: Any, *, eval_env: bool = True, download: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -41,6 +41,21 @@ def _not_local(dataset_id: str, root: Path) -> DatasetError:
     )
 
 
+def is_minari_id(name: str) -> bool:
+    """
+    Whether a text has the form of a Minari id, ``namespace/name-v0``, by Minari's own rules.
+
+    :param name: the text
+    """
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(name)
+    except (TypeError, ValueError):  # the first one: there is no version
+        return False
+    return True
+
+
 def find_minari(dataset_id: str, download: bool) -> Path:
     """
     Folder that holds the data of a Minari dataset.

@@ -10,7 +10,6 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
 from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
-from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
     LOG_EPS,
     AdvantageWeight,
@@ -71,7 +70,8 @@ class DMPO(OfflineAlgorithm):
     :param latent_embedding: ``"observation"``, ``"none"`` or a width, see :class:`MixturePolicy`
     :param value_targets: the AntMaze variant: critics regress on a state-value network instead of the next action
     :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics, by default 0.7 with ``value_targets``, else 1
-    :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
+    :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``, which
+        ``gamma=1`` does not have
     :param gating_dtype: precision of the networks while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
         is chosen is evaluated again in float32 before it enters a loss. README compares the scores
@@ -178,6 +178,7 @@ class DMPO(OfflineAlgorithm):
             "gate_support": self.gate_support,
             "use_prior": self.prior == "learned",
             "calibrated_decoder": self.decoder == "calibrated",
+            "use_info_posterior": False,
         }
 
     def _setup_model(self) -> None:
@@ -201,10 +202,10 @@ class DMPO(OfflineAlgorithm):
         pays = dtype == th.float32 and narrowest >= BFLOAT16_WIDTH and has_fast_bfloat16(self.device)
         return th.bfloat16 if self.gating_dtype == "bfloat16" or (self.gating_dtype == "auto" and pays) else dtype
 
-    def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
-        super()._on_dataset(buffer)
-        if self.value_targets and self.value_bounds is None:
-            self.value_bounds = buffer.value_bounds(self.gamma)
+    @property
+    def derives_value_bounds(self) -> bool:
+        """Whether the range of the value targets is to be derived from the rewards."""
+        return self.value_targets and self.value_bounds is None
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name."""

@@ -50,6 +50,8 @@ class MixturePolicy(OfflinePolicy):
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
 
+    min_hidden_layers: ClassVar[int] = 1
+
     def __init__(
         self,
         *args: Any,

@@ -13,6 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.her import GoalSelectionStrategy, HerReplayBuffer
 
 from sb3_dmpo.files.safe_values import (
     MAKERS,
@@ -34,6 +36,8 @@ from sb3_dmpo.files.safe_values import (
     shorten,
 )
 
+#: Enumerations whose members may be asked for.
+_ENUMERATIONS: tuple[type[Enum], ...] = (TrainFrequencyUnit, GoalSelectionStrategy)
 Name = tuple[str, str]
 _Maker = Callable[..., Any]
 _Handler = Callable[[Any], None]
@@ -120,11 +124,15 @@ def _train_freq(state: Any, frequency: Any, unit: Any) -> Any:
     return MAKERS["TrainFreq"](frequency, unit.value if isinstance(unit, TrainFrequencyUnit) else None)
 
 
-def _unit(state: Any, *arguments: Any) -> TrainFrequencyUnit:
+def _member(state: Any, value: Any, *name: Any, cls: type[Enum] | None = None) -> Enum:
     """Some versions of Python (3.11.2, which Debian 12 has) write the member of an enumeration by ``getattr``."""
-    is_right = arguments in (("step",), ("episode",), (TrainFrequencyUnit, "STEP"), (TrainFrequencyUnit, "EPISODE"))
-    check(is_right, "a TrainFrequencyUnit of", arguments)
-    return TrainFrequencyUnit(arguments[-1].lower())
+    members = [member for kind in _ENUMERATIONS for member in kind]
+    if cls is None:
+        members = [member for member in members if type(member) is value and (member.name,) == name]
+    else:
+        members = [member for member in members if type(member) is cls and member.value == value and name == ()]
+    check(len(members) == 1, "a member of an enumeration of", (value, *name))
+    return members[0]
 
 
 def _device(state: Any, kind: Any, index: Any = None) -> str:
@@ -135,7 +143,7 @@ def _device(state: Any, kind: Any, index: Any = None) -> str:
 
 def _buffer(state: Any, *arguments: Any, cls: type[ReplayBuffer]) -> ReplayBuffer:
     values = _fields(state, *arguments)
-    kinds = (bool, int, float, str, tuple, type, np.ndarray, spaces.Space, type(None))
+    kinds = (bool, int, float, str, tuple, type, np.ndarray, spaces.Space, GoalSelectionStrategy, type(None))
     for key, value in values.items():
         check(type(key) is str and not hasattr(cls, key), "a buffer with the attribute", key)
         parts = value.values() if isinstance(value, dict) else [value]
@@ -152,7 +160,7 @@ def _ordered_dict(state: Any) -> OrderedDict[Any, Any]:
 _NUMPY_CORES = ("numpy._core", "numpy.core")
 #: What may be called, by module and name.
 FUNCTIONS: dict[Name, _Maker] = {
-    ("builtins", "getattr"): _unit,
+    ("builtins", "getattr"): _member,
     ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "deque"): _deque,
     ("gymnasium.spaces.box", "Box"): _box,
@@ -167,10 +175,10 @@ FUNCTIONS: dict[Name, _Maker] = {
     ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): lambda state, *arguments: None,
     **{
         (cls.__module__, cls.__name__): partial(_buffer, cls=cls)
-        for cls in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+        for cls in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
     },
     ("stable_baselines3.common.type_aliases", "TrainFreq"): _train_freq,
-    ("stable_baselines3.common.type_aliases", "TrainFrequencyUnit"): _unit,
+    **{(cls.__module__, cls.__name__): partial(_member, cls=cls) for cls in _ENUMERATIONS},
     **{(cls.__module__, cls.__name__): partial(_schedule, cls=cls) for cls in SB3_SCHEDULES},
     ("torch", "device"): _device,
 }
@@ -179,7 +187,7 @@ NAMED: dict[str, tuple[str, ...]] = TORCH_CLASSES | {
     "numpy": ("ndarray", "dtype", "float32", "float64", "int64"),
     "numpy.random._pcg64": ("PCG64",),
     "numpy.random.bit_generator": ("SeedSequence",),
-    "stable_baselines3.common.type_aliases": ("TrainFrequencyUnit",),
+    **{cls.__module__: (cls.__name__,) for cls in _ENUMERATIONS},
 }
 
 
@@ -212,6 +220,15 @@ class _Object:
 
 def _text(value: Any) -> str:
     return value.name[1][:80] if isinstance(value, _Object) else shorten(value)
+
+
+def _holds_objects(noted: _Object) -> bool:
+    """
+    Whether it is an array of objects and not of numbers. Hindsight replay keeps one with the infos of all steps, which is not
+    needed, and so not made.
+    """
+    dtype = noted.state[2] if type(noted.state) is tuple and len(noted.state) == 5 else None
+    return noted.name[1] == "_reconstruct" and isinstance(dtype, _Object) and dtype.arguments == ("O8", False, True)
 
 
 class _BoundedFile:
@@ -320,6 +337,8 @@ class AllowListUnpickler(pickle._Unpickler):
             check(made is not None, "a container that contains itself:", type(noted))
             return made  # type: ignore[return-value]
         check(depth <= MAX_DEPTH, "containers that are nested too deep:", type(noted))
+        if isinstance(noted, _Object) and _holds_objects(noted):
+            return None, 1
         self._made[id(noted)] = None
         parts: Any = noted
         if isinstance(noted, _Object):

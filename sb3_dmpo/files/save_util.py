@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -87,6 +88,47 @@ def preserved_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
+
+
+def path_to_write(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
+    """
+    Where SB3 would write: a name without suffix gets one.
+
+    :param path: the path
+    :param suffix: e.g. ``".zip"``
+    """
+    return pathlib.Path(path if pathlib.Path(path).suffix else f"{os.fspath(path)}{suffix}")
+
+
+def path_to_read(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
+    """
+    Where SB3 would read: a path as it is, else with the suffix appended, also to a name with dots.
+
+    :param path: the path
+    :param suffix: e.g. ``".zip"``
+    :raises FileNotFoundError: there is neither file
+    """
+    for found in (pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}{suffix}")):
+        if found.exists():
+            return found
+    raise FileNotFoundError(errno.ENOENT, f"There is no such file, nor one with {suffix} appended", os.fspath(path))
+
+
+def read_stream(stream: Any) -> bytes:
+    """
+    The content of a stream from its beginning, wherever it stands: SB3 loads from the stream that it has just saved to.
+
+    :param stream: a file object
+    :raises TypeError: it is none, or one of text
+    """
+    if not hasattr(stream, "read"):
+        raise TypeError(f"A {type(stream).__name__} is no file: pass a path, or a file opened for reading in binary mode.")
+    if getattr(stream, "seekable", bool)():
+        stream.seek(0)
+    content = stream.read()
+    if not isinstance(content, bytes):
+        raise TypeError("The file was opened in text mode: open it in binary mode, 'rb'.")
+    return content
 
 
 @contextlib.contextmanager

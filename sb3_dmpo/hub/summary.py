@@ -12,6 +12,7 @@ import sb3_dmpo
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.common.model_zip import NOT_HYPERPARAMETERS, find_algorithm
 from sb3_dmpo.files.safe_zip import read_model
+from sb3_dmpo.files.save_util import path_to_read
 from sb3_dmpo.files.settings import decode
 
 #: A file may hold megabytes of text; nobody wants them on the screen.
@@ -80,9 +81,7 @@ def read_summary(path: str | os.PathLike[str]) -> ModelSummary:
     :raises DamagedFileError: it is no zip, not complete or its attributes are no JSON
     :raises UnsafeFileError: it would grow far beyond its size
     """
-    path = Path(path)
-    if not path.exists() and not path.suffix:
-        path = path.with_suffix(".zip")
+    path = path_to_read(path, ".zip")
     stored = read_model(path.read_bytes())
     lines = tuple(plain_text(line.lstrip("- ")) for line in stored.system.splitlines() if line.strip())
     weights = stored.tensors["policy.pth"]

@@ -16,7 +16,7 @@ from sb3_dmpo.common.losses import (
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import cosine_schedule
+from sb3_dmpo.common.updates import CosineSchedule
 from sb3_dmpo.iql.policies import IQLPolicy, IQLVariant
 
 
@@ -109,10 +109,9 @@ class IQL(OfflineAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        cosine = cosine_schedule(1.0)
         self.add_optimizer("value", [self.policy.value])
         self.add_optimizer("critic", [self.policy.critic])
-        self.add_optimizer("actor", [self.policy.actor], lambda progress: cosine(progress) * self.lr_schedule(progress))
+        self.add_optimizer("actor", [self.policy.actor], CosineSchedule(self.lr_schedule))
         self.add_target(self.policy.critic, self.policy.critic_target)
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:

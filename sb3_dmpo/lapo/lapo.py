@@ -28,7 +28,8 @@ class LAPO(LatentPolicyAlgorithm):
     ``min_q_weight=0.7``.
 
     :param expectile: weight of actions with a positive advantage; the others have ``1 - expectile``
-    :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``
+    :param value_bounds: range of the value targets; None: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``, which
+        ``gamma=1`` does not have
     :param normalize_actions: standardize the dataset's actions
     :param reward_scale: factor on the rewards, see :class:`OfflineAlgorithm`
     :param kwargs: further arguments of :class:`LatentPolicyAlgorithm`; the first ones are those of :class:`OfflineAlgorithm`
@@ -65,8 +66,11 @@ class LAPO(LatentPolicyAlgorithm):
         if self.normalize_actions and not self._action_scaler_is_set:
             self.policy.set_action_statistics(buffer.actions.mean(dim=0), buffer.actions.std(dim=0, correction=0))
             self._action_scaler_is_set = True
-        if self.value_bounds is None:
-            self.value_bounds = buffer.value_bounds(self.gamma)
+
+    @property
+    def derives_value_bounds(self) -> bool:
+        """Whether the range of the value targets is to be derived from the rewards."""
+        return self.value_bounds is None
 
     def sample_batch(self, batch_size: int) -> OfflineBatch:
         """

@@ -58,8 +58,8 @@ class ConditionalVAE(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = nn.Sequential(*create_mlp(observation_size + action_size, -1, net_arch, activation_fn))
-        self.mean = nn.Linear(net_arch[-1], latent_size)
-        self.log_var = nn.Linear(net_arch[-1], latent_size)
+        width = [observation_size + action_size, *net_arch][-1]
+        self.mean, self.log_var = nn.Linear(width, latent_size), nn.Linear(width, latent_size)
         self.decoder = nn.Sequential(*create_mlp(observation_size + latent_size, action_size, net_arch, activation_fn))
 
     def encode(self, observations: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import ALGOS, TD3BC, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -305,9 +305,6 @@ def test_what_is_needed() -> None:
         make("td3_bc", dataset=DATA).learn_online(1)
     with pytest.raises(ValueError, match="no dataset to learn from"):
         make("td3_bc", env=vec_env()).learn_online(1)
-    model = make("td3_bc", dataset=DATA, env=VecNormalize(vec_env()))
-    with pytest.raises(ValueError, match="wrapped in VecNormalize"):
-        model.learn_online(1)
 
 
 @pytest.mark.parametrize(

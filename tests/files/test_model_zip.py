@@ -19,7 +19,6 @@ from torch import nn
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, DMPO
-from sb3_dmpo.common.updates import cosine_schedule
 from sb3_dmpo.dmpo.policies import MixturePolicy
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.files.settings import PlainSchedule, decode, encode, plain_schedule
@@ -99,7 +98,7 @@ EXACT = {
     "constant": lambda progress: 1e-3,
     "down to a value": lambda progress: 1e-5 + progress * (3e-4 - 1e-5),
     "get_linear_fn": get_linear_fn(3e-4, 1e-5, 1.0),
-    "cosine": cosine_schedule(3e-4),
+    "cosine": lambda progress: 0.5 * 3e-4 * (1.0 + math.cos(math.pi * (1.0 - progress))),
     "partial": functools.partial(lambda rate, progress: rate * progress, 3e-4),
     "LinearSchedule": LinearSchedule(1e-3, 0.0, 0.3),
     "FloatSchedule": FloatSchedule(linear_schedule(0.01)),
