@@ -1,5 +1,6 @@
 """Runs that are killed and resumed end as if nothing had happened."""
 
+import contextlib
 import csv
 import itertools
 import os
@@ -22,7 +23,8 @@ from tests.cli.test_train import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, read_progress
-from tests.doors import train
+from sb3_dmpo.cli.train.resume import lock_run
+from tests.doors import enjoy, train
 
 N_UPDATES = 40
 RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
@@ -186,3 +188,23 @@ def test_sigkill_while_training(
     code, _, err = call(train, *RUN, "-f", "killed", "--resume")
     assert code == 0, err
     assert_same(tmp_path / "killed", whole)
+
+
+def test_a_log_folder_with_brackets(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Neither an endless search for a free number nor a run in the folder of another."""
+    folder = tmp_path / "runs [v1] [0-9]"
+    for _ in range(3):
+        code, _, err = call(train, "--algo", "bc", "--eval-freq", "-1", "-n", "4", "--save-freq", "2", "-f", folder)
+        assert code == 0, err
+    assert {path.name for path in (folder / "bc").glob("TwoGoals-v0_*")} == {f"TwoGoals-v0_{i}" for i in (1, 2, 3)}
+    code, out, err = call(enjoy, "--algo", "bc", "-f", folder, "--episodes", "1", "--load-last-checkpoint")
+    assert code == 0 and "Score" in out, err
+
+
+def test_two_processes_on_one_run(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    with contextlib.ExitStack() as locks:
+        lock_run(next(whole.glob("*/*_1")), locks)
+        code, _, err = call(train, *RUN, "-f", whole, "--resume")
+        assert code == 2 and "is being trained by another process" in err
+    code, out, err = call(train, *RUN, "-f", whole, "--resume")
+    assert code == 0 and "finished before" in out, err

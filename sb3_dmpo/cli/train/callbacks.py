@@ -1,7 +1,6 @@
 """What happens between two updates of a run: evaluations, the log kept beside the model, and Ctrl-C."""
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -12,12 +11,13 @@ from types import FrameType
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dmpo.cli.results import read_rows
+from sb3_dmpo.cli.results import append_lines, csv_line, read_rows
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.files.save_util import atomic_write
 
 #: Takes the result, the number of updates, and whether this is the run's final evaluation.
 ResultHandler = Callable[[EvaluationResult, int, bool], None]
@@ -87,12 +87,8 @@ class ProgressFile(BaseCallback):
 
     def _on_training_start(self) -> None:
         rows = [row for row in read_progress(self.path) if float(row[UPDATES]) <= self.num_timesteps]
-        # SB3's writer empties its file: that must not be the one with what is known already.
-        new = f"{self.path}.new"
-        writer = _TimedCSV(new, self.wall_seconds)
-        for row in rows:
-            writer.write_row({key: float(value) for key, value in row.items() if value != ""})
-        os.replace(new, self.path)
+        writer = _ProgressWriter(self.path, self.wall_seconds)
+        writer.rewrite(rows)
         self._since = time.monotonic() - max((float(row.get(WALL_SECONDS) or 0) for row in rows), default=0.0)
         self.logger.output_formats.append(writer)
 
@@ -100,17 +96,47 @@ class ProgressFile(BaseCallback):
         return True
 
 
-class _TimedCSV(CSVOutputFormat):
-    def __init__(self, filename: str, wall_seconds: Callable[[], float]) -> None:
-        super().__init__(filename)
+class _ProgressWriter(KVWriter):
+    """
+    SB3's CSV format, of which a full disk or a kill leaves whole rows.
+
+    :param path: the file
+    :param wall_seconds: how long the run has learned
+    """
+
+    def __init__(self, path: Path, wall_seconds: Callable[[], float]) -> None:
+        self.path = path
         self._wall_seconds = wall_seconds
+        self._columns: list[str] = []
+
+    def rewrite(self, rows: list[dict[str, str]]) -> None:
+        """
+        Write the file anew.
+
+        :param rows: its rows, all with the same columns
+        """
+        self._columns = list(rows[0]) if rows else self._columns
+        lines = [csv_line(self._columns)] if self._columns else []
+        lines += [csv_line([row.get(column, "") for column in self._columns]) for row in rows]
+        with atomic_write(self.path) as file:
+            file.write("".join(lines).encode("utf-8"))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        super().write(key_values | {WALL_SECONDS: round(self._wall_seconds(), 1)}, key_excluded | {WALL_SECONDS: ()}, step)
+        """
+        Append a row.
 
-    def write_row(self, key_values: dict[str, Any]) -> None:
-        """Write a row as it is."""
-        super().write(key_values, {}, 0)
+        :param key_values: values by name
+        :param key_excluded: formats that a name is not for
+        :param step: as of SB3's writers
+        """
+        values = filter_excluded_keys(key_values, key_excluded, "csv") | {WALL_SECONDS: round(self._wall_seconds(), 1)}
+        if new := [key for key in values if key not in self._columns]:
+            self._columns += new
+            self.rewrite([{column: row.get(column, "") for column in self._columns} for row in read_progress(self.path)])
+        append_lines(self.path, csv_line([values.get(column, "") for column in self._columns]), csv_line(self._columns))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt
-from sb3_dmpo.cli.train.resume import InterruptedRun
+from sb3_dmpo.cli.train.resume import InterruptedRun, lock_run
 from sb3_dmpo.cli.zoo import swapped
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetError, DatasetSource
@@ -35,6 +35,8 @@ from sb3_dmpo.files.save_util import atomic_write
 #: The paper's protocol, for what neither the command line nor the config says.
 EVAL_FREQ, EVAL_EPISODES = 5000, 10
 _MAX_EVAL_ENVS = 10
+#: What the parsed options hold beside options.
+_NOT_OPTIONS = ("argv", "source", "interrupted_run", "locks")
 #: The evaluation environments' seed is the training's plus this.
 EVAL_SEED_OFFSET = 100
 
@@ -187,14 +189,14 @@ class OfflineExperimentManager(ExperimentManager):
         if self.resumed is not None:
             return
         os.makedirs(self.log_path, exist_ok=True)
-        while True:
-            try:
+        run_id = get_latest_run_id(self.log_path, self.env_name)
+        while not self._has_folder:
+            run_id += 1
+            self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run_id}")
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(self.save_path)
                 self._has_folder = True
-                break
-            except FileExistsError:
-                run_id = get_latest_run_id(self.log_path, self.env_name) + 1
-                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run_id}")
+        lock_run(Path(self.save_path), self.args.locks)
         self.params_path = f"{self.save_path}/{self.env_name}"
         os.mkdir(self.params_path)
 
@@ -279,7 +281,7 @@ class OfflineExperimentManager(ExperimentManager):
             print(f"Log path: {self.save_path}")
             return
         folder = Path(self.params_path)
-        options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "source", "interrupted_run")}
+        options = {key: value for key, value in vars(self.args).items() if key not in _NOT_OPTIONS}
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
             with atomic_write(folder / name) as file:
                 file.write(yaml.safe_dump(plain(dict(content))).encode("utf-8"))
