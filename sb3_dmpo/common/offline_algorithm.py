@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import sys
 import time
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -690,6 +691,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         assert isinstance(buffer, OfflineReplayBuffer)
         buffer.reserve(max(min(buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
         buffer.online_ratio = online_ratio
+        if total_timesteps + (0 if reset_num_timesteps else self.num_timesteps) <= learning_starts:
+            warnings.warn(
+                f"learn_online({total_timesteps:,}) does no update: the first one comes after learning_starts="
+                f"{learning_starts:,} steps. Do more steps, or lower learning_starts.",
+                stacklevel=2,
+            )
         self._is_online = True
         try:
             super().learn(

@@ -9,7 +9,8 @@ import pytest
 from sb3_dmpo.cli.enjoy import record
 from sb3_dmpo.cli.enjoy.record import VideoWriter, choose_renderer
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.plots.overlay import PALETTE, Overlay
+from sb3_dmpo.plots.common import PALETTE
+from sb3_dmpo.plots.overlay import Overlay
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 pytest.importorskip("rl_zoo3")

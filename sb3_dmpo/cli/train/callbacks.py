@@ -10,10 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+from rl_zoo3.callbacks import TrialEvalCallback
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dmpo.cli.episodes import seed_episodes
 from sb3_dmpo.cli.results import append_lines, csv_line, read_rows
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
@@ -35,17 +38,24 @@ class RunEvalCallback(NormalizedEvalCallback):
     :param eval_env: environments, run at once
     :param dataset: where reference scores are looked for
     :param final_eval_episodes: episodes of the evaluation after the last update
+    :param seed: seed of the run, which gives those episodes theirs
     :param on_result: is called after every evaluation
     :param kwargs: as of ``EvalCallback``
     """
 
     def __init__(
-        self, eval_env: VecEnv, dataset: Any, final_eval_episodes: int, on_result: ResultHandler, **kwargs: Any
+        self, eval_env: VecEnv, dataset: Any, final_eval_episodes: int, seed: int, on_result: ResultHandler, **kwargs: Any
     ) -> None:
         super().__init__(eval_env, dataset=dataset, **kwargs)
         self.final_eval_episodes = final_eval_episodes
+        self.seed = seed
         self.on_result = on_result
         self.final_result: EvaluationResult | None = None
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.model._total_timesteps:
+            seed_episodes(self.eval_env, self.seed)
+        return super()._on_step()
 
     def _log_evaluation(self, result: EvaluationResult) -> None:
         super()._log_evaluation(result)
@@ -64,6 +74,18 @@ class RunEvalCallback(NormalizedEvalCallback):
             self._on_step()
         assert self.final_result is not None
         return self.final_result
+
+
+class TrialProgress(TrialEvalCallback):
+    """Evaluates a trial of a search, and says ten times how far it is."""
+
+    def _on_step(self) -> bool:
+        goes_on: bool = super()._on_step()
+        total = max(self.model._total_timesteps, 1)
+        if 10 * self.num_timesteps // total > 10 * (self.num_timesteps - 1) // total:
+            score = "" if self.last_mean_reward == -np.inf else f", mean return {self.last_mean_reward:.2f}"
+            print(f"Trial {self.trial.number}: {self.num_timesteps:,} of {total:,} updates{score}", flush=True)
+        return goes_on
 
 
 class ProgressFile(BaseCallback):

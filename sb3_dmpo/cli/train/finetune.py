@@ -27,7 +27,7 @@ from sb3_dmpo.files.save_util import atomic_write
 #: actions in [-1, 1], and the number of environments to collect in.
 DEFAULTS: dict[str, Any] = {
     "online_ratio": 0.5,
-    "learning_starts": 1000,
+    "learning_starts": 100,
     "train_freq": 1,
     "gradient_steps": 1,
     "buffer_size": 1_000_000,
