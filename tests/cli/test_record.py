@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from sb3_dmpo.cli.enjoy import record
-from sb3_dmpo.cli.enjoy.record import VideoWriter, choose_renderer
+from sb3_dmpo.cli.enjoy.record import RecordingEnv, VideoWriter, choose_renderer, free_name
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.plots.common import PALETTE
 from sb3_dmpo.plots.overlay import Overlay
@@ -109,3 +111,43 @@ def test_rendering_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_renderer()
     monkeypatch.setenv("MUJOCO_GL", "egl")
     choose_renderer()
+
+
+def test_sub_policies_that_act_as_one_get_one_colour() -> None:
+    overlay = Overlay("DMPO", is_one=True)
+    values = np.array([1.0, 3.0, 2.0], np.float32)
+    for active in (0, 1, 2):
+        panel = overlay.draw(FRAME, [], values, active)[:, -320:]
+    assert colours(panel) & set(PALETTE) == {PALETTE[0]}
+
+
+def test_older_videos_are_kept(tmp_path: Path) -> None:
+    names = []
+    for _ in range(3):
+        names.append(free_name(tmp_path / "videos" / "dmpo.mp4"))
+        names[-1].parent.mkdir(exist_ok=True)
+        names[-1].touch()
+    assert [path.name for path in names] == ["dmpo.mp4", "dmpo-2.mp4", "dmpo-3.mp4"]
+
+
+class _Unrenderable(gym.Env[Any, Any]):
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+    render_mode = "rgb_array"
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        raise ImportError("libEGL.so.1: cannot open shared object file")
+
+
+def test_a_library_that_rendering_needs_is_named(tmp_path: Path) -> None:
+    env = RecordingEnv([_Unrenderable], 1, 0, tmp_path / "x.mp4", "DMPO")
+    env.reset()
+    with pytest.raises(UsageError, match=r"(?s)cannot be rendered .*libEGL\.so\.1"):
+        env.step(np.zeros((1, 1), np.float32))
+    env.close()
+    assert not list(tmp_path.iterdir())

@@ -208,3 +208,15 @@ def test_two_processes_on_one_run(call: Callable[..., Outcome], tmp_path: Path, 
         assert code == 2 and "is being trained by another process" in err
     code, out, err = call(train, *RUN, "-f", whole, "--resume")
     assert code == 0 and "finished before" in out, err
+
+
+def test_the_last_evaluation_is_repeated_by_enjoy(call: Callable[..., Outcome], whole: Path) -> None:
+    """The run's seed gives the same episodes, in the text, in the picture and when they are watched."""
+
+    def score(text: str) -> str:
+        return next(line for line in text.splitlines() if line.startswith("Score: ")).split(",")[0]
+
+    code, out, err = call(train, *RUN, "-f", "again")
+    code_of_enjoy, seen, err_of_enjoy = call(enjoy, "--algo", "dmpo", "-f", "again", "--episodes", "2")
+    assert code == code_of_enjoy == 0, err + err_of_enjoy
+    assert score(out) == score(seen)
