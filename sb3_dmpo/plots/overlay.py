@@ -83,7 +83,7 @@ class Overlay:
         self, panel: ImageDraw.ImageDraw, left: int, top: int, bottom: int, q_values: NDArray[np.float32], active: int
     ) -> None:
         """One row per sub-policy, in order; the bar says where its value lies between the worst and the best."""
-        heading = f"values: {ONE_POLICY}" if self.is_one else "sub-policy and its value (worst to best)"
+        heading = ONE_POLICY if self.is_one else "sub-policy and its value (worst to best)"
         self._line(panel, left, top, heading, _SMALL)
         top += _SMALL + 10
         shown = np.sort(np.argsort(-q_values, kind="stable")[:_MAX_ROWS])
@@ -91,7 +91,7 @@ class Overlay:
         low, high = float(q_values.min()), float(q_values.max())
         font = self._small if row >= _SMALL + 4 else ImageFont.load_default(max(10, row - 4))
         for i, component in enumerate(shown):
-            y, is_active = top + i * row, component == active
+            y, is_active = top + i * row, component == active and not self.is_one
             # Where they act as one, the differences are rounding and noise: bars of one length.
             share = (float(q_values[component]) - low) / (high - low) if high > low and not self.is_one else 1.0
             start, end = left + _BARS[0], left + _BARS[0] + 4 + round(share * (_BARS[1] - _BARS[0] - 4))

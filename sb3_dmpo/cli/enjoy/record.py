@@ -17,7 +17,6 @@ from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetSource
 from sb3_dmpo.data.tasks import reference_scores
-from sb3_dmpo.plots.common import ONE_POLICY
 from sb3_dmpo.plots.overlay import Overlay
 
 _DEFAULT_FPS = 30
@@ -182,7 +181,8 @@ class RecordingEnv(EpisodeCounter):
             return
         observation = self._obs_from_buf()
         active = int(policy.select_component(observation)[0])
-        lines.append(ONE_POLICY if self.overlay.is_one else f"sub-policy {active} acts")
+        if not self.overlay.is_one:
+            lines.append(f"sub-policy {active} acts")
         self.video.append(self.overlay.draw(frame, lines, policy.component_q_values(observation)[0], active))
 
     def _frame(self) -> Any:
