@@ -69,6 +69,7 @@ def toy_arrays(models: dict[str, str], n_trajectories: int, seed: int) -> Arrays
         if hasattr(model.policy, "select_component"):
             arrays["components"] = component_map(model.policy, RESOLUTION).astype(np.int16)
             arrays["n_components"] = np.array(model.n_components)
+            arrays["is_one"] = np.array(model.policy.acts_as_one(arrays["data"].astype(np.float32)))
     return arrays
 
 

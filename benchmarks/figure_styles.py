@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from sb3_dmpo.plots.two_goals import PALETTE
+from sb3_dmpo.plots.common import PALETTE
 
 #: Methods of Figures 3 and 4, in the order of their curves.
 COMPARED = ("AWAC", "mixAWAC", "LP-AWAC", "DMPO")

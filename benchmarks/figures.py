@@ -19,7 +19,8 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from sb3_dmpo.files.save_util import atomic_write
-from sb3_dmpo.plots.two_goals import PALETTE, draw_components, draw_map, draw_trajectories
+from sb3_dmpo.plots.common import ONE_POLICY, PALETTE
+from sb3_dmpo.plots.two_goals import draw_components, draw_map, draw_trajectories
 
 try:
     from figure_styles import STYLES, Drawing, style
@@ -63,8 +64,10 @@ def figure_2(folder: Path) -> Drawing:
             handles |= {handle.get_label(): handle for handle in drawn}
         if "components" in arrays:
             last = axes[len(names) + 1]
-            draw_components(last, arrays["components"], int(arrays["n_components"]))
-            last.set_title(f"({'abcdefghijkl'[len(names) + 1]}) active sub-policy of the mixture")
+            is_one = "is_one" in arrays and bool(arrays["is_one"])
+            draw_components(last, arrays["components"], int(arrays["n_components"]), is_one)
+            what = ONE_POLICY if is_one else "active sub-policy of the mixture"
+            last.set_title(f"({'abcdefghijkl'[len(names) + 1]}) {what}")
         for unused in axes[n_panels:]:
             unused.set_axis_off()
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles), frameon=False)

@@ -22,9 +22,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_dmpo
+from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, ResultsFile, commit
 from sb3_dmpo.cli.train.callbacks import RunEvalCallback
-from sb3_dmpo.cli.train.exp_manager import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.train.finetune import DEFAULTS
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data.tasks import describe_data

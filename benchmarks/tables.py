@@ -18,6 +18,7 @@ import numpy as np
 
 from sb3_dmpo.data.tasks import entry_keys
 from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.plots.common import METHOD_NAMES
 
 try:
     from scores import ScoresByDataset, TableCell, bootstrap_interval, collect_cells, interquartile_mean, read_results
@@ -32,22 +33,8 @@ except ImportError:
     )
 
 HERE = Path(__file__).parent
-#: Our algorithms by the paper's names. MAPLE is a model-based method, quoted by the paper.
-METHODS = {
-    "BC": "bc",
-    "TD3+BC": "td3_bc",
-    "AWAC": "awac",
-    "mixAWAC": "mix_awac",
-    "LP-AWAC": "lp_awac",
-    "CQL": "cql",
-    "CQL(rho)": "cql",
-    "IQL": "iql",
-    "LAPO": "lapo",
-    "Diffusion QL": "diffusion_ql",
-    "Decision Transformer": "decision_transformer",
-    "DMPO": "dmpo",
-    "infoDMPO": "infodmpo",
-}
+#: Our algorithms by the papers' names. MAPLE is a model-based method, quoted by the paper.
+METHODS = {name: algo for algo, name in METHOD_NAMES.items() if algo != "maple"} | {"CQL(rho)": "cql"}
 MISSING = "-"
 Cells = dict[tuple[str, int, str], TableCell]
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -83,6 +84,10 @@ def exit_code(program: Callable[[], int | None], name: str) -> int:
     :param name: how it calls itself, e.g. ``sb3_dmpo train``
     :return: 0, 1 (training or the disk failed), 2 (what was asked for cannot be done) or 130 (Ctrl-C)
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Of what a terminal or a log cannot show (cp1252, ASCII) a question mark is left, and not an end of the training.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return program() or 0
     except (UsageError, DatasetError, DamagedFileError, UnsafeFileError, gym.error.Error) as error:

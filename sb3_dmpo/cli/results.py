@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import subprocess
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,12 @@ COLUMNS = (
 EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
 FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
+#: Whether a mixture is one. Files of release 0.1.0 lack these columns.
+DIAGNOSTICS = ("mutual_information", "posterior_entropy", "gate_support", "assigned_distance", "gate_distance")
 #: What a sweep keeps of the logs of its runs, for the figures.
 TRAINING_METRICS = (
     *("critic_loss", "value_loss", "actor_loss", "kl", "info_loss", "weight_ess", "component_entropy"),
+    *DIAGNOSTICS,
     *(f"bellman_error_p{level:02d}" for level in ERROR_PERCENTILES),
 )
 TRAINING_COLUMNS = ("algorithm", "dataset", "seed", "updates", *TRAINING_METRICS)
@@ -138,7 +142,7 @@ class ResultsFile:
             "n_episodes": len(result.returns),
             **columns,
         }
-        self._append(_csv_line([row[column] for column in self.columns]))
+        self._append(csv_line([row[column] for column in self.columns]))
 
     def append_rows(self, rows: Sequence[Mapping[str, str]]) -> None:
         """
@@ -146,22 +150,54 @@ class ResultsFile:
 
         :param rows: values of all columns
         """
-        lines = [_csv_line([row[column] for column in self.columns]) for row in rows]
+        lines = [csv_line([row[column] for column in self.columns]) for row in rows]
         self._append("".join(dict.fromkeys(lines)), is_unique=True)
 
     def _append(self, lines: str, is_unique: bool = False) -> None:
-        header = _csv_line(self.columns)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")), open(self.path, "a+b", buffering=0) as file:
+        append_lines(self.path, lines, csv_line(self.columns), is_unique)
+
+
+def append_lines(path: Path, lines: str, header: str, is_unique: bool = False) -> None:
+    """
+    Append lines to a CSV file that several processes may write to: all of them or, on a full disk, none. What a kill has
+    left of a line is removed first, with a warning.
+
+    :param path: the file; it and its folder are made if they are not there
+    :param lines: lines with their ends
+    :param header: the file's first line
+    :param is_unique: whether lines that are there already are left out
+    :raises UsageError: the file has another header
+    :raises OSError: it cannot be written (the message names the file)
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")), open(path, "a+b", buffering=0) as file:
             file.seek(0)
             found = file.read().decode("utf-8").splitlines(keepends=True)
+            if found and not found[-1].endswith("\n"):
+                torn = found.pop()
+                file.truncate(sum(len(line.encode("utf-8")) for line in found))
+                warnings.warn(f"{path} ended in the middle of a line, which has been removed: {torn!r}", stacklevel=2)
             if found and found[0] != header:
-                raise UsageError(f"--results {self.path} has other columns; expected {','.join(self.columns)}.")
+                raise UsageError(f"{path} has other columns; expected {header.strip()}.")
             if is_unique:
                 lines = "".join(line for line in lines.splitlines(keepends=True) if line not in found)
-            # One write for all of it: a kill leaves it there or not, but never half of a row.
-            file.write(("" if found else header).encode("utf-8") + lines.encode("utf-8"))
-            os.fsync(file.fileno())
+            _write_whole(file, ("" if found else header).encode("utf-8") + lines.encode("utf-8"))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _write_whole(file: Any, content: bytes) -> None:
+    size = os.fstat(file.fileno()).st_size
+    try:
+        rest = memoryview(content)
+        while rest:
+            # A disk that is nearly full takes a part of it, and says so only the next time.
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except BaseException:
+        file.truncate(size)
+        raise
 
 
 def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, str]]:
@@ -175,7 +211,9 @@ def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str,
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in paths:
         found = read_rows(path)
-        if found and list(found[0]) == list(columns):
+        there = list(found[0]) if found else []
+        if there and there == [column for column in columns if column in there or column not in DIAGNOSTICS]:
+            found = [{column: row.get(column, "") for column in columns} for row in found]
             rows |= {tuple(row.get(key, "") for key in EVALUATION_KEYS): row for row in found}
     return list(rows.values())
 
@@ -192,7 +230,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _csv_line(values: Sequence[Any]) -> str:
+def csv_line(values: Sequence[Any]) -> str:
+    """
+    A line of a CSV file, with its end.
+
+    :param values: of its columns
+    """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()

@@ -7,7 +7,9 @@ Everything that rl_zoo3 has to know about this package, and what of it must not 
 
 import argparse
 import contextlib
+import glob
 import importlib
+import os
 import runpy
 import sys
 import warnings
@@ -66,6 +68,16 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def _glob_in_folder(pattern: str) -> list[str]:
+    """
+    Files whose names fit a pattern, in folders whose own names may hold brackets.
+
+    :param pattern: only its last part may have brackets that mean something
+    """
+    folder, name = os.path.split(pattern)
+    return glob.glob(os.path.join(folder.replace("[", "[[]"), name))
+
+
 @contextlib.contextmanager
 def prepared_zoo() -> Iterator[None]:
     """
@@ -83,6 +95,9 @@ def prepared_zoo() -> Iterator[None]:
         HYPERPARAMS_CONVERTER[name] = convert_offpolicy_params
     with contextlib.ExitStack() as stack:
         stack.enter_context(swapped(yaml, UnsafeLoader=PlainLoader))
+        # rl_zoo3 takes brackets in the names of log folders for patterns.
+        zoo_utils = importlib.import_module("rl_zoo3.utils")
+        stack.enter_context(swapped(zoo_utils, glob=SimpleNamespace(glob=_glob_in_folder)))
         for module in _MODULES_WITH_EVAL:
             # A module's own name goes before the builtin.
             stack.enter_context(swapped(importlib.import_module(module), eval=parse_value))

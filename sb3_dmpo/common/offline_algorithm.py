@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import sys
 import time
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -782,6 +783,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         assert isinstance(buffer, OfflineReplayBuffer)
         buffer.reserve(max(min(self.buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
         buffer.online_ratio = self.online_ratio
+        if total_timesteps + (0 if reset_num_timesteps else self.num_timesteps) <= self.learning_starts:
+            warnings.warn(
+                f"learn_online({total_timesteps:,}) does no update: the first one comes after learning_starts="
+                f"{self.learning_starts:,} steps. Do more steps, or lower learning_starts.",
+                stacklevel=2,
+            )
         self._is_online = True
         try:
             super().learn(

@@ -13,7 +13,7 @@ from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.data import names_dataset
 
 #: Arguments of a policy that the algorithm gives it.
-_GIVEN = frozenset({"observation_space", "action_space", "lr_schedule"})
+_GIVEN = frozenset({"observation_space", "action_space", "lr_schedule", "average"})
 
 
 def find_policy(algorithm: type[Any], name: str) -> type[BasePolicy]:

@@ -5,7 +5,9 @@ A copy of the transitions on disk that loads without decoding, in ``$SB3_DMPO_CA
 An entry is a folder with one uncompressed ``.npy`` file per array, which can be mapped into memory. Its name says
 which files it was made from: their paths, sizes, inodes and times of modification and change. The time of change
 (ctime) cannot be set back by copying tools, so that an edited or replaced dataset always has another name. Entries are
-written beside and renamed, verified by their content hash when read, and rebuilt when damaged.
+written beside and renamed, verified by their content hash when read, and rebuilt when damaged. Of several processes that
+decode the same dataset at once the first one's entry stays, and the others use it. In a cache that everybody may write to,
+only one's own entries and root's are believed.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sb3_dmpo.data.memory import available_memory
-from sb3_dmpo.data.transitions import DatasetError, DatasetSource, array_fingerprint, check_memory
+from sb3_dmpo.data.preprocessing import flat_size
+from sb3_dmpo.data.transitions import BLOCK_ROWS, CACHE_VARIABLE, DatasetError, DatasetSource, array_fingerprint, check_memory
+from sb3_dmpo.files.temporary import new_temporary
 
-CACHE_VARIABLE = "SB3_DMPO_CACHE"
 #: Raise it whenever the same files would give other arrays
 CACHE_VERSION = 1
 #: File systems count time in ticks (up to 2 s): two writes within one cannot be told apart, so a dataset that has just
@@ -48,10 +51,10 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Folder of the cache, whether it exists or not."""
-    if CACHE_VARIABLE in os.environ:
-        return Path(os.environ[CACHE_VARIABLE])
-    xdg = os.environ.get("XDG_CACHE_HOME")
+    """Folder of the cache, whether it exists or not. Empty variables count as not set."""
+    own, xdg = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser()
     return (Path(xdg) if xdg else Path.home() / ".cache") / "sb3_dmpo"
 
 
@@ -64,6 +67,23 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def _is_trusted(folder: Path) -> bool:
+    """
+    Whether a folder of the cache may be believed: whose content, checksums included, could be anybody's says nothing. It is,
+    if it is this user's or root's, or if not everybody may write to the cache.
+    """
+    if os.name != "posix":
+        return folder.is_dir()
+    try:
+        found, parent = folder.lstat(), folder.parent.stat()
+        modes = [path.lstat().st_mode for path in (folder, *folder.iterdir())]
+    except OSError:
+        return False
+    if not stat.S_ISDIR(found.st_mode) or any(mode & stat.S_IWOTH for mode in modes):
+        return False
+    return found.st_uid in (os.getuid(), 0) or not parent.st_mode & stat.S_IWOTH
+
+
 @dataclass
 class CacheEntry:
     """
@@ -72,6 +92,7 @@ class CacheEntry:
     :param source: the dataset
     :param folder: folder of the entry
     :param family: start of the names of all entries made from the same paths
+    :param state: start of the names of all entries made from these files as they are now
     :param identity: what the files looked like
     :param is_settled: whether a later change of the files is sure to be seen
     """
@@ -79,6 +100,7 @@ class CacheEntry:
     source: DatasetSource
     folder: Path
     family: str
+    state: str
     identity: list[list[str | int]]
     is_settled: bool
 
@@ -97,38 +119,79 @@ class CacheEntry:
             return None
         name = re.sub(r"[^A-Za-z0-9_]+", "-", source.dataset_id or "dataset")[-60:]
         family = f"{name}-{_digest([path for path, *_ in identity])}"
+        state = f"{family}-{_digest([CACHE_VERSION, identity])}"
         newest = max(max(int(mtime), int(ctime)) for *_, mtime, ctime in identity)
         return cls(
             source,
-            root / f"{family}-{_digest([CACHE_VERSION, identity, source.columns()])}",
+            # The same files give other arrays in the spaces of another environment.
+            root / f"{state}-{_digest(source.columns())}",
             family,
+            state,
             identity,
             is_settled=time.time() - newest / 1e9 > SETTLE_SECONDS,
         )
 
+    def _places(self) -> list[Path]:
+        """Where the entry may be: the second place is for users who may not believe what lies at the first one."""
+        return (
+            [self.folder, self.folder.with_name(f"{self.folder.name}-{os.getuid()}")] if os.name == "posix" else [self.folder]
+        )
+
     def load(self, memory_map: bool = False) -> tuple[Arrays, str] | None:
         """
-        Arrays and their fingerprint; None if there is no entry or it is damaged, in which case it is removed.
+        Arrays and their fingerprint; None if there is no entry. One that is damaged is removed.
 
         :param memory_map: whether the arrays stay on disk and are read where they are touched; they cannot be written to
         """
-        if not self.folder.is_dir():
-            return None
+        for folder in self._places():
+            if folder.is_dir():
+                if not _is_trusted(folder):
+                    logger.info("The cache entry %s may be of somebody else: it is not used", folder)
+                elif (found := self._load(folder, memory_map)) is not None:
+                    return found
+        return None
+
+    def _load(self, folder: Path, memory_map: bool) -> tuple[Arrays, str] | None:
+        number = folder.stat().st_ino
         try:
-            fingerprint = json.loads((self.folder / "meta.json").read_text())["fingerprint"]
+            fingerprint = json.loads((folder / "meta.json").read_text())["fingerprint"]
             if not memory_map:
-                needed = sum(path.stat().st_size for path in self.folder.iterdir())
+                needed = sum(path.stat().st_size for path in folder.iterdir())
                 check_memory(self.source.label, needed, available_memory())
-            mode: Literal["r"] | None = "r" if memory_map else None
-            arrays: Arrays = {name: np.load(self.folder / f"{name}.npy", mode, allow_pickle=False) for name in ARRAYS}
+            # First as it lies there: a damaged header may announce any size.
+            arrays = _read_arrays(folder, memory_map=True)
+            self._check_shapes(arrays)
+            if not memory_map:
+                arrays = _read_arrays(folder, memory_map=False)
+            _check_values(arrays)
             if fingerprint == array_fingerprint(arrays, self.source):
                 return arrays, fingerprint
         except DatasetError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError) as err:
-            logger.info("The cache entry %s cannot be read (%s)", self.folder, err)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as err:
+            logger.info("The cache entry %s cannot be read (%s)", folder, err)
+        _discard(folder, number)
         return None
+
+    def _check_shapes(self, arrays: Arrays) -> None:
+        """
+        :param arrays: what was read
+        :raises ValueError: they have other shapes or types than a dataset in these spaces
+        """
+        n, n_episodes = len(arrays["rewards"]), len(arrays["episode_lengths"])
+        size, width = flat_size(self.source.observation_space), self.source.action_space.shape[0]
+        expected: dict[str, tuple[tuple[int, ...], type]] = {
+            "observations": ((n, size), np.float32),
+            "next_observations": ((n, size), np.float32),
+            "actions": ((n, width), np.float32),
+            "rewards": ((n,), np.float32),
+            "terminations": ((n,), np.bool_),
+            "truncations": ((n,), np.bool_),
+            "episode_lengths": ((n_episodes,), np.int64),
+        }
+        for name, (shape, dtype) in expected.items():
+            if arrays[name].shape != shape or arrays[name].dtype != dtype:
+                raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
 
     def store(self, arrays: Arrays, fingerprint: str) -> None:
         """
@@ -145,38 +208,132 @@ class CacheEntry:
                 if shutil.disk_usage(folder).free < 2 * needed:
                     logger.info("%s is not cached: the disk is nearly full", self.source.label)
                 else:
-                    self.finish(folder, arrays, fingerprint)
+                    self._write(folder, arrays, fingerprint)
+                    if self._is_current():
+                        self._publish(folder)
         except OSError as err:
             logger.info("%s is not cached: %s", self.source.label, err)
 
     @contextlib.contextmanager
     def new_folder(self) -> Iterator[Path]:
-        """A folder beside the entry, gone at the end unless :meth:`finish` has made it the entry."""
+        """A folder beside the entry, gone at the end unless it has become the entry."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
+        folder, descriptor = new_temporary(self.folder, is_folder=True)
         try:
+            _protect(folder)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
 
-    def finish(self, folder: Path, arrays: Arrays, fingerprint: str) -> None:
+    def publish_mapped(self, folder: Path, arrays: Arrays, fingerprint: str) -> tuple[Arrays, str] | None:
         """
-        Make a folder the entry, unless somebody has changed the dataset while it was read.
+        Make a folder with arrays that are mapped from it the entry. What comes back is mapped from the entry, whoever has
+        made it; where there can be none, from files that nobody sees any more. None: somebody has changed the dataset while
+        it was read.
+
+        :param folder: what :meth:`new_folder` gave
+        :param arrays: by the names in ``ARRAYS``
+        :param fingerprint: hash of their content
+        """
+        self._write(folder, arrays, fingerprint)
+        own = _read_arrays(folder, memory_map=True)
+        if not self._is_current():
+            return None
+        self._publish(folder)
+        return self.load(memory_map=True) or (own, fingerprint)
+
+    def _is_current(self) -> bool:
+        """Whether nobody has changed the dataset since it was opened."""
+        return _identity(self.source.files) == self.identity
+
+    def _write(self, folder: Path, arrays: Arrays, fingerprint: str) -> None:
+        """
+        Complete a folder.
 
         :param folder: what :meth:`new_folder` gave
         :param arrays: by the names in ``ARRAYS``; those mapped from this folder are written already
         :param fingerprint: hash of their content
         """
-        if _identity(self.source.files) != self.identity:
-            return
         for name in ARRAYS:
             array, path = arrays[name], folder / f"{name}.npy"
             if isinstance(array, np.memmap) and path.exists() and os.path.samefile(str(array.filename), path):
                 array.flush()
             else:
                 np.save(path, array, allow_pickle=False)
-        (folder / "meta.json").write_text(json.dumps({"dataset_id": self.source.dataset_id, "fingerprint": fingerprint}))
-        os.rename(folder, self.folder)
-        for old in self.folder.parent.glob(f"{self.family}-*"):
-            if old != self.folder:
-                shutil.rmtree(old, ignore_errors=True)
+        content = {"dataset_id": self.source.dataset_id, "fingerprint": fingerprint}
+        (folder / "meta.json").write_text(json.dumps(content))
+        for path in folder.iterdir():
+            _protect(path)
+
+    def _publish(self, folder: Path) -> None:
+        """
+        Make a complete folder the entry, unless there is one by now.
+
+        :param folder: what :meth:`new_folder` gave
+        """
+        for place in self._places():
+            try:
+                os.rename(folder, place)
+            except OSError as err:
+                # Somebody was faster, and what he has written is as good; or what lies there cannot be believed.
+                logger.info("%s is not cached in %s: %s", self.source.label, place, err)
+            if _is_trusted(place):
+                self._drop_earlier_states()
+                break
+
+    def _drop_earlier_states(self) -> None:
+        # Entries only, and no folder that is just being written: exactly the names that `of` makes, or once made.
+        earlier = re.compile(rf"{re.escape(self.family)}(-[0-9a-f]{{16}}){{1,2}}(-[0-9]+)?")
+        for old in self.folder.parent.glob("*"):
+            if earlier.fullmatch(old.name) and not old.name.startswith(f"{self.state}-"):
+                with contextlib.suppress(OSError):
+                    _discard(old, old.stat().st_ino)
+
+
+def _read_arrays(folder: Path, memory_map: bool) -> Arrays:
+    mode: Literal["r"] | None = "r" if memory_map else None
+    return {name: np.load(folder / f"{name}.npy", mode, allow_pickle=False) for name in ARRAYS}
+
+
+def _check_values(arrays: Arrays) -> None:
+    """
+    :param arrays: arrays of the right shapes
+    :raises ValueError: no dataset could have given these values
+    """
+    n, lengths = len(arrays["rewards"]), arrays["episode_lengths"]
+    if not lengths.size or lengths.min() < 1 or lengths.sum() != n:
+        raise ValueError(f"episode_lengths do not add up to {n}")
+    for start in range(0, n, BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        for name in ("observations", "next_observations", "rewards"):
+            if not np.isfinite(arrays[name][rows]).all():
+                raise ValueError(f"{name} is not finite")
+        if not (np.abs(arrays["actions"][rows]) <= 1.0).all():
+            raise ValueError("actions are not in [-1, 1]")
+
+
+def _protect(path: Path) -> None:
+    """
+    Not everybody may write, whatever the umask says.
+
+    :param path: file or folder
+    """
+    path.chmod(path.stat().st_mode & ~stat.S_IWOTH)
+
+
+def _discard(folder: Path, number: int) -> None:
+    """
+    Remove an entry in one piece: nobody finds half of it, and one that has come in its place stays.
+
+    :param folder: folder of the entry
+    :param number: its inode
+    """
+    with contextlib.suppress(OSError):
+        trash, descriptor = new_temporary(folder, is_folder=True)
+        try:
+            if folder.stat().st_ino == number:
+                os.rename(folder, trash / "entry")
+        finally:
+            shutil.rmtree(trash, ignore_errors=True)
+            os.close(descriptor)

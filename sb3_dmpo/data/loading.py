@@ -10,12 +10,19 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dmpo.data.cache import ARRAYS, CACHE_VARIABLE, SETTLE_SECONDS, Arrays, CacheEntry
+from sb3_dmpo.data.cache import ARRAYS, SETTLE_SECONDS, Arrays, CacheEntry
 from sb3_dmpo.data.d4rl import D4rlSource
 from sb3_dmpo.data.minari import MinariSource, is_minari_id, recorded_environment_spec
 from sb3_dmpo.data.recorded_env import make_recorded_environment
 from sb3_dmpo.data.replay_buffer import ReplayBufferSource
-from sb3_dmpo.data.transitions import DatasetError, DatasetSource, Transitions, array_fingerprint, dataset_label
+from sb3_dmpo.data.transitions import (
+    CACHE_VARIABLE,
+    DatasetError,
+    DatasetSource,
+    Transitions,
+    array_fingerprint,
+    dataset_label,
+)
 from sb3_dmpo.data.validation import check_environment, validate
 
 _HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -121,14 +128,14 @@ def _mapped_arrays(source: DatasetSource, progress_bar: bool | None) -> tuple[Ar
         try:
             with entry.new_folder() as folder:
                 source.map_folder = folder
-                arrays, fingerprint = _read(source, progress_bar)
-                entry.finish(folder, arrays, fingerprint)
+                cached = entry.publish_mapped(folder, *_read(source, progress_bar))
         except OSError as err:
-            how = f"Let {CACHE_VARIABLE} name a folder with enough room"
-            raise DatasetError.at(source.label, f"it cannot be decoded into {entry.folder.parent} ({err})", how) from None
+            what = f"it cannot be decoded into {entry.folder.parent} ({err})"
+            raise DatasetError.at(
+                source.label, what, f"Let {CACHE_VARIABLE} name a folder with room that you may write to"
+            ) from None
         finally:
             source.map_folder = None
-        cached = entry.load(memory_map=True)
     if cached is None:
         raise DatasetError.at(source.label, "its files were changed while they were read", "Try again when nobody writes them")
     return cached

@@ -1,6 +1,5 @@
 """Minari datasets: finding them in the local root and reading their episodes."""
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sb3_dmpo.data.minari_download import ROOT_VARIABLE, download_minari, local_dataset_ids
+from sb3_dmpo.data.minari_download import ROOT_VARIABLE, download_minari, local_dataset_ids, near_ids
 from sb3_dmpo.data.minari_episodes import EpisodeReader, Hdf5EpisodeReader, StorageEpisodeReader
 from sb3_dmpo.data.preprocessing import flat_slices, leaf_shapes
 from sb3_dmpo.data.recorded_env import make_recorded_environment
@@ -27,7 +26,7 @@ _HOW_TORN = "Delete the dataset's folder and download or record it again"
 
 def _not_local(dataset_id: str, root: Path) -> DatasetError:
     local = local_dataset_ids(root)
-    near = difflib.get_close_matches(dataset_id, local, n=5, cutoff=0.5)
+    near = near_ids(dataset_id, local)
     if near:
         known = f"Near ids found there: {', '.join(near)}."
     elif local:
@@ -74,7 +73,7 @@ def find_minari(dataset_id: str, download: bool) -> Path:
     try:
         parse_dataset_id(dataset_id)
     except TypeError:
-        known = difflib.get_close_matches(dataset_id, local_dataset_ids(root), n=5, cutoff=0.5)
+        known = near_ids(dataset_id, local_dataset_ids(root))
         hint = f" Found in {root}: {', '.join(known)}." if known else ""
         raise DatasetError(f"{dataset_label(dataset_id)} has no version: write e.g. {dataset_id + '-v0'!r}.{hint}") from None
     except ValueError:

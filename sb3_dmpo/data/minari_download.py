@@ -1,20 +1,24 @@
 """Downloading Minari datasets so that either the whole dataset arrives or nothing is left behind."""
 
 import contextlib
+import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sb3_dmpo.data.transitions import DatasetError
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 REMOTE_VARIABLE = "MINARI_REMOTE"
+#: Of a longer id only the beginning is compared
+_LONGEST_ID = 200
 #: Hidden, so that Minari does not take a folder under way for a namespace
 _STAGING_PREFIX = ".download-"
 #: Minari reads its root from the environment, which belongs to the whole process
@@ -34,6 +38,28 @@ def _minari_root(folder: Path) -> Iterator[None]:
                 del os.environ[ROOT_VARIABLE]
             else:
                 os.environ[ROOT_VARIABLE] = previous
+
+
+def near_ids(dataset_id: str, known: Iterable[str]) -> list[str]:
+    """
+    Up to five ids near to one that is not known: whatever the case, and first of all the same dataset in other namespaces.
+
+    :param dataset_id: what was asked for
+    :param known: the ids that there are
+    """
+    wanted = dataset_id.lower()[:_LONGEST_ID]
+    by_lower_case = {name.lower(): name for name in known}
+
+    def without_namespace(name: str) -> str:
+        return name.partition("/")[2] or name
+
+    def without_version(name: str) -> str:
+        return re.sub(r"-v\d+$", "", name)
+
+    tail = without_version(without_namespace(wanted))
+    same = [name for name in by_lower_case if without_version(name).endswith(tail) and tail]
+    near = difflib.get_close_matches(wanted, by_lower_case, n=5, cutoff=0.5)
+    return [by_lower_case[name] for name in dict.fromkeys([*same, *near])][:5]
 
 
 def local_dataset_ids(root: Path) -> list[str]:

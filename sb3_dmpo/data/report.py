@@ -55,8 +55,10 @@ class DatasetReport:
         if found.share <= _MANY:
             return "DMPO is not likely to help: one way of acting nearly everywhere, TD3BC or IQL are quicker to train"
         if found.told_apart >= _TOLD_APART:
-            return "DMPO may help: there are two ways of acting, but the observation mostly tells which one is followed"
-        return "DMPO is likely to help: there are two ways of acting in states that look alike"
+            ways = "there are two ways of acting, but the observation mostly tells which one is followed: DMPO may help"
+        else:
+            ways = "there are two ways of acting in states that look alike, which is what DMPO is made for"
+        return f"{ways}; it needs more updates than BC, many more where returns differ much: run BC beside it"
 
 
 def describe_dataset(transitions: Transitions) -> DatasetReport:

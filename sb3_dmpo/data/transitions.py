@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from abc import ABC, abstractmethod
@@ -26,6 +27,10 @@ IntArray = npt.NDArray[np.int64]
 BLOCK_ROWS = 16_384
 #: Loading has to take this long before a progress bar appears by itself
 PROGRESS_DELAY_SECONDS = 1.0
+#: Environment variable that names the folder of the cache
+CACHE_VARIABLE = "SB3_DMPO_CACHE"
+#: Bytes that are written at once to take a file's place on the disk
+_ZEROS = 2**20
 
 
 class DatasetError(ValueError):
@@ -124,6 +129,28 @@ def check_memory(label: str, needed: int, available: int | None, place: str = "o
         )
 
 
+def new_mapped_array(path: Path, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """
+    An array that is a file, whose place on the disk is taken at once: writing to it later cannot fail, which the process
+    would not survive (SIGBUS).
+
+    :param path: ``.npy`` file to make
+    :param shape: shape of the array
+    :param dtype: dtype of the array
+    :raises OSError: the disk has no room for it
+    """
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.seek(size - array.nbytes)
+            for start in range(0, array.nbytes, _ZEROS):
+                file.write(bytes(min(_ZEROS, array.nbytes - start)))
+    return array
+
+
 @dataclass
 class RawTransitions:
     """
@@ -199,12 +226,15 @@ class DatasetSource(ABC):
         if folder is None:
             check_memory(self.label, needed, available_memory())
         else:
-            check_memory(self.label, needed, shutil.disk_usage(folder).free, f"in {folder.parent}")
+            self._check_disk(folder, needed)
 
         def empty(name: str, *shape: int, dtype: Any = np.float32) -> npt.NDArray[Any]:
             if folder is None:
                 return np.empty(shape, dtype)
-            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+            try:
+                return new_mapped_array(folder / f"{name}.npy", shape, dtype)
+            except OSError as error:  # somebody else has taken the room since
+                raise self._no_room(folder, needed, f"which cannot be had ({error.strerror})") from None
 
         return RawTransitions(
             observations=empty("observations", n_steps, observation_size),
@@ -217,6 +247,15 @@ class DatasetSource(ABC):
             episode_ids=ids,
             **options,
         )
+
+    def _check_disk(self, folder: Path, needed: int) -> None:
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise self._no_room(folder, needed, f"only {format_bytes(free)} are left there")
+
+    def _no_room(self, folder: Path, needed: int, what: str) -> DatasetError:
+        how = f"Make room, or let {CACHE_VARIABLE} name a folder on a larger disk"
+        return DatasetError.at(self.label, f"it needs {format_bytes(needed)} in {folder.parent}, {what}", how)
 
     def for_environment(self, env: Any) -> "DatasetSource":
         """

@@ -26,10 +26,10 @@ from sb3_dmpo.common.losses import (
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.dmpo.gate import has_fast_bfloat16
-from sb3_dmpo.dmpo.policies import Gate, MixturePolicy
+from sb3_dmpo.dmpo.policies import PARTED_SHARE, Gate, MixturePolicy
 
 #: After so many updates the mutual information of sub-policies and data should be at least this share of log K.
-PARTED_AFTER, PARTED_SHARE = 5_000, 0.02
+PARTED_AFTER = 5_000
 ONE_POLICY = (
     "The sub-policies have not parted: which one a transition belongs to says next to nothing about its action "
     "(train/mutual_information is below 2% of log n_components), so this mixture acts like a single policy. A smaller "

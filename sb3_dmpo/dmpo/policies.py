@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_dmpo.common.gating import best_actions, is_near_tie
-from sb3_dmpo.common.losses import min_max_q
+from sb3_dmpo.common.losses import entropy, min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.dmpo.gate import best_component, gate_table
@@ -25,6 +25,12 @@ def _gate_arguments(actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, Lay
     assert isinstance(actor, MixtureActor) and isinstance(critic, EnsembleCritic)
     critic_layers, norms = critic.weights_and_biases(), critic.scales_and_shifts()
     return actor.latent_embedding(actor.one_hots), actor.weights_and_biases(), critic_layers, norms
+
+
+#: Sub-policies whose actions are nearer than this share of the largest distance between two actions are one.
+ONE_POLICY_SHARE = 0.01
+#: So are those of which less than this share of log K is known from an action.
+PARTED_SHARE = 0.02
 
 
 class MixturePolicy(OfflinePolicy):
@@ -233,6 +239,24 @@ class MixturePolicy(OfflinePolicy):
         actor, critic = self.acting("actor"), self.acting("critic")
         values: np.ndarray = self.component_table(self._scaled(observation), actor, critic)[0].cpu().numpy()
         return values
+
+    @th.no_grad()
+    def acts_as_one(self, observation: Any) -> bool:
+        """
+        Whether the sub-policies are as good as the same: on average over the observations their actions lie within 1% of the
+        largest distance between two actions, or the posterior cannot tell from an action whose it is (mutual information
+        below 2% of log K).
+
+        :param observation: a batch of raw observations
+        """
+        observations = self._scaled(observation)
+        _, actions = self.component_table(observations, self.actor, self.critic)
+        n, k, size = actions.shape
+        farthest = (actions - actions.mean(dim=1, keepdim=True)).norm(dim=2).amax(dim=1)
+        posterior = th.softmax(self.posterior(observations.repeat_interleave(k, dim=0), actions.reshape(n * k, size)), dim=1)
+        information = entropy(posterior.mean(dim=0)) - entropy(posterior).mean()
+        is_near = farthest.mean() < ONE_POLICY_SHARE * 2.0 * math.sqrt(size)
+        return k == 1 or bool(is_near) or bool(information < PARTED_SHARE * math.log(k))
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         return self._best_actions(self.scale_observations(observation))[1]

@@ -7,13 +7,15 @@ import io
 import os
 import pathlib
 import random
-import tempfile
+import stat
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import cloudpickle
 import numpy as np
 import torch as th
+
+from sb3_dmpo.files.temporary import new_temporary
 
 
 def encode_generator(generator: th.Generator) -> str:
@@ -132,36 +134,40 @@ def read_stream(stream: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     A binary file that appears under ``path`` when the block ends, complete and synchronised to disk. If the block
-    fails or the process dies, what was there before is untouched.
+    fails or the process dies, what was there before is untouched. What is replaced keeps its permissions, and a symbolic
+    link stays one: the file that it names is replaced. A device or a pipe is written to as it is.
 
     :param path: the final path; its folder is created if necessary
-    :raises OSError: the folder cannot be written (the message names it)
+    :raises OSError: the folder cannot be written (the message names the path)
     """
-    target = pathlib.Path(path)
+    target = pathlib.Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    except OSError as error:
-        # The temporary file's name would say nothing.
-        raise OSError(error.errno, error.strerror, str(target)) from error
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if target.exists() and not target.is_file():
+        with io.BytesIO() as memory:
+            yield memory
+            target.write_bytes(memory.getvalue())
+        return
+    temporary, descriptor = new_temporary(target)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; give the usual permissions of a new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
+            if target.exists():
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+            if os.name != "posix":
+                file.close()  # Windows moves no open files; elsewhere it is locked until it is in its place
+            os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
-            raise OSError(error.errno, error.strerror, str(target)) from error
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":
         folder = os.open(target.parent, os.O_RDONLY)

@@ -6,6 +6,7 @@ Everything up to the upload happens offline (``--folder FOLDER`` stops there). W
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.hub.summary import evaluation_text, plain_text, read_summary, summary_lines
+from sb3_dmpo.plots.common import METHOD_NAMES
 
 PICTURE, CARD = "sub_policies.png", "README.md"
 
@@ -46,7 +48,7 @@ def model_card(path: Path, repo_id: str, command: str | None = None, has_picture
     import yaml
 
     summary = read_summary(path)
-    name, dataset = summary.class_name, plain_text(summary.attributes.get("dataset_id") or "own data")
+    name, dataset = method_name(summary.algorithm), plain_text(summary.attributes.get("dataset_id") or "own data")
     metadata: dict[str, Any] = {
         "library_name": "stable-baselines3",
         "tags": [dataset, "offline-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3_dmpo"],
@@ -67,10 +69,10 @@ def model_card(path: Path, repo_id: str, command: str | None = None, has_picture
         f"{score}\n",
         "Trained with sb3_dmpo, offline reinforcement learning for Stable-Baselines3.\n",
         "```python",
-        f"from sb3_dmpo import {name}",
+        f"from sb3_dmpo import {summary.class_name}",
         "from sb3_dmpo.hub import load_from_hub",
         "",
-        f'model = load_from_hub("{repo_id}")  # a {name}; nothing in the file is executed',
+        f'model = load_from_hub("{repo_id}")  # a {summary.class_name}; nothing in the file is executed',
         "action, _ = model.predict(observation, deterministic=True)",
         "```\n",
     ]
@@ -112,9 +114,35 @@ def write_repository(
             observations = load_transitions(model.dataset_id, progress_bar=False).observations
     has_picture = is_mixture and observations is not None
     if has_picture:
-        plot_components(model.policy, observations, folder / PICTURE, title=type(model).__name__)
+        plot_components(model.policy, observations, folder / PICTURE, title=method_name(read_summary(path).algorithm))
     (folder / CARD).write_text(model_card(path, repo_id, command, has_picture), encoding="utf-8")
     return sorted(file.name for file in folder.iterdir())
+
+
+def method_name(algorithm: str | None) -> str:
+    """
+    What pictures and cards call an algorithm.
+
+    :param algorithm: its name in ``sb3_dmpo.ALGOS``; None: it is not of this package
+    """
+    return METHOD_NAMES.get(algorithm or "", algorithm or "A model")
+
+
+@contextlib.contextmanager
+def _one_sentence(repo_id: str) -> Iterator[None]:
+    """
+    Turn what goes wrong on the way to the hub into one kind of error.
+
+    :param repo_id: ``user/name``
+    :raises ConnectionError: the hub was not reached, or refused
+    """
+    try:
+        yield
+    except Exception as error:  # of several HTTP libraries, which differ with the hub's version
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        how = "Check the name, the network and the token (`hf auth login`)"
+        raise ConnectionError(f"{repo_id} on the Hugging Face Hub cannot be used ({reason}). {how}.") from error
 
 
 def push_to_hub(
@@ -134,6 +162,7 @@ def push_to_hub(
     :param commit_message: message of the commit
     :param token: of the hub; None: the one that is stored on this machine
     :param api: what talks to the hub, by default ``huggingface_hub.HfApi``
+    :raises ConnectionError: the hub was not reached, or refused
     """
     if api is None:
         from huggingface_hub import HfApi
@@ -147,8 +176,9 @@ def push_to_hub(
             path = Path(model)
         folder = Path(temporary) / "repository"
         write_repository(path, folder, repo_id, command)
-        url = api.create_repo(repo_id=repo_id, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+        with _one_sentence(repo_id):
+            url = api.create_repo(repo_id=repo_id, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
     return str(url)
 
 
@@ -160,6 +190,7 @@ def load_from_hub(repo_id: str, filename: str | None = None, api: Any = None, **
     :param filename: the zip in the repository; None: its only one
     :param api: what talks to the hub, by default ``huggingface_hub.HfApi``
     :param kwargs: arguments of ``load``, e.g. ``device``
+    :raises ConnectionError: the hub was not reached, or refused
     :raises ValueError: no or several zips, or a zip of no algorithm of this package
     :raises DamagedFileError: the file is not complete
     :raises UnsafeFileError: the file asks for something that a model does not need
@@ -169,9 +200,12 @@ def load_from_hub(repo_id: str, filename: str | None = None, api: Any = None, **
 
         api = HfApi()
     if filename is None:
-        zips = [name for name in api.list_repo_files(repo_id=repo_id) if name.endswith(".zip")]
+        with _one_sentence(repo_id):
+            zips = [name for name in api.list_repo_files(repo_id=repo_id) if name.endswith(".zip")]
         if len(zips) != 1:
             raise ValueError(f"{repo_id} holds the zips {zips}: name one as `filename`.")
         filename = zips[0]
     # Not huggingface_sb3.load_from_hub: it asks to trust the file, which is not needed here.
-    return sb3_dmpo.load(Path(api.hf_hub_download(repo_id=repo_id, filename=filename)), **kwargs)
+    with _one_sentence(repo_id):
+        path = Path(api.hf_hub_download(repo_id=repo_id, filename=filename))
+    return sb3_dmpo.load(path, **kwargs)

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-#: Colours that people with any kind of colour vision can tell apart (after Okabe and Ito).
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+from sb3_dmpo.plots.common import ONE_POLICY, colour_of
+
 #: Frames are enlarged to this height at least.
 _MIN_HEIGHT = 480
 _PANEL_WIDTH, _MARGIN, _TEXT, _SMALL = 320, 16, 20, 16
@@ -20,24 +20,17 @@ _HISTORY = 96
 _STRIP_HEIGHT = 24
 
 
-def colour_of(component: int) -> str:
-    """
-    Colour of a sub-policy. Beyond eight they repeat; the number stands beside them.
-
-    :param component: its index
-    """
-    return PALETTE[component % len(PALETTE)]
-
-
 class Overlay:
     """
     Draws a panel beside every frame and remembers which sub-policies were active.
 
     :param title: first line of the panel
+    :param is_one: whether the sub-policies are as good as the same: they get one colour, and the panel says so
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, is_one: bool = False) -> None:
         self.title = title
+        self.is_one = is_one
         self._history: deque[int] = deque(maxlen=_HISTORY)
         self._small = ImageFont.load_default(_SMALL)
 
@@ -90,22 +83,27 @@ class Overlay:
         self, panel: ImageDraw.ImageDraw, left: int, top: int, bottom: int, q_values: NDArray[np.float32], active: int
     ) -> None:
         """One row per sub-policy, in order; the bar says where its value lies between the worst and the best."""
-        self._line(panel, left, top, "sub-policy and its value (worst to best)", _SMALL)
+        heading = ONE_POLICY if self.is_one else "sub-policy and its value (worst to best)"
+        self._line(panel, left, top, heading, _SMALL)
         top += _SMALL + 10
         shown = np.sort(np.argsort(-q_values, kind="stable")[:_MAX_ROWS])
         row = min(30, (bottom - top) // len(shown))
         low, high = float(q_values.min()), float(q_values.max())
         font = self._small if row >= _SMALL + 4 else ImageFont.load_default(max(10, row - 4))
         for i, component in enumerate(shown):
-            y, is_active = top + i * row, component == active
-            share = (float(q_values[component]) - low) / (high - low) if high > low else 1.0
+            y, is_active = top + i * row, component == active and not self.is_one
+            # Where they act as one, the differences are rounding and noise: bars of one length.
+            share = (float(q_values[component]) - low) / (high - low) if high > low and not self.is_one else 1.0
             start, end = left + _BARS[0], left + _BARS[0] + 4 + round(share * (_BARS[1] - _BARS[0] - 4))
             if is_active:
                 panel.rectangle((left + 6, y, left + _PANEL_WIDTH - 7, y + row - 2), "#EEEEEE", "black", 2)
             middle = y + (row - 2) / 2
             panel.text((left + _MARGIN, middle), str(component), "black", font, anchor="lm")
-            panel.rectangle((start, y + 5, end, y + row - 7), colour_of(int(component)), "black")
+            panel.rectangle((start, y + 5, end, y + row - 7), self._colour(int(component)), "black")
             panel.text((left + _PANEL_WIDTH - 12, middle), f"{q_values[component]:.5g}", "black", font, anchor="rm")
+
+    def _colour(self, component: int) -> str:
+        return colour_of(0 if self.is_one else component)
 
     def _draw_strip(self, panel: ImageDraw.ImageDraw, left: int, top: int) -> None:
         """The active sub-policies of the last steps, the newest on the right."""
@@ -114,4 +112,4 @@ class Overlay:
         start += (_HISTORY - len(self._history)) * width
         for i, component in enumerate(self._history):
             box = (start + i * width, top, start + (i + 1) * width - 1, top + _STRIP_HEIGHT)
-            panel.rectangle(box, colour_of(component))
+            panel.rectangle(box, self._colour(component))

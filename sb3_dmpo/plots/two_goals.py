@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.two_goals import GOAL_RADIUS, GOALS, LIMIT, OBSTACLE_RADIUS, OBSTACLES, START, START_NOISE
-from sb3_dmpo.plots.overlay import PALETTE
+from sb3_dmpo.plots.common import ONE_POLICY, colour_of
 
 _START, _GOAL, _OBSTACLE = "#0072B2", "#D55E00", "#000000"
 SUCCESS_COLOUR, FAILURE_COLOUR = "#009E73", "#CC79A7"
@@ -51,7 +50,7 @@ def plot_two_goals(
     :param path: PNG file to write
     :param title: name of the algorithm
     :param n_trajectories: number of trajectories
-    :param seed: seed of their starts
+    :param seed: seed of the first one; the others have those after it
     :param dataset: the demonstrations
     """
     is_mixture = hasattr(model.policy, "select_component")
@@ -63,7 +62,8 @@ def plot_two_goals(
     axes[0].legend(handles=handles, **_LEGEND)
     if is_mixture:
         policy: Any = model.policy
-        axes[1].legend(handles=draw_components(axes[1], component_map(policy, RESOLUTION), policy.n_components), **_LEGEND)
+        components, is_one = component_map(policy, RESOLUTION), policy.acts_as_one(data)
+        axes[1].legend(handles=draw_components(axes[1], components, policy.n_components, is_one), **_LEGEND)
     figure.savefig(path, dpi=120)
 
 
@@ -73,12 +73,12 @@ def trajectories(model: BaseAlgorithm, n: int, seed: int) -> tuple[list[NDArray[
 
     :param model: model trained on TwoGoals
     :param n: number of episodes
-    :param seed: seed of the environment
+    :param seed: seed of the first episode; the others have those after it
     """
     env = gym.make("TwoGoals-v0")
     paths, returns = [], []
     for i in range(n):
-        observation, _ = env.reset(seed=seed if i == 0 else None)
+        observation, _ = env.reset(seed=seed + i)
         positions, total, done = [observation], 0.0, False
         while not done:
             action, _ = model.predict(observation, deterministic=True)
@@ -152,27 +152,30 @@ def draw_trajectories(
     return handles
 
 
-def draw_components(axes: Axes, components: NDArray[Any], n_components: int) -> list[Any]:
+def draw_components(axes: Axes, components: NDArray[Any], n_components: int, is_one: bool = False) -> list[Any]:
     """
     Draw which sub-policy acts where; entries of the legend.
 
     :param axes: where
     :param components: as of :func:`component_map`
     :param n_components: number of sub-policies
+    :param is_one: whether they are as good as the same: what the gate chooses among them says nothing then
     """
     ticks = np.linspace(-LIMIT, LIMIT, len(components))
-    colours = PALETTE if n_components <= len(PALETTE) else [colormaps["viridis"](x) for x in np.linspace(0, 1, n_components)]
+    colours = [colour_of(0 if is_one else component) for component in range(n_components)]
     axes.imshow(
         components,
         origin="lower",
         extent=(-LIMIT, LIMIT, -LIMIT, LIMIT),
-        cmap=ListedColormap(list(colours)),
+        cmap=ListedColormap(colours),
         norm=BoundaryNorm(np.arange(n_components + 1) - 0.5, n_components),
         interpolation="nearest",
-        alpha=0.85,
     )
     # White, because the regions take up all colours.
     draw_map(axes, "white")
+    if is_one:
+        axes.set_title(f"{ONE_POLICY[0].upper()}{ONE_POLICY[1:]}")
+        return [Patch(facecolor=colours[0], label=f"all {n_components} sub-policies")]
     active = np.unique(components)
     for component in active:
         row, column = _widest_spot(components == component)

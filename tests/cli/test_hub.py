@@ -127,3 +127,14 @@ def test_the_command_writes_a_folder_offline(
     (tmp_path / "model.zip").write_bytes(b"no zip")
     code, _, err = call(push, "model.zip", "me/toy", "--folder", "out")
     assert code == 2 and len(err.splitlines()) == 1
+
+
+def test_a_hub_that_is_not_reached_is_one_sentence() -> None:
+    class Offline:
+        def list_repo_files(self, repo_id: str) -> list[str]:
+            raise RuntimeError("[Errno -3] Temporary failure in name resolution\n(a second line)")
+
+    with pytest.raises(
+        ConnectionError, match=r"^a/b on the Hugging Face Hub cannot be used \(RuntimeError: .*resolution\)\. Check"
+    ):
+        load_from_hub("a/b", api=Offline())

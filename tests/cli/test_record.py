@@ -1,15 +1,19 @@
 """Videos: what is on the frames, and that a file is there only when it is complete."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from sb3_dmpo.cli.enjoy import record
-from sb3_dmpo.cli.enjoy.record import VideoWriter, choose_renderer
+from sb3_dmpo.cli.enjoy.record import RecordingEnv, VideoWriter, choose_renderer, free_name
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.plots.overlay import PALETTE, Overlay
+from sb3_dmpo.plots.common import PALETTE
+from sb3_dmpo.plots.overlay import Overlay
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 pytest.importorskip("rl_zoo3")
@@ -104,7 +108,51 @@ def test_rendering_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.delenv("MUJOCO_GL")
     libraries.clear()
-    with pytest.raises(UsageError, match="libosmesa6"):
-        choose_renderer()
+    choose_renderer()  # not every environment needs one; for MuJoCo the frames say what is missing
+    assert "MUJOCO_GL" not in record.os.environ
     monkeypatch.setenv("MUJOCO_GL", "egl")
     choose_renderer()
+
+
+def test_sub_policies_that_act_as_one_get_one_colour() -> None:
+    overlay = Overlay("DMPO", is_one=True)
+    values = np.array([1.0, 3.0, 2.0], np.float32)
+    for active in (0, 1, 2):
+        panel = overlay.draw(FRAME, [], values, active)[:, -320:]
+    assert colours(panel) & set(PALETTE) == {PALETTE[0]}
+
+
+def test_older_videos_are_kept(tmp_path: Path) -> None:
+    names = []
+    for _ in range(3):
+        names.append(free_name(tmp_path / "videos" / "dmpo.mp4"))
+        names[-1].parent.mkdir(exist_ok=True)
+        names[-1].touch()
+    assert [path.name for path in names] == ["dmpo.mp4", "dmpo-2.mp4", "dmpo-3.mp4"]
+
+
+class _Unrenderable(gym.Env[Any, Any]):
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+    render_mode = "rgb_array"
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        raise ImportError("libEGL.so.1: cannot open shared object file")
+
+
+def test_a_library_that_rendering_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = RecordingEnv([_Unrenderable], 1, 0, tmp_path / "x.mp4", "DMPO")
+    env.reset()
+    with pytest.raises(UsageError, match=r"(?s)cannot be rendered .*libEGL\.so\.1"):
+        env.step(np.zeros((1, 1), np.float32))
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    monkeypatch.setattr(record, "has_display", lambda: False)
+    with pytest.raises(UsageError, match=r"libegl1 .* or libosmesa6"):
+        env.step(np.zeros((1, 1), np.float32))
+    env.close()
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Runs that are killed and resumed end as if nothing had happened."""
 
+import contextlib
 import csv
 import itertools
 import os
@@ -22,7 +23,8 @@ from tests.cli.test_train import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, read_progress
-from tests.doors import train
+from sb3_dmpo.cli.train.resume import lock_run
+from tests.doors import enjoy, train
 
 N_UPDATES = 40
 RUN = ["--algo", "dmpo", "-n", str(N_UPDATES), "--seed", "1", "--save-freq", "10", "--eval-freq", "8", "--eval-episodes", "2"]
@@ -186,3 +188,35 @@ def test_sigkill_while_training(
     code, _, err = call(train, *RUN, "-f", "killed", "--resume")
     assert code == 0, err
     assert_same(tmp_path / "killed", whole)
+
+
+def test_a_log_folder_with_brackets(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Neither an endless search for a free number nor a run in the folder of another."""
+    folder = "runs [v1] [0-9]"
+    for _ in range(3):
+        code, _, err = call(train, "--algo", "bc", "--eval-freq", "-1", "-n", "4", "--save-freq", "2", "-f", folder)
+        assert code == 0, err
+    assert {path.name for path in (tmp_path / folder / "bc").glob("TwoGoals-v0_*")} == {f"TwoGoals-v0_{i}" for i in (1, 2, 3)}
+    code, out, err = call(enjoy, "--algo", "bc", "-f", folder, "--episodes", "1", "--load-last-checkpoint")
+    assert code == 0 and "Score" in out, err
+
+
+def test_two_processes_on_one_run(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    with contextlib.ExitStack() as locks:
+        lock_run(next(whole.glob("*/*_1")), locks)
+        code, _, err = call(train, *RUN, "-f", str(whole), "--resume")
+        assert code == 2 and "is being trained by another process" in err
+    code, out, err = call(train, *RUN, "-f", str(whole), "--resume")
+    assert code == 0 and "finished before" in out, err
+
+
+def test_the_last_evaluation_is_repeated_by_enjoy(call: Callable[..., Outcome], whole: Path) -> None:
+    """The run's seed gives the same episodes, in the text, in the picture and when they are watched."""
+
+    def score(text: str) -> str:
+        return next(line for line in text.splitlines() if line.startswith("Score: ")).split(",")[0]
+
+    code, out, err = call(train, *RUN, "-f", "again")
+    code_of_enjoy, seen, err_of_enjoy = call(enjoy, "--algo", "dmpo", "-f", "again", "--episodes", "2")
+    assert code == code_of_enjoy == 0, err + err_of_enjoy
+    assert score(out) == score(seen)

@@ -345,3 +345,11 @@ def test_learning_from_the_data_again() -> None:
     model.learn_online(10)
     model.learn(3)
     assert model.num_timesteps == 3 and model.replay_buffer.n_added == 10
+
+
+def test_a_call_without_any_update_is_said() -> None:
+    model = make("td3_bc", dataset=DATA)
+    model.set_env(vec_env())
+    with pytest.warns(UserWarning, match=r"learn_online\(20\) does no update: .* learning_starts=20 steps"):
+        model.learn_online(20, learning_starts=20)
+    assert model._n_updates == 0

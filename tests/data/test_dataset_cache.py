@@ -1,7 +1,11 @@
 """The decoded copy on disk, and the memory that loading takes."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from gymnasium import spaces
 from sb3_dmpo.data import DatasetError, Transitions, load_transitions, memory
 from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data.minari import MinariSource
+from sb3_dmpo.data.transitions import array_fingerprint
+from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset, random_episodes
 
 NAME = "tests/mixed-v0"
@@ -206,6 +212,132 @@ def test_two_writers(cache: Path, reads: list[str]) -> None:
     assert len(reads) == 1
 
 
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_writers_do_not_remove_what_others_are_writing(cache: Path, memory_map: bool) -> None:
+    make_dataset()
+    entry = dataset_cache.CacheEntry.of(MinariSource.from_id(NAME, download=False))
+    assert entry is not None
+    with entry.new_folder() as folder:
+        (folder / "observations.npy").touch()
+        load_transitions(NAME, memory_map=memory_map)
+        load_transitions(NAME, memory_map=memory_map)
+        assert sorted(entries(cache)) == sorted([entry.folder, folder]) and list(folder.iterdir())
+    assert entries(cache) == [entry.folder]
+
+
+def test_who_comes_second_uses_the_entry_of_the_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset()
+    original, first = MinariSource.read, []
+
+    def read(self: MinariSource, progress_bar: bool | None) -> object:
+        raw = original(self, progress_bar)
+        if not first:
+            first.append(True)
+            first[0] = load_transitions(NAME, memory_map=True)
+        return raw
+
+    monkeypatch.setattr(MinariSource, "read", read)
+    second = load_transitions(NAME, memory_map=True)
+    assert_same(first[0], second)
+    assert len(entries(cache)) == 1 and Path(second.observations.filename).parent == entries(cache)[0]  # type: ignore[attr-defined]
+
+
+def test_an_entry_that_goes_while_it_is_published_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset()
+    original = dataset_cache.CacheEntry._publish
+
+    def publish(self: dataset_cache.CacheEntry, folder: Path) -> None:
+        original(self, folder)
+        shutil.rmtree(cache)
+
+    monkeypatch.setattr(dataset_cache.CacheEntry, "_publish", publish)
+    transitions = load_transitions(NAME, memory_map=True)
+    assert not cache.exists() and np.isfinite(transitions.observations).all()
+
+
+def test_processes_with_an_empty_cache(cache: Path, tmp_path: Path) -> None:
+    """Mapped and plain at the same moment: all get the same data."""
+    make_dataset()
+    code = (
+        "import sys, time, os; from pathlib import Path; from sb3_dmpo.data import load_transitions, cache\n"
+        "cache.SETTLE_SECONDS = -1.0\n"
+        "Path(sys.argv[1], 'ready' + sys.argv[2]).touch()\n"
+        "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.001)\n"
+        "print(load_transitions(sys.argv[3], memory_map=sys.argv[2] != '0').fingerprint)"
+    )
+    commands = [[sys.executable, "-c", code, str(tmp_path), str(i), NAME] for i in range(3)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
+    while len(list(tmp_path.glob("ready*"))) < 3 and all(process.poll() is None for process in processes):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert len({output for output, _ in outputs}) == 1 and outputs[0][0].strip(), outputs
+    assert len(entries(cache)) == 1
+
+
+def test_the_same_file_in_the_spaces_of_two_environments(cache: Path, tmp_path: Path) -> None:
+    """Each keeps its entry: two processes that take turns do not remove the other's."""
+    path = tmp_path / "data.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"], file["actions"] = np.zeros((20, 3)), np.zeros((20, 2))
+        file["rewards"], file["terminals"], file["timeouts"] = np.zeros(20), np.zeros(20, bool), np.arange(20) % 5 == 4
+    box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    env = SpacesOnlyEnv(box, spaces.Box(-2.0, 2.0, (2,), np.float32))
+    load_transitions(path)
+    load_transitions(path, env=env)
+    assert len(entries(cache)) == 2
+
+
+def test_kills_leave_nothing_for_long(cache: Path) -> None:
+    make_dataset()
+    code = (
+        "import os, signal, sys; from sb3_dmpo.data import cache; from sb3_dmpo.data.minari import MinariSource\n"
+        "with cache.CacheEntry.of(MinariSource.from_id(sys.argv[1], download=False)).new_folder() as folder:\n"
+        "    (folder / 'half.npy').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, NAME], check=False, timeout=60)
+    assert len(entries(cache)) == 1
+    load_transitions(NAME)
+    assert [path.name.startswith(".") for path in entries(cache)] == [False]
+
+
+def test_others_may_read_an_entry(cache: Path) -> None:
+    make_dataset()
+    load_transitions(NAME)
+    (entry,) = entries(cache)
+    assert {path.stat().st_mode & 0o055 for path in (entry, *entry.iterdir())} == {0o055, 0o044}
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("value", [np.nan, 0.25])
+def test_planted_entries_are_not_believed(
+    cache: Path, value: float, memory_map: bool, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where everybody may write, an entry with right checksums may be anybody's; NaN is believed nowhere."""
+    make_dataset()
+    right = load_transitions(NAME)
+    (entry,) = entries(cache)
+    arrays = {name: getattr(right, name).copy() for name in dataset_cache.ARRAYS}
+    arrays["observations"][:] = value
+    np.save(entry / "observations.npy", arrays["observations"])
+    source = MinariSource.from_id(NAME, download=False)
+    (entry / "meta.json").write_text(json.dumps({"fingerprint": array_fingerprint(arrays, source)}))
+    if np.isfinite(value):
+        cache.chmod(0o1777)
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        original = Path.lstat
+
+        def lstat(self: Path) -> os.stat_result:
+            found = original(self)
+            is_mine = not self.name.endswith("-12345") and self.parent == cache
+            return os.stat_result((*found[:4], 54321 if is_mine else 12345, *found[5:]))
+
+        monkeypatch.setattr(Path, "lstat", lstat)
+    for _ in range(2):
+        assert_same(right, load_transitions(NAME, memory_map=memory_map))
+    assert len(reads) == 2
+
+
 def test_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataset_cache.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("SB3_DMPO_CACHE")
@@ -213,6 +345,9 @@ def test_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert dataset_cache.cache_folder() == tmp_path / "xdg" / "sb3_dmpo"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset_cache.cache_folder() == tmp_path / ".cache" / "sb3_dmpo"
+    for name in ("SB3_DMPO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # not the working directory
     assert dataset_cache.cache_folder() == tmp_path / ".cache" / "sb3_dmpo"
 
 

@@ -1,5 +1,7 @@
 """A memory-mapped dataset gives the numbers of one in memory, and stays on disk."""
 
+import errno
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data import loading as datasets
 from sb3_dmpo.data import transitions as dataset_types
+from sb3_dmpo.data.transitions import new_mapped_array
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from tests.data.test_properties import episode_lists, in_pytest
 from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
@@ -124,6 +127,24 @@ def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch, cache: Path) -> No
     with pytest.raises(DatasetError, match=r"needs .* in .*cache, only 100 bytes"):
         load_transitions(dataset, memory_map=True)
     assert list(cache.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_it_is_decoded(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Its place is taken before anything is written to the map: a write without room would end the process (SIGBUS)."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dataset = recorded()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DatasetError, match=r"(?s)it needs .* in .*cache, .*No space left.*SB3_DMPO_CACHE"):
+        load_transitions(dataset, memory_map=True)
+    assert not list(cache.iterdir())
+
+
+def test_the_place_on_the_disk_is_taken_at_once(tmp_path: Path) -> None:
+    array = new_mapped_array(tmp_path / "x.npy", (1000, 1000), np.float32)
+    assert (tmp_path / "x.npy").stat().st_blocks * 512 >= array.nbytes
 
 
 def test_a_dataset_that_is_not_in_files() -> None:

@@ -14,12 +14,14 @@ import yaml
 
 import sb3_dmpo
 from sb3_dmpo.cli.configs import REFUSED_KEYS
-from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, choose_renderer, has_display
+from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, choose_renderer, free_name, has_display
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped
+from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.registration import environment_name
+from sb3_dmpo.plots.common import METHOD_NAMES, raw_observations, some_of
 
 
 class EnjoyParser(ZooParser):
@@ -29,6 +31,7 @@ class EnjoyParser(ZooParser):
         **ZooParser.changes,
         "--folder": {"default": "logs"},
         "--n-timesteps": {"default": None, "help": "number of steps (instead of --episodes)"},
+        "--seed": {"default": None, "help": "of the episodes (default: the run's, which repeats its last evaluation)"},
     }
 
     def __init__(self, argv: Sequence[str], options: argparse.Namespace) -> None:
@@ -55,7 +58,10 @@ class EnjoyParser(ZooParser):
         options.dataset = options.dataset or TWO_GOALS_DATASET_ID
         name = EnvironmentName(environment_name(options.dataset))
         run_folder = Path(_run_folder(options, name))
-        options.env = options.env or _options_of_run(run_folder / name).get("eval_env_id")
+        of_run = _options_of_run(run_folder / name)
+        options.env = options.env or of_run.get("eval_env_id")
+        if options.seed is None:
+            options.seed = of_run["seed"] if isinstance(of_run.get("seed"), int) else 0
         self.open_dataset(options, is_stepped=True)
         options.env = EnvironmentName(options.env)
         if options.episodes is None:
@@ -73,13 +79,13 @@ class EnjoyParser(ZooParser):
 
     @staticmethod
     def _prepare_recording(options: argparse.Namespace, default: Path) -> None:
-        options.record = Path(options.record or default)
+        options.record = free_name(Path(options.record or default))
         if options.record.suffix != ".mp4":
             raise UsageError(f"--record {options.record} has to end in .mp4.")
         if options.n_envs != 1:
             raise UsageError("--record shows a single environment: leave --n-envs at 1.")
         if importlib.util.find_spec("imageio_ffmpeg") is None:
-            raise UsageError("--record needs imageio-ffmpeg: pip install 'sb3_dmpo[zoo]'.")
+            raise UsageError("--record needs imageio-ffmpeg, which is missing: pip install imageio-ffmpeg.")
         choose_renderer()
         options.no_render = True
         options.env_kwargs = {**(options.env_kwargs or {}), "render_mode": "rgb_array"}
@@ -146,10 +152,10 @@ def run(argv: Sequence[str]) -> None:
 
     def make_counter(env_fns: list[Callable[[], gym.Env[Any, Any]]], **kwargs: Any) -> EpisodeCounter:
         if options.record is None:
-            counters.append(EpisodeCounter(env_fns, options.episodes))
+            counters.append(EpisodeCounter(env_fns, options.episodes, options.seed))
         else:
-            title = f"{options.algo} on {environment_name(options.dataset)}"
-            counters.append(RecordingEnv(env_fns, options.episodes, options.record, title))
+            title = f"{METHOD_NAMES[options.algo]} on {environment_name(options.dataset)}"
+            counters.append(RecordingEnv(env_fns, options.episodes, options.seed, options.record, title))
         return counters[-1]
 
     class Loader:
@@ -160,6 +166,10 @@ def run(argv: Sequence[str]) -> None:
             model = sb3_dmpo.ALGOS[options.algo].load(*args, **kwargs)
             if isinstance(counters[-1], RecordingEnv):
                 counters[-1].model = model
+                policy: Any = model.policy
+                if hasattr(policy, "acts_as_one"):
+                    seen = some_of(load_transitions(options.source, progress_bar=False).observations)
+                    counters[-1].overlay.is_one = policy.acts_as_one(raw_observations(model.observation_space, seen))
             return model
 
     with (

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_dmpo.cli.episodes import seed_episodes
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetSource
@@ -27,20 +28,26 @@ def has_display() -> bool:
 
 
 def choose_renderer() -> None:
-    """
-    Have MuJoCo render without a display where there is none and nothing else was asked for.
-
-    :raises UsageError: no library is there for it
-    """
+    """Have MuJoCo render without a display where there is none, nothing else was asked for and a library for it is there."""
     if has_display() or "MUJOCO_GL" in os.environ:
         return
     for renderer, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
         if ctypes.util.find_library(library):
             os.environ["MUJOCO_GL"] = renderer
             return
-    raise UsageError(
-        "There is no display, and neither EGL nor OSMesa to render without one: apt-get install libegl1 libosmesa6."
-    )
+
+
+def free_name(path: Path) -> Path:
+    """
+    A name for a video that is not taken: ``dmpo.mp4``, ``dmpo-2.mp4``, ...
+
+    :param path: the name that is wanted
+    """
+    name, number = path, 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return name
 
 
 class EpisodeCounter(DummyVecEnv):
@@ -49,10 +56,12 @@ class EpisodeCounter(DummyVecEnv):
 
     :param env_fns: makers of the environments
     :param limit: number of episodes; None: no limit
+    :param seed: seed of the run, which gives the episodes theirs
     """
 
-    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None) -> None:
+    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None, seed: int) -> None:
         super().__init__(env_fns)
+        seed_episodes(self, seed)
         self.limit = limit
         self.episodes: list[dict[str, Any]] = []
 
@@ -141,12 +150,15 @@ class RecordingEnv(EpisodeCounter):
 
     :param env_fns: maker of the environment
     :param limit: number of episodes; None: no limit
+    :param seed: seed of the run, which gives the episodes theirs
     :param path: the video
     :param title: first line on the frames
     """
 
-    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None, path: Path, title: str) -> None:
-        super().__init__(env_fns, limit)
+    def __init__(
+        self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None, seed: int, path: Path, title: str
+    ) -> None:
+        super().__init__(env_fns, limit, seed)
         self.model: Any = None
         self.overlay = Overlay(title)
         self.video = VideoWriter(path, float(self.envs[0].metadata.get("render_fps") or _DEFAULT_FPS))
@@ -159,7 +171,7 @@ class RecordingEnv(EpisodeCounter):
         :param actions: shape ``(1, action_size)``
         """
         super().step_async(actions)
-        frame = self.envs[0].render()
+        frame = self._frame()
         if not isinstance(frame, np.ndarray):
             raise UsageError(f"{self.envs[0]} renders no pictures (render_mode 'rgb_array'): it cannot be recorded.")
         lines = [f"episode {len(self.episodes) + 1}, step {self._steps}, return {self._return:.1f}"]
@@ -169,8 +181,25 @@ class RecordingEnv(EpisodeCounter):
             return
         observation = self._obs_from_buf()
         active = int(policy.select_component(observation)[0])
-        lines.append(f"sub-policy {active} acts")
+        if not self.overlay.is_one:
+            lines.append(f"sub-policy {active} acts")
         self.video.append(self.overlay.draw(frame, lines, policy.component_q_values(observation)[0], active))
+
+    def _frame(self) -> Any:
+        """
+        :raises UsageError: a library is missing, or the environment renders nothing
+        """
+        try:
+            return self.envs[0].render()
+        except Exception as error:  # of MuJoCo, OpenGL, pygame, ...
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a word'}"
+            remedy = "install the library that it names"
+            if "mujoco" in sys.modules and not has_display():
+                remedy = (
+                    "without a display MuJoCo needs EGL or OSMesa: apt-get install libegl1 (then MUJOCO_GL=egl) or libosmesa6 "
+                    f"(then MUJOCO_GL=osmesa); MUJOCO_GL is {os.environ.get('MUJOCO_GL', 'not set')} now"
+                )
+            raise UsageError(f"--record: {self.envs[0].unwrapped} cannot be rendered ({reason}): {remedy}.") from error
 
     def step_wait(self) -> Any:
         """Do the step."""

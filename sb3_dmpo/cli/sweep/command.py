@@ -26,6 +26,7 @@ from sb3_dmpo.data import open_dataset
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 #: Width of the table where there is no terminal.
 _FILE_WIDTH = 160
+_SCORE = "last score (mean ± standard deviation of the seeds)"
 _STATES = ("finished", "running", "waiting", "failed")
 
 
@@ -201,7 +202,7 @@ class Sweep:
     def table(self) -> Table:
         """What is going on, one line for all seeds of a setting."""
         table = Table(title=f"{len(self.runs)} runs, results in {self.results.path}")
-        for name in ("algorithm", "dataset", *_STATES, "updates", "last score"):
+        for name in ("algorithm", "dataset", *_STATES, "updates", _SCORE):
             table.add_column(name, justify="left" if name in ("algorithm", "dataset") else "right")
         for group in dict.fromkeys(run.plan.group for run in self.runs):
             runs = [run for run in self.runs if run.plan.group == group]

@@ -1,7 +1,6 @@
 """What happens between two updates of a run: evaluations, the log kept beside the model, and Ctrl-C."""
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -11,13 +10,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+from rl_zoo3.callbacks import TrialEvalCallback
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dmpo.cli.results import read_rows
+from sb3_dmpo.cli.episodes import seed_episodes
+from sb3_dmpo.cli.results import append_lines, csv_line, read_rows
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.files.save_util import atomic_write
 
 #: Takes the result, the number of updates, and whether this is the run's final evaluation.
 ResultHandler = Callable[[EvaluationResult, int, bool], None]
@@ -35,17 +38,24 @@ class RunEvalCallback(NormalizedEvalCallback):
     :param eval_env: environments, run at once
     :param dataset: where reference scores are looked for
     :param final_eval_episodes: episodes of the evaluation after the last update
+    :param seed: seed of the run, which gives those episodes theirs
     :param on_result: is called after every evaluation
     :param kwargs: as of ``EvalCallback``
     """
 
     def __init__(
-        self, eval_env: VecEnv, dataset: Any, final_eval_episodes: int, on_result: ResultHandler, **kwargs: Any
+        self, eval_env: VecEnv, dataset: Any, final_eval_episodes: int, seed: int, on_result: ResultHandler, **kwargs: Any
     ) -> None:
         super().__init__(eval_env, dataset=dataset, **kwargs)
         self.final_eval_episodes = final_eval_episodes
+        self.seed = seed
         self.on_result = on_result
         self.final_result: EvaluationResult | None = None
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.model._total_timesteps:
+            seed_episodes(self.eval_env, self.seed)
+        return super()._on_step()
 
     def _log_evaluation(self, result: EvaluationResult) -> None:
         super()._log_evaluation(result)
@@ -64,6 +74,18 @@ class RunEvalCallback(NormalizedEvalCallback):
             self._on_step()
         assert self.final_result is not None
         return self.final_result
+
+
+class TrialProgress(TrialEvalCallback):
+    """Evaluates a trial of a search, and says ten times how far it is."""
+
+    def _on_step(self) -> bool:
+        goes_on: bool = super()._on_step()
+        total = max(self.model._total_timesteps, 1)
+        if 10 * self.num_timesteps // total > 10 * (self.num_timesteps - 1) // total:
+            score = "" if self.last_mean_reward == -np.inf else f", mean return {self.last_mean_reward:.2f}"
+            print(f"Trial {self.trial.number}: {self.num_timesteps:,} of {total:,} updates{score}", flush=True)
+        return goes_on
 
 
 class ProgressFile(BaseCallback):
@@ -87,12 +109,8 @@ class ProgressFile(BaseCallback):
 
     def _on_training_start(self) -> None:
         rows = [row for row in read_progress(self.path) if float(row[UPDATES]) <= self.num_timesteps]
-        # SB3's writer empties its file: that must not be the one with what is known already.
-        new = f"{self.path}.new"
-        writer = _TimedCSV(new, self.wall_seconds)
-        for row in rows:
-            writer.write_row({key: float(value) for key, value in row.items() if value != ""})
-        os.replace(new, self.path)
+        writer = _ProgressWriter(self.path, self.wall_seconds)
+        writer.rewrite(rows)
         self._since = time.monotonic() - max((float(row.get(WALL_SECONDS) or 0) for row in rows), default=0.0)
         self.logger.output_formats.append(writer)
 
@@ -100,17 +118,47 @@ class ProgressFile(BaseCallback):
         return True
 
 
-class _TimedCSV(CSVOutputFormat):
-    def __init__(self, filename: str, wall_seconds: Callable[[], float]) -> None:
-        super().__init__(filename)
+class _ProgressWriter(KVWriter):
+    """
+    SB3's CSV format, of which a full disk or a kill leaves whole rows.
+
+    :param path: the file
+    :param wall_seconds: how long the run has learned
+    """
+
+    def __init__(self, path: Path, wall_seconds: Callable[[], float]) -> None:
+        self.path = path
         self._wall_seconds = wall_seconds
+        self._columns: list[str] = []
+
+    def rewrite(self, rows: list[dict[str, str]]) -> None:
+        """
+        Write the file anew.
+
+        :param rows: its rows, all with the same columns
+        """
+        self._columns = list(rows[0]) if rows else self._columns
+        lines = [csv_line(self._columns)] if self._columns else []
+        lines += [csv_line([row.get(column, "") for column in self._columns]) for row in rows]
+        with atomic_write(self.path) as file:
+            file.write("".join(lines).encode("utf-8"))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        super().write(key_values | {WALL_SECONDS: round(self._wall_seconds(), 1)}, key_excluded | {WALL_SECONDS: ()}, step)
+        """
+        Append a row.
 
-    def write_row(self, key_values: dict[str, Any]) -> None:
-        """Write a row as it is."""
-        super().write(key_values, {}, 0)
+        :param key_values: values by name
+        :param key_excluded: formats that a name is not for
+        :param step: as of SB3's writers
+        """
+        values = filter_excluded_keys(key_values, key_excluded, "csv") | {WALL_SECONDS: round(self._wall_seconds(), 1)}
+        if new := [key for key in values if key not in self._columns]:
+            self._columns += new
+            self.rewrite([{column: row.get(column, "") for column in self._columns} for row in read_progress(self.path)])
+        append_lines(self.path, csv_line([values.get(column, "") for column in self._columns]), csv_line(self._columns))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Train an offline algorithm on a dataset, through rl_zoo3's ``train()``."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ class TrainParser(ZooParser):
     def _find_interrupted_run(options: argparse.Namespace) -> None:
         if options.trained_agent or options.optimize_hyperparameters:
             raise UsageError("--resume finishes a run: it goes neither with -i nor with -optimize.")
-        run = find_run(options.log_folder, options.algo, options.env, options.dataset, options.seed)
+        run = find_run(options.log_folder, options.algo, options.env, options.dataset, options.seed, options.locks)
         if run is None:
             print(f"--resume: no run of {options.algo} on {options.dataset} under {options.log_folder}, beginning one.")
             return
@@ -138,6 +139,7 @@ def run(argv: Sequence[str]) -> None:
             return SeveralSeedsManager(args, *positional, **keywords)
         return (FineTuningManager if args.finetune else OfflineExperimentManager)(args, *positional, **keywords)
 
-    parser = TrainParser.module(argv, argparse.Namespace())
-    with prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser):
+    locks = contextlib.ExitStack()
+    parser = TrainParser.module(argv, argparse.Namespace(locks=locks))
+    with locks, prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser):
         rl_zoo3.train.train()

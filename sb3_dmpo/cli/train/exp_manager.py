@@ -10,6 +10,7 @@ from pprint import pprint
 from typing import Any, ClassVar
 
 import optuna
+import rl_zoo3.exp_manager
 import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
@@ -20,11 +21,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_dmpo
 from sb3_dmpo.cli.configs import RUN_KEYS, check_hyperparameters, find_entry, parse_values
+from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
-from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt
-from sb3_dmpo.cli.train.resume import InterruptedRun
+from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt, TrialProgress
+from sb3_dmpo.cli.train.resume import InterruptedRun, lock_run
 from sb3_dmpo.cli.zoo import swapped
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetError, DatasetSource
@@ -35,8 +37,8 @@ from sb3_dmpo.files.save_util import atomic_write
 #: The paper's protocol, for what neither the command line nor the config says.
 EVAL_FREQ, EVAL_EPISODES = 5000, 10
 _MAX_EVAL_ENVS = 10
-#: The evaluation environments' seed is the training's plus this.
-EVAL_SEED_OFFSET = 100
+#: What the parsed options hold beside options.
+_NOT_OPTIONS = ("argv", "source", "interrupted_run", "locks")
 
 
 class OfflineExperimentManager(ExperimentManager):
@@ -187,14 +189,14 @@ class OfflineExperimentManager(ExperimentManager):
         if self.resumed is not None:
             return
         os.makedirs(self.log_path, exist_ok=True)
-        while True:
-            try:
+        run_id = get_latest_run_id(self.log_path, self.env_name)
+        while not self._has_folder:
+            run_id += 1
+            self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run_id}")
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(self.save_path)
                 self._has_folder = True
-                break
-            except FileExistsError:
-                run_id = get_latest_run_id(self.log_path, self.env_name) + 1
-                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run_id}")
+        lock_run(Path(self.save_path), self.args.locks)
         self.params_path = f"{self.save_path}/{self.env_name}"
         os.mkdir(self.params_path)
 
@@ -241,6 +243,7 @@ class OfflineExperimentManager(ExperimentManager):
             self.create_envs(self.n_eval_envs, eval_env=True),
             self.source if knows_scores else self.args.eval_env_id or self.source,
             self.final_eval_episodes,
+            self.seed,
             on_result,
             best_model_save_path=folder,
             n_eval_episodes=self.n_eval_episodes,
@@ -279,7 +282,7 @@ class OfflineExperimentManager(ExperimentManager):
             print(f"Log path: {self.save_path}")
             return
         folder = Path(self.params_path)
-        options = {key: value for key, value in vars(self.args).items() if key not in ("argv", "source", "interrupted_run")}
+        options = {key: value for key, value in vars(self.args).items() if key not in _NOT_OPTIONS}
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
             with atomic_write(folder / name) as file:
                 file.write(yaml.safe_dump(plain(dict(content))).encode("utf-8"))
@@ -395,7 +398,7 @@ class OfflineExperimentManager(ExperimentManager):
         if self.final_result is not None:
             print(f"Score: {score_line(self.final_result)}{self._toy_failures(self.final_result)}")
         if self.env_name.gym_id == TOY_ENV_ID:
-            self._draw_toy(model)
+            self._draw_toy(model, self.final_eval_episodes if self.final_result is not None else EVAL_EPISODES)
 
     def _toy_failures(self, result: EvaluationResult) -> str:
         if self.env_name.gym_id != TOY_ENV_ID:
@@ -403,17 +406,24 @@ class OfflineExperimentManager(ExperimentManager):
         collisions, time_outs = (100 * float((result.returns == value).mean()) for value in (-1.0, 0.0))
         return f", collisions {collisions:.0f}%, time-outs {time_outs:.0f}%"
 
-    def _draw_toy(self, model: BaseAlgorithm) -> None:
+    def _draw_toy(self, model: BaseAlgorithm, n_episodes: int) -> None:
         try:
             from sb3_dmpo.plots.two_goals import plot_two_goals
         except ImportError:
             print("Figure: not drawn, matplotlib is missing (pip install 'sb3_dmpo[plots]')")
             return
         path = Path(self.save_path) / "two_goals.png"
-        plot_two_goals(model, path, title=self.algo, seed=self.seed + EVAL_SEED_OFFSET, dataset=self.source)
+        # The episodes of the last evaluation.
+        seed = self.seed + EVAL_SEED_OFFSET
+        plot_two_goals(model, path, title=type(model).__name__, n_trajectories=n_episodes, seed=seed, dataset=self.source)
         print(f"Figure: {path}")
 
     # Search -----------------------------------------------------------------------------------------------------
+
+    def hyperparameters_optimization(self) -> None:
+        """Search as rl_zoo3 does, and say now and then how far a trial is."""
+        with swapped(rl_zoo3.exp_manager, TrialEvalCallback=TrialProgress):
+            super().hyperparameters_optimization()
 
     def objective(self, trial: optuna.Trial) -> float:
         """

@@ -15,6 +15,7 @@ from sb3_dmpo.cli.errors import UsageError, suggest
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile
+from sb3_dmpo.cli.train.episode_state import record_episodes, restore_episodes, save_episodes
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
 from sb3_dmpo.cli.train.resume import check_settings, newest_state
 from sb3_dmpo.common.arguments import NOT_NEGATIVE, check_argument
@@ -27,7 +28,7 @@ from sb3_dmpo.files.save_util import atomic_write
 #: actions in [-1, 1], and the number of environments to collect in.
 DEFAULTS: dict[str, Any] = {
     "online_ratio": 0.5,
-    "learning_starts": 1000,
+    "learning_starts": 100,
     "train_freq": 1,
     "gradient_steps": 1,
     "buffer_size": 1_000_000,
@@ -102,13 +103,14 @@ class FineTuningManager(OfflineExperimentManager):
             print(f"Model: {finished} was finished before")
             return
         env = self.create_envs(self.settings["n_envs"])
+        record_episodes(env)
         callback = self.make_eval_callback(str(self.folder), self._on_online_result, self.settings["n_envs"])
         callbacks: list[BaseCallback] = [self.interrupt, *([callback] if callback is not None else []), self.online_progress]
         if self.show_progress:
             callbacks.append(ProgressBarCallback())
         if self.save_freq > 0:
             save_freq = max(self.save_freq // self.settings["n_envs"], 1)
-            callbacks.append(OnlineCheckpointCallback(save_freq, str(self.folder)))
+            callbacks.append(_Checkpoints(save_freq, str(self.folder)))
         if checkpoint is None:
             self.online_model = model
             self.online_model.set_env(env)
@@ -178,6 +180,7 @@ class FineTuningManager(OfflineExperimentManager):
         except (DamagedFileError, UnsafeFileError) as error:
             raise UsageError(f"{checkpoint} cannot be continued: {error}") from error
         loaded.load_replay_buffer(transitions_of(checkpoint))
+        restore_episodes(env, episodes_of(checkpoint))
         return loaded
 
     def _on_online_result(self, result: EvaluationResult, steps: int, is_final: bool) -> None:
@@ -185,6 +188,25 @@ class FineTuningManager(OfflineExperimentManager):
         if self.verbose > 0:
             print(f"Evaluation after {steps} steps ({updates} updates): {score_line(result, with_source=False)}")
         self.write_result(result, is_final, self.online_progress, updates=updates, env_steps=steps)
+
+
+class _Checkpoints(OnlineCheckpointCallback):
+    """Checkpoints of the online stage, and where its environments are."""
+
+    def _save_if_due(self) -> None:
+        if self._is_due:
+            checkpoint = Path(self._checkpoint_path(extension="zip"))
+            save_episodes(self.training_env, episodes_of(checkpoint))
+        super()._save_if_due()
+
+
+def episodes_of(checkpoint: Path) -> Path:
+    """
+    Where it is written down how far a checkpoint's environments were.
+
+    :param checkpoint: e.g. ``rl_model_1000_steps.zip``
+    """
+    return checkpoint.with_name(checkpoint.name.replace("rl_model_", "rl_model_episodes_")).with_suffix(".json")
 
 
 def transitions_of(checkpoint: Path) -> Path:

@@ -1,5 +1,6 @@
 """Finding the run that ``--resume`` goes on with."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
@@ -41,6 +43,25 @@ class InterruptedRun:
         check_settings(f"--resume: {self.folder}", self.config | {"-n": self.n_timesteps}, config | {"-n": n_timesteps})
 
 
+def lock_run(folder: Path, locks: contextlib.ExitStack) -> None:
+    """
+    Keep other processes from working on a run. File systems without locks let them.
+
+    :param folder: the run's folder
+    :param locks: gives the lock back when it is closed; so does the end of the process
+    :raises UsageError: somebody is working on it
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        what = f"{folder} is being trained by another process"
+        raise UsageError(f"{what}: wait until it has ended, or begin another run (without --resume).") from None
+    except (NotImplementedError, OSError):
+        return
+    locks.callback(lock.release)
+
+
 def check_settings(what: str, before: dict[str, Any], now: dict[str, Any], remedy: str = "") -> None:
     """
     Refuse to go on with other settings than those that something was begun with.
@@ -60,7 +81,9 @@ def check_settings(what: str, before: dict[str, Any], now: dict[str, Any], remed
         raise UsageError(f"{what} was begun with other settings ({'; '.join(changes)}){remedy}.")
 
 
-def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -> InterruptedRun | None:
+def find_run(
+    log_folder: str, algo: str, env_id: str, dataset: str, seed: int, locks: contextlib.ExitStack
+) -> InterruptedRun | None:
     """
     The newest run of an algorithm on a dataset, or None.
 
@@ -69,6 +92,8 @@ def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -
     :param env_id: id of the evaluation environment, which names the run's folder
     :param dataset: id of the dataset
     :param seed: seed of the run; negative: any
+    :param locks: as of :func:`lock_run`
+    :raises UsageError: another process is working on it
     """
     folders = [
         path for path in Path(log_folder, algo).glob(f"{env_id}_*") if re.fullmatch(r"\d+", path.name[len(env_id) + 1 :])
@@ -83,6 +108,8 @@ def find_run(log_folder: str, algo: str, env_id: str, dataset: str, seed: int) -
         if not isinstance(config, dict) or not {"dataset", "seed", "n_timesteps"} <= set(options or {}):
             continue
         if options["dataset"] == dataset and seed in (options["seed"], min(seed, -1)):
+            # Before looking for its newest state, which somebody might be writing.
+            lock_run(folder, locks)
             return InterruptedRun(folder, options["seed"], options["n_timesteps"], config, newest_state(folder, env_id))
     return None
 
