@@ -33,7 +33,6 @@ from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.common.model_zip import (
     cannot_be_saved,
-    check_optimizers,
     on_its_own,
     prepare_load,
     random_state_of,
@@ -43,14 +42,16 @@ from sb3_dmpo.common.model_zip import (
 )
 from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
+from sb3_dmpo.common.stored_weights import NothingDrawn, make_parameters
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
 from sb3_dmpo.data import dataset_identifier, dataset_spaces
 from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
-from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError
-from sb3_dmpo.files.save_util import atomic_write, preserved_random_state, unpicklable_attribute
+from sb3_dmpo.files.plain_text import FileError, named_faults, plain
+from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError, read_model
+from sb3_dmpo.files.save_util import atomic_write, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
@@ -118,6 +119,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = OfflineReplayBuffer
     #: Whether the algorithm has what it takes to improve by its own experience: a critic.
     learns_online: ClassVar[bool] = True
+    #: Whether a file is being loaded into it.
+    _is_loading: bool = False
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.
@@ -497,9 +500,26 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             state += [tensor for values in optimizer.state.values() for tensor in values.values()]
         return state
 
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """As in SB3; compiled updates go on with the new tensors of the optimizers."""
-        super().set_parameters(*args, **kwargs)
+    def set_parameters(
+        self,
+        load_path_or_dict: str | pathlib.Path | io.BufferedIOBase | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        As in SB3, with a file checked as by :meth:`load` before the first weight is changed. Compiled updates go on with the
+        new tensors of the optimizers.
+
+        :param load_path_or_dict: a zip, or what :meth:`get_parameters` has returned
+        :param exact_match: whether all weights and optimizers have to be there
+        :param device: has no effect, the tensors go where the model is
+        :raises DamagedFileError: the file is not complete, or its weights are not the model's
+        :raises UnsafeFileError: the file asks for something that a model does not need
+        """
+        if not isinstance(load_path_or_dict, dict):
+            with named_faults(load_path_or_dict):
+                load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
+        super().set_parameters(load_path_or_dict, exact_match, device)
         if self._compiled.is_on:
             self._compiled.use(self._update_state())
 
@@ -923,18 +943,22 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :return: the model
         """
         content = read_file(path)
-        file, objects = prepare_load(cls, content, custom_objects, trust_pickle, trusted_classes)
-        try:
-            with preserved_random_state():
-                model = super().load(file, env, device, objects, print_system_info, force_reset, **kwargs)
-        except Exception as error:  # depends on what is in the file
-            is_of_weights = isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError)
-            if not is_of_weights and (env is not None or kwargs):
-                # Whose fault is it? On its own the file loads, or says what is wrong with it.
-                cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
-                raise
-            raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
-        check_optimizers(model)
+        with named_faults(path):
+            stored = read_model(content)
+            if print_system_info:
+                utils.get_system_info()
+                print(f"== SAVED MODEL SYSTEM INFO ==\n{plain(stored.system)}")
+            attributes = prepare_load(cls, stored, custom_objects, trust_pickle, trusted_classes)
+            try:
+                model = cls._assemble(attributes, env, device, force_reset, kwargs)
+                model.set_parameters(make_parameters(model, stored))
+            except Exception as error:  # depends on what is in the file
+                if env is not None or kwargs:
+                    # Whose fault is it? On its own the file loads, or says what is wrong with it.
+                    cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
+                if env is not None or kwargs or isinstance(error, FileError):
+                    raise
+                raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         model._last_good = pathlib.Path(path) if isinstance(path, str | pathlib.Path) else None
         if "dataset" in kwargs:
             # The hash stays: what is passed has to be the data that the run began with.
@@ -942,6 +966,51 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             model.set_dataset(kwargs["dataset"])
             model.dataset_fingerprint = fingerprint
         return model
+
+    @classmethod
+    def _assemble(
+        cls: type[SelfOfflineAlgorithm],
+        attributes: dict[str, Any],
+        env: GymEnv | None,
+        device: th.device | str,
+        force_reset: bool,
+        changes: dict[str, Any],
+    ) -> SelfOfflineAlgorithm:
+        """A model of the attributes in a file, whose weights are to follow; as SB3's ``load`` makes it."""
+        architecture = attributes.get("policy_kwargs")
+        if changes.get("policy_kwargs", architecture) != architecture:
+            raise ValueError(
+                f"The specified policy kwargs do not equal the stored policy kwargs. Stored kwargs: {architecture}, specified "
+                f"kwargs: {changes['policy_kwargs']}"
+            )
+        for name in ("observation_space", "action_space"):
+            if name not in attributes:
+                raise DamagedFileError(f"The file has no {name}.")
+        if env is not None:
+            env = cls._wrap_env(env, attributes.get("verbose", 0))
+            utils.check_for_correct_spaces(env, attributes["observation_space"], attributes["action_space"])
+            attributes = attributes | {"n_envs": env.num_envs} | ({"_last_obs": None} if force_reset else {})
+        model = cls(policy=attributes["policy_class"], env=env, device=device, _init_setup_model=False)
+        vars(model).update(attributes)
+        vars(model).update(changes)
+        model._is_loading = True
+        with NothingDrawn():  # type: ignore[no-untyped-call]
+            model._setup_model()
+        del model._is_loading
+        return model
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        As in SB3, but loading a model leaves the global generators alone: other threads draw from them.
+
+        :param seed: the seed
+        """
+        if not self._is_loading:
+            super().set_random_seed(seed)
+        elif seed is not None:
+            self.action_space.seed(seed)
+            if self.env is not None:
+                self.env.seed(seed)
 
     def _take_over_random_state(self, continuing: bool) -> None:
         """
