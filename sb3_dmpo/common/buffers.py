@@ -3,8 +3,6 @@
 import io
 import pathlib
 import warnings
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ from sb3_dmpo.data.preprocessing import (
 )
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
 from sb3_dmpo.data.transitions import check_memory, dataset_label, transition_bytes
+from sb3_dmpo.files.npz import read_npz
+from sb3_dmpo.files.plain_text import DamagedFileError, UnsafeFileError, named_faults
 from sb3_dmpo.files.save_util import atomic_write
 
 _CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"
@@ -541,11 +541,17 @@ def read_added(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, npt.ND
 
     :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
     :raises FileNotFoundError: there is no such file
-    :raises DatasetError: the file holds no such transitions
+    :raises DamagedFileError: the file holds no such transitions, or is not complete
+    :raises UnsafeFileError: the file holds something else
     """
     source = _with_suffix(path) if isinstance(path, str | pathlib.Path) else path
-    try:
-        with np.load(source, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{source} holds no transitions that `save_replay_buffer` has written: {error}.") from None
+    content = source.read_bytes() if isinstance(source, pathlib.Path) else source.read()
+    with named_faults(source):
+        try:
+            arrays = read_npz(content)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"This holds no transitions that `save_replay_buffer` has written: {error}") from None
+        others = sorted(arrays.keys() - {*_TRANSITION_TENSORS, "oldest", "transform", "fingerprint"})
+        if others:
+            raise UnsafeFileError(f"The file holds {', '.join(others)[:300]}, which `save_replay_buffer` does not write.")
+        return arrays

@@ -763,7 +763,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
         :param truncate_last_traj: no effect (SB3 uses it for hindsight replay)
         :raises FileNotFoundError: there is no such file
-        :raises DatasetError: the file holds no such transitions, or they were collected beside another dataset
+        :raises DamagedFileError: the file holds no such transitions, or is not complete
+        :raises UnsafeFileError: the file holds something else
+        :raises DatasetError: the transitions were collected beside another dataset, or do not fit the model
         """
         arrays = read_added(path)
         self._setup_dataset(continuing=True)

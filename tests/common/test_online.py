@@ -280,7 +280,7 @@ def test_faults_of_saved_transitions(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     (tmp_path / "pickle.npz").write_bytes(b"\x80\x04]\x94.")
     for name in ("cut", "pickle"):
-        with pytest.raises(DatasetError, match=f"{name}.npz holds no transitions"):
+        with pytest.raises(DamagedFileError, match=rf"{name}\.npz: This holds no transitions"):
             model.load_replay_buffer(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         model.load_replay_buffer(tmp_path / "nothing")
