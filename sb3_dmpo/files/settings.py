@@ -220,6 +220,8 @@ def parse(content: bytes, is_strict: bool = True) -> Any:
     :raises ValueError: it is no JSON, or nested as no settings are
     """
     constant = _refuse_constant if is_strict else None
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_ENTRIES:
+        raise ValueError(f"it has more than {MAX_ENTRIES} entries")
     try:
         value = json.loads(content.decode(), object_pairs_hook=_object_of, parse_int=_integer_of, parse_constant=constant)
     except RecursionError:
@@ -230,7 +232,7 @@ def parse(content: bytes, is_strict: bool = True) -> Any:
 
 def _check_nesting(value: Any) -> None:
     """Level by level, not by a function that calls itself."""
-    level, n_entries = [value], 0
+    level = [value]
     for _ in range(MAX_DEPTH + 4):
         level = [
             inner
@@ -238,9 +240,6 @@ def _check_nesting(value: Any) -> None:
             if isinstance(item, list | dict)
             for inner in (item if isinstance(item, list) else item.values())
         ]
-        n_entries += len(level)
-        if n_entries > MAX_ENTRIES:
-            raise ValueError(f"it has more than {MAX_ENTRIES} entries")
         if not level:
             return
     raise ValueError("it is nested too deep")

@@ -16,6 +16,7 @@ from sb3_dmpo import ALGOS, TD3BC, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
 from sb3_dmpo.data import DatasetError
+from sb3_dmpo.files.plain_text import DamagedFileError
 from tests.contract import DATA, DICT_DATA, Counter, LogKeeper, assert_same, copies, differs, make, random_states, vec_env
 from tests.toy_data import ACTION_HIGH, ACTION_LOW, EPISODE_LENGTH, DriftEnv, box_space, make_transitions, nested_space
 

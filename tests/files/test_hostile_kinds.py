@@ -1,4 +1,4 @@
-"""Every kind of hostile file through every door: refused with the file's name, in bounded time and memory, and nothing changes."""
+"""Every kind of hostile file at every door: refused with its name, in bounded time and memory, and nothing changes."""
 
 import io
 import json
@@ -136,7 +136,7 @@ HOSTILE: dict[str, Callable[[Entries], Any]] = {
     "record: another order of bytes": with_inner(lambda inner: inner.update({"archive/byteorder": b"big"})),
     "record: compressed": with_inner(lambda inner: None, zipfile.ZIP_DEFLATED),
     # Totals.
-    "weights of one storage": with_weights(lambda weights: weights.update({str(i): th.zeros(8000) for i in range(200)})),
+    "weights of one storage": with_weights(lambda weights: weights.update(dict.fromkeys(map(str, range(300)), th.zeros(8000)))),
     "weights of another type": with_weights(lambda weights: weights.update({k: v.double() for k, v in weights.items()})),
     "weights that are not finite": with_weights(lambda weights: [v.fill_(np.nan) for v in weights.values() if v.dim() == 2]),
     # What learn would find out.
@@ -567,7 +567,7 @@ def test_environments_of_plain_values() -> None:
     with pytest.raises(DatasetError, match="cannot be read"):
         make_recorded_environment('{"id":' + "[" * 10**5, "Dataset 'a/b-v0'")
     values = {"reward_type": "sparse", "maze_map": [[1, "g", 0.5], [None, True]]}
-    with pytest.raises(DatasetError, match="could not be made with .*'sparse'"):
+    with pytest.raises(DatasetError, match=r"could not be made with .*'sparse'"):
         make_recorded_environment(json.dumps(spec | {"kwargs": values}), "Dataset 'a/b-v0'")
     make_recorded_environment(json.dumps(spec), "Dataset 'a/b-v0'").close()
 
