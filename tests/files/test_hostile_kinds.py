@@ -136,7 +136,9 @@ HOSTILE: dict[str, Callable[[Entries], Any]] = {
     "record: another order of bytes": with_inner(lambda inner: inner.update({"archive/byteorder": b"big"})),
     "record: compressed": with_inner(lambda inner: None, zipfile.ZIP_DEFLATED),
     # Totals.
-    "weights of one storage": with_weights(lambda weights: weights.update(dict.fromkeys(map(str, range(300)), th.zeros(8000)))),
+    "weights of one storage": with_weights(
+        lambda weights: weights.update(dict.fromkeys(map(str, range(300)), th.zeros(8000)))
+    ),
     "weights of another type": with_weights(lambda weights: weights.update({k: v.double() for k, v in weights.items()})),
     "weights that are not finite": with_weights(lambda weights: [v.fill_(np.nan) for v in weights.values() if v.dim() == 2]),
     # What learn would find out.
