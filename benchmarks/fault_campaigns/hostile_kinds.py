@@ -255,8 +255,8 @@ _CHANGES: dict[str, dict[str, Callable[[Entries], bytes | None]]] = {
 
 def hostile_kinds(loads: int) -> list[Row]:
     """
-    Every kind through ``load`` and, unless it lies in the attributes, ``set_parameters``, each in a process of its own; and good
-    files in four threads.
+    Every kind through ``load`` and, unless it lies in the attributes, ``set_parameters``, each in a process of its own; and
+    good files in four threads.
 
     :param loads: number of loads in threads
     """

@@ -948,6 +948,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         with named_faults(path):
             stored = read_model(content)
             if print_system_info:
+                print("== CURRENT SYSTEM INFO ==")
                 utils.get_system_info()
                 print(f"== SAVED MODEL SYSTEM INFO ==\n{plain(stored.system)}")
             attributes = prepare_load(cls, stored, custom_objects, trust_pickle, trusted_classes)

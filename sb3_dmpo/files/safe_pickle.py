@@ -21,6 +21,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
+from sb3_dmpo.files.archive import Budget
 from sb3_dmpo.files.safe_values import (
     MAKERS,
     MAX_BITS,
@@ -258,6 +259,7 @@ class AllowListUnpickler(pickle._Unpickler):
         file.seek(0)
         super().__init__(_BoundedFile(file, self._size))
         self._classes = classes or {}
+        self._budget = Budget(self._size)
         #: What was made already and the number of its entries, by id; None: it is being made.
         self._made: dict[int, tuple[Any, int] | None] = {}
 
@@ -365,6 +367,9 @@ class AllowListUnpickler(pickle._Unpickler):
             check(total <= MAX_ENTRIES, "more entries than", MAX_ENTRIES)
         if isinstance(noted, _Object):
             result = self._make_object(noted.name, *values)
+            # Many objects may have been made of the same bytes. A Box has its bounds, and as many flags.
+            array = result.low if isinstance(result, spaces.Box) else result
+            self._budget.take(4 * array.nbytes if isinstance(array, np.ndarray) else 0, "an array")
         elif isinstance(noted, dict):
             result = dict(zip(values[: len(noted)], values[len(noted) :], strict=True))
         else:

@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import random
-import tempfile
+import secrets
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -128,8 +128,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = str(target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp"))
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        # With the usual permissions of a new file. (mkstemp makes private ones, and to ask for the mask is to change it.)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(temporary, flags, 0o666)
     except OSError as error:
         # The temporary file's name would say nothing.
         raise OSError(error.errno, error.strerror, str(target)) from error
@@ -138,10 +141,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; give the usual permissions of a new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):

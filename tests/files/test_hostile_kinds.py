@@ -35,6 +35,7 @@ from sb3_dmpo.files.plain_text import FileError, plain
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
 from sb3_dmpo.hub import load_from_hub
 from sb3_dmpo.hub.summary import read_summary
+from tests.files.test_hostile_pickles import FLOATS, call, named, new, raw_bytes, value
 from tests.files.test_hostile_pickles import load as unpickle
 from tests.files.test_safe_zip import pickled, rewritten, with_attribute, with_setting
 from tests.toy_data import make_transitions
@@ -287,6 +288,18 @@ SLOW_PICKLES = {
 }
 
 
+def test_arrays_that_are_made_of_the_same_bytes() -> None:
+    content = raw_bytes(b"\0" * 2**16) + b"\x94"
+    array = call("numpy._core.multiarray", "_reconstruct", named("numpy", "ndarray"), (0,), raw_bytes(b"b"))
+    array += value((1, (2**14,), call("numpy", "dtype", "f4", False, True), False, b"h\0")) + b"b"
+    box = new("gymnasium.spaces.box", "Box", {"_shape": (2**14,), "dtype": FLOATS, "low": b"h\x01", "high": b"h\x01"})
+    for many in (array * 2000, array + b"\x94" + box * 2000):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UnsafeFileError, match="With an array"):
+            unpickle(b"\x80\x04](" + content + b"0" + many + b"e.")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
 @pytest.mark.parametrize("name", SLOW_PICKLES)
 def test_pickles_that_take_time(content: bytes, tmp_path: Path, name: str) -> None:
     payload = b"\x80\x04" + SLOW_PICKLES[name] + b"."
@@ -332,13 +345,16 @@ def test_settings_that_take_time(content: bytes, tmp_path: Path, name: str, memb
 # Threads --------------------------------------------------------------------------------------------------------
 
 
-def test_threads_load_and_nothing_of_the_process_changes(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_load_and_nothing_of_the_process_changes(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Generators are neither seeded nor set back, which would change what other threads draw."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("a global generator was changed")
+        raise AssertionError("something of the process was changed")
 
-    for module, names in ((random, ("seed", "setstate")), (np.random, ("seed", "set_state")), (th, ("manual_seed",))):
+    watched = {random: ("seed", "setstate"), np.random: ("seed", "set_state"), th: ("manual_seed",), os: ("umask",)}
+    for module, names in watched.items():
         for name in names:
             monkeypatch.setattr(module, name, refuse)
     state, numpy_state = th.get_rng_state(), np.random.get_state()[1].tolist()
@@ -349,7 +365,7 @@ def test_threads_load_and_nothing_of_the_process_changes(content: bytes, monkeyp
 
     def load(i: int) -> th.Tensor:
         found = DMPO.load(io.BytesIO((content, file.getvalue())[i % 2]), device="cpu")
-        found.save(io.BytesIO())
+        found.save(tmp_path / f"{i}.zip")
         return next(iter(found.policy.state_dict().values()))
 
     with ThreadPoolExecutor(4) as pool:
