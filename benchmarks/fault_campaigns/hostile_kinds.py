@@ -307,7 +307,8 @@ def _outcome(enter: Callable[[bytes], None], content: bytes, system: _System) ->
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        signal.alarm(_HANG)
+        # Seconds of the processor: others may be busy with it.
+        signal.setitimer(signal.ITIMER_PROF, _HANG)
         with suppress(BaseException), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             os.write(writing, _tried(enter, content, system).encode())

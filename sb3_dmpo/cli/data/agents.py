@@ -63,10 +63,10 @@ def load_agent(name: str, path: str, env: gym.Env[Any, Any], trust_pickle: bool 
             return algorithm.load(path, env=env, device="cpu")
         return _load_checked(algorithm, Path(path).read_bytes(), env)
     except UnsafeFileError as error:
-        text = str(error).partition(" If you trust")[0]
+        text = str(error).partition(" If you trust")[0].removeprefix(f"{path}: ")
         raise UsageError(f"{path}: {text} If you trust the file, use --trust-pickle.") from error
     except (OSError, DamagedFileError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"{path} cannot be loaded as {name} for {env.unwrapped}: {error}") from error
+        raise UsageError(f"{path} cannot be loaded as {name} for {env.unwrapped}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _check_policy_kwargs(policy_kwargs: Any, n_bytes: int) -> None:
