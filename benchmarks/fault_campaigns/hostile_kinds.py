@@ -194,7 +194,7 @@ _ONE = th.full((1,), 7.0)
 _CHANGES: dict[str, dict[str, Callable[[Entries], bytes | None]]] = {
     "nobody declared it": {
         **{
-            f"variable {key}": _put(**{file: _torch_file({key: _ONE})})
+            f"{file} sets {key}": _put(**{file: _torch_file({key: _ONE})})
             for key in ("policy.actor.__class__", "__class__", "policy.actor", "policy.optimizer.__class__", "gamma")
             for file in ("pytorch_variables.pth", "tensors.pth")
         },
