@@ -66,7 +66,8 @@ def load_agent(name: str, path: str, env: gym.Env[Any, Any], trust_pickle: bool 
         text = str(error).partition(" If you trust")[0].removeprefix(f"{path}: ")
         raise UsageError(f"{path}: {text} If you trust the file, use --trust-pickle.") from error
     except (OSError, DamagedFileError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"{path} cannot be loaded as {name} for {env.unwrapped}: {str(error).removeprefix(f'{path}: ')}") from error
+        what = str(error).removeprefix(f"{path}: ")
+        raise UsageError(f"{path} cannot be loaded as {name} for {env.unwrapped}: {what}") from error
 
 
 def _check_policy_kwargs(policy_kwargs: Any, n_bytes: int) -> None:
