@@ -21,6 +21,7 @@ from benchmarks.fault_campaigns.common import Row
 from benchmarks.fault_campaigns.damage import damaged_files
 from benchmarks.fault_campaigns.disk import disk_faults
 from benchmarks.fault_campaigns.hostile import hostile_files
+from benchmarks.fault_campaigns.hostile_kinds import hostile_kinds
 from benchmarks.fault_campaigns.inputs import wrong_input
 from benchmarks.fault_campaigns.kills import kills_during_save, kills_during_training
 from benchmarks.fault_campaigns.soak import soak
@@ -44,6 +45,7 @@ def campaigns(scale: float) -> dict[str, Callable[[], list[Row]]]:
         "train": lambda: kills_during_training(trials(100), trials(20), trials(10)),
         "damage": lambda: damaged_files(trials(2000)),
         "hostile": hostile_files,
+        "kinds": lambda: hostile_kinds(trials(1000)),
         "input": wrong_input,
         "disk": lambda: disk_faults(trials(100)),
         "versions": other_versions,

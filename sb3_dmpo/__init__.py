@@ -13,6 +13,7 @@ from sb3_dmpo.cql import CQL
 from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.diffusion_ql import DiffusionQL
 from sb3_dmpo.dmpo import DMPO, InfoDMPO, OneStepDMPO
+from sb3_dmpo.files.plain_text import named_faults
 from sb3_dmpo.files.safe_zip import DamagedFileError, read_model
 from sb3_dmpo.iql import IQL
 from sb3_dmpo.lapo import LAPO, LPAWAC
@@ -49,9 +50,10 @@ def load(path: str | Path | io.BufferedIOBase, **kwargs: Any) -> OfflineAlgorith
     :raises UnsafeFileError: the file asks for something that a model does not need
     """
     content = read_file(path)
-    name = find_algorithm(read_model(content), ALGOS)
-    if name is None:
-        raise DamagedFileError(f"{path} is of no algorithm of this package; a class of your own has a `load` too.")
+    with named_faults(path):
+        name = find_algorithm(read_model(content), ALGOS)
+        if name is None:
+            raise DamagedFileError("This is of no algorithm of this package; a class of your own has a `load` too.")
     return ALGOS[name].load(io.BytesIO(content) if hasattr(path, "read") else path, **kwargs)
 
 

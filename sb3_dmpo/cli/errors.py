@@ -10,8 +10,9 @@ from typing import NoReturn
 
 import gymnasium as gym
 
+from sb3_dmpo.cli.terminal import plain_streams
 from sb3_dmpo.data import DatasetError
-from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.files.plain_text import FileError
 
 #: Exit codes of the command line. 130 is the shell's for Ctrl-C.
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -78,7 +79,8 @@ def _one_line(text: object) -> str:
 
 def exit_code(program: Callable[[], int | None], name: str) -> int:
     """
-    Run a program; the faults that it can foresee become one line on stderr and an exit code.
+    Run a program; the faults that it can foresee become one line on stderr and an exit code. Nothing that is printed moves the
+    cursor of a terminal: see :mod:`sb3_dmpo.cli.terminal`.
 
     :param program: the program; what it returns is its exit code, None is 0
     :param name: how it calls itself, e.g. ``sb3_dmpo train``
@@ -88,9 +90,14 @@ def exit_code(program: Callable[[], int | None], name: str) -> int:
         # Of what a terminal or a log cannot show (cp1252, ASCII) a question mark is left, and not an end of the training.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    with plain_streams():
+        return _exit_code(program, name)
+
+
+def _exit_code(program: Callable[[], int | None], name: str) -> int:
     try:
         return program() or 0
-    except (UsageError, DatasetError, DamagedFileError, UnsafeFileError, gym.error.Error) as error:
+    except (UsageError, DatasetError, FileError, gym.error.Error) as error:
         code, message = EXIT_USAGE, _one_line(error)
     except ImportError as error:
         code = EXIT_USAGE

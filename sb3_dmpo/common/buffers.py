@@ -5,8 +5,6 @@ import os
 import pathlib
 import pickle
 import warnings
-import zipfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +25,14 @@ from sb3_dmpo.data.preprocessing import (
 )
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
 from sb3_dmpo.data.transitions import check_memory, dataset_label, transition_bytes
+from sb3_dmpo.files.npz import read_npz
+from sb3_dmpo.files.plain_text import DamagedFileError, UnsafeFileError, named_faults
 from sb3_dmpo.files.save_util import atomic_write, path_to_read, path_to_write, read_stream
 
 _CANNOT_ADD = "Nothing can be added to a memory-mapped dataset: load it without memory_map"
 _TRANSITION_TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")
+#: What a file of added transitions holds besides them.
+_FURTHER_ARRAYS = ("following", "newest", "oldest", "transform", "fingerprint")
 _TENSORS = (*_TRANSITION_TENSORS, "observation_mean", "observation_std")
 
 
@@ -750,24 +752,24 @@ def read_added(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, npt.ND
     :param path: path of the file (``.npz`` is appended if there is no such file, and takes the place of SB3's ``.pkl``) or a
         file object
     :raises FileNotFoundError: there is no such file
-    :raises DatasetError: the file holds no such transitions
+    :raises DamagedFileError: the file holds no such transitions, or is not complete
+    :raises UnsafeFileError: the file holds something else
     """
     source: Any = path
     if isinstance(path, str | os.PathLike):
         source = path_to_read(_unless_npz(pathlib.Path(path)), ".npz")
-    with open(source, "rb") if isinstance(source, pathlib.Path) else io.BytesIO(read_stream(source)) as file:
-        return _read_arrays(file, source)
-
-
-def _read_arrays(file: Any, source: Any) -> dict[str, npt.NDArray[Any]]:
-    if file.read(1) == pickle.PROTO:
+    content = source.read_bytes() if isinstance(source, pathlib.Path) else read_stream(source)
+    if content[:1] == pickle.PROTO:
         raise DatasetError(
             f"{source} holds no transitions that `save_replay_buffer` has written: it is a pickle, as that of SB3 writes it. "
             "Pass a pickled ReplayBuffer as `dataset=` to learn from it."
         )
-    file.seek(0)
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{source} holds no transitions that `save_replay_buffer` has written: {error}.") from None
+    with named_faults(source):
+        try:
+            arrays = read_npz(content)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"This holds no transitions that `save_replay_buffer` has written: {error}") from None
+        others = sorted(arrays.keys() - {*_TRANSITION_TENSORS, *_FURTHER_ARRAYS})
+        if others:
+            raise UnsafeFileError(f"The file holds {', '.join(others)[:300]}, which `save_replay_buffer` does not write.")
+        return arrays

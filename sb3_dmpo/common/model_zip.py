@@ -7,40 +7,40 @@ import contextlib
 import io
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from stable_baselines3.common.save_util import json_to_data
 
 from sb3_dmpo.common.arguments import (
     check_arguments,
     check_stored_counts,
     check_values,
     constructor_arguments,
+    is_number,
+    is_whole,
     plain,
     unknown_argument,
 )
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
-from sb3_dmpo.files.safe_pickle import StoredTensor
+from sb3_dmpo.common.stored_weights import check_declared, check_networks
 from sb3_dmpo.files.safe_values import UnsafeFileError, classes_by_name, shorten
 from sb3_dmpo.files.safe_zip import (
     FORMAT,
     MAX_DATA_BYTES,
     DamagedFileError,
     StoredModel,
-    read_model,
-    without_pickles,
 )
 from sb3_dmpo.files.save_util import (
+    check_random_state,
     decode_state,
     encode_generator,
     get_random_state,
     path_to_read,
-    preserved_random_state,
     read_stream,
     set_random_state,
 )
@@ -57,8 +57,6 @@ _MOVED = {
 NOT_HYPERPARAMETERS = frozenset(
     {"policy", "env", "dataset", "device", "seed", "verbose", "tensorboard_log", "download", "stats_window_size"}
 )
-#: Bytes that networks may need besides the stored ones (tables that are computed), and what an empty tensor counts.
-_MAX_COMPUTED, _MIN_TENSOR = 64 * 2**20, 2**14
 
 
 def read_file(path: str | os.PathLike[str] | io.BufferedIOBase) -> bytes:
@@ -102,6 +100,15 @@ def checked_changes(cls: type[Any], changes: Mapping[str, Any]) -> dict[str, Any
     return plain_values
 
 
+def attribute_names(cls: type[Any]) -> set[str]:
+    """
+    Names of the attributes that a zip may hold.
+
+    :param cls: the algorithm
+    """
+    return _blank(cls)[1]
+
+
 def cannot_be_saved(name: str, error: Exception) -> TypeError:
     """
     What to say if an attribute has no form in a zip.
@@ -122,7 +129,7 @@ def settings_of(model: Any, excluded: Collection[str] = ()) -> bytes:
     :param excluded: names of attributes to leave out
     :raises TypeError: an attribute has no such form
     """
-    names = _blank(type(model))[1] - {"policy_class", *excluded}
+    names = attribute_names(type(model)) - {"policy_class", *excluded}
     attributes = {}
     for name, value in vars(model).items():
         if name in names:
@@ -183,6 +190,85 @@ def _policy_class(cls: type[Any], stored: StoredModel, classes: Mapping[str, typ
     return stored.decode(names, classes, names - {"policy_class"}).get("policy_class")
 
 
+def _is_array(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else [value]
+    return value is None or all(isinstance(part, np.ndarray) for part in parts)
+
+
+def _is_row(value: Any) -> bool:
+    return value is None or (isinstance(value, deque) and all(map(_is_episode, value)))
+
+
+def _is_episode(value: Any) -> bool:
+    # What SB3's Monitor says about an episode, or whether it was a success.
+    return is_number(value) or isinstance(value, bool | np.bool_) or (isinstance(value, dict) and _is_summary(value))
+
+
+def _is_summary(value: Any) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return value is None or (isinstance(value, dict) and all(isinstance(item, plain) for item in value.values()))
+
+
+def _is_count(value: Any) -> bool:
+    return is_whole(value, 0) and value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+#: What attributes have to be that are no arguments with a range of their own.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("_action_scaler_is_set", "_scaler_is_set", "optimize_memory_usage", "use_sde_at_warmup"), _is_bool),
+    **dict.fromkeys(("download", "memory_map", "normalize_observations"), _is_bool),
+    **dict.fromkeys(("_episode_num", "_n_updates", "_num_timesteps_at_start", "_total_timesteps", "n_steps"), _is_count),
+    **dict.fromkeys(("num_timesteps", "_stats_window_size"), _is_count),
+    **dict.fromkeys(("dataset_fingerprint", "dataset_id", "tensorboard_log"), _is_text),
+    **dict.fromkeys(("ep_info_buffer", "ep_success_buffer"), _is_row),
+    **dict.fromkeys(("_last_obs", "_last_original_obs", "_last_episode_starts"), _is_array),
+    **dict.fromkeys(("sde_sample_freq", "verbose"), lambda value: is_whole(value, -1)),
+    **dict.fromkeys(("_current_progress_remaining", "start_time"), is_number),
+    "_is_compiled": lambda value: value is None or isinstance(value, bool),
+    "use_sde": lambda value: value is False,
+    "last_evaluation": _is_summary,
+    "replay_buffer_class": lambda value: value is None or isinstance(value, type),
+    "replay_buffer_kwargs": lambda value: value is None or value == {},
+    "observation_space": lambda value: isinstance(value, spaces.Box | spaces.Dict),
+    "action_space": lambda value: isinstance(value, spaces.Box),
+}
+#: Where on the way from the beginning of a run to its end the schedules of a file are tried.
+_PROGRESS = [1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0]
+
+
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """
+    Refuse what would fail later on, in ``learn``.
+
+    :param attributes: attributes by name
+    :raises UnsafeFileError: one is of the wrong kind
+    """
+    for name, value in attributes.items():
+        if name in _KINDS and not _KINDS[name](value):
+            raise UnsafeFileError(f"The file's {name} is {shorten(value)}.")
+        if callable(value) and not isinstance(value, type):
+            try:
+                is_right = all(is_number(float(value(progress)), 0.0) for progress in _PROGRESS)
+            except Exception:  # depends on the numbers in the file
+                is_right = False
+            if not is_right:
+                raise UnsafeFileError(f"The file's {name} is a schedule that does not give numbers of at least 0.")
+    state = attributes.get("_random_state")
+    if state is not None:
+        try:
+            check_random_state(state)
+        except Exception as error:  # depends on what is in the file
+            raise DamagedFileError(f"The random states in the file are none ({type(error).__name__}: {error}).") from None
+
+
 def checked_attributes(
     cls: type[Any], stored: StoredModel, replaced: Mapping[str, Any], trusted: Collection[type] = ()
 ) -> dict[str, Any]:
@@ -213,71 +299,9 @@ def checked_attributes(
     except ValueError as error:
         raise UnsafeFileError(f"The file's settings are impossible: {error}") from None
     check_stored_counts(cls, attributes)
-    with preserved_random_state():
-        _check_networks(trial.make_policy, stored.tensors["policy.pth"])
+    check_attributes(attributes)
+    check_networks(trial.make_policy, stored.tensors["policy"])
     return attributes
-
-
-# Networks -------------------------------------------------------------------------------------------------------
-
-
-class _Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """
-    Counts the tensors that are made in this thread, while networks are built without memory.
-
-    :param stored: the tensors in the file
-    """
-
-    def __init__(self, stored: Collection[StoredTensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.used, self.stored = 0, sum(tensor.n_bytes for tensor in stored)
-        # Initialising a weight may take another tensor of its size or two.
-        self.allowed = 4 * sum(max(tensor.n_bytes, _MIN_TENSOR) for tensor in stored) + _MAX_COMPUTED
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if all(returned.alias_info is None for returned in func._schema.returns):
-            tensors = [tensor for tensor in tree_leaves(result) if isinstance(tensor, th.Tensor)]
-            self.used += sum(max(tensor.nbytes, _MIN_TENSOR) for tensor in tensors)
-        if self.used > self.allowed:
-            raise UnsafeFileError(
-                f"The file's settings need networks of more than {self.allowed} bytes, but it holds {self.stored} of weights."
-            )
-        return result
-
-
-def _check_networks(build: Callable[[], nn.Module], stored: Any) -> None:
-    """Build networks without memory, and compare their shapes with those of the stored weights."""
-    if not isinstance(stored, Mapping) or not all(isinstance(tensor, StoredTensor) for tensor in stored.values()):
-        raise UnsafeFileError("The entry 'policy.pth' of the file holds no weights by name.")
-    try:
-        with _Budget(stored.values()), th.device("meta"):
-            shapes = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
-    except UnsafeFileError:
-        raise
-    except Exception as error:  # depends on the settings in the file
-        raise UnsafeFileError(
-            f"The file's settings make no networks ({type(error).__name__}: {shorten(str(error))})."
-        ) from None
-    for name in [*shapes, *stored]:
-        made, found = shapes.get(name, "missing"), stored[name].shape if name in stored else "missing"
-        if made != found:
-            raise UnsafeFileError(f"The weights {shorten(name)} have the shape {found}, but the file's settings need {made}.")
-
-
-def check_optimizers(model: Any) -> None:
-    """
-    Refuse states of other shapes than the weights, which PyTorch notices at the next update only.
-
-    :param model: a model that was loaded
-    :raises DamagedFileError: there is one
-    """
-    for name, (optimizer, _, parameters) in model._optimizers.items():
-        for parameter in parameters:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, th.Tensor) and value.dim() > 0 and value.shape != parameter.shape:
-                    shapes = f"{tuple(value.shape)}, but its weights {tuple(parameter.shape)}"
-                    raise DamagedFileError(f"{key} of {name}_optimizer has the shape {shapes}.")
 
 
 def on_its_own(value: Any) -> Any:
@@ -337,32 +361,30 @@ def set_random_state_of(model: Any, state: dict[str, Any]) -> None:
 
 def prepare_load(
     cls: type[Any],
-    content: bytes,
+    stored: StoredModel,
     custom_objects: Mapping[str, Any] | None,
     trust_pickle: bool,
     trusted_classes: Collection[type],
-) -> tuple[io.BytesIO, dict[str, Any]]:
+) -> dict[str, Any]:
     """
-    A zip for SB3's own ``load``, and the attributes that it is to take instead of those in the zip: all of them, so that
-    nothing is left to unpickle, unless the caller trusts the file.
+    The attributes of a model in a zip.
 
     :param cls: the algorithm that loads
-    :param content: the zip
+    :param stored: what is in the zip
     :param custom_objects: replacements for attributes in the file
     :param trust_pickle: whether it may be unpickled
     :param trusted_classes: classes that the file may name
     :raises DamagedFileError: the file is not complete, or of another algorithm
     :raises UnsafeFileError: the file asks for something that a model does not need
     """
-    stored, objects = read_model(content), dict(custom_objects or {})
-    if stored.algorithm not in (None, cls.__name__):
-        name = shorten(stored.algorithm)[1:-1]
-        article = "an" if name.startswith(tuple("AEIO")) else "a"
-        raise DamagedFileError(f"This is {article} {name} zip: use {name}.load (sb3_dmpo.load takes zips of every algorithm).")
+    check_declared(cls, stored)
+    objects = dict(custom_objects or {})
     if not trust_pickle:
-        objects = checked_attributes(cls, stored, objects, trusted_classes) | objects
-        return without_pickles(content, {*stored.attributes, "policy_class"}), objects
+        names = {*stored.attributes, "policy_class"}
+        attributes = checked_attributes(cls, stored, objects, trusted_classes)
+        return attributes | {name: value for name, value in objects.items() if name in names}
     with contextlib.suppress(UnsafeFileError, DamagedFileError):
         # By name even so: modules may have moved since.
         objects = {"policy_class": _policy_class(cls, stored, _classes_of(cls, trusted_classes))} | objects
-    return io.BytesIO(content), objects
+    trusted: dict[str, Any] = json_to_data(stored.data.decode(), custom_objects=objects)
+    return trusted

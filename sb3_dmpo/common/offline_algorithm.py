@@ -37,7 +37,6 @@ from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.common.model_zip import (
     cannot_be_saved,
-    check_optimizers,
     checked_changes,
     on_its_own,
     prepare_load,
@@ -49,6 +48,7 @@ from sb3_dmpo.common.model_zip import (
 from sb3_dmpo.common.optimizers import adam_step, clipped, make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.policy_arguments import check_policy_class, check_policy_kwargs, find_policy
+from sb3_dmpo.common.stored_weights import NothingDrawn, make_parameters
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
 from sb3_dmpo.data import dataset_identifier, dataset_spaces
@@ -56,8 +56,9 @@ from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
-from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError
-from sb3_dmpo.files.save_util import atomic_write, path_to_write, preserved_random_state, unpicklable_attribute
+from sb3_dmpo.files.plain_text import FileError, named_faults, plain
+from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError, read_model
+from sb3_dmpo.files.save_util import atomic_write, path_to_write, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
@@ -136,6 +137,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     needs_next_actions: bool = False
     #: Range of the value targets, of algorithms that clip them.
     value_bounds: tuple[float, float] | None
+    #: Whether a file is being loaded into it.
+    _is_loading: bool = False
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.
@@ -279,6 +282,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
         :param seed: the seed; None leaves all generators as they are
         """
+        if self._is_loading:
+            # Loading leaves the global generators alone, from which other threads draw.
+            if seed is not None:
+                self.action_space.seed(seed)
+            return
         super().set_random_seed(seed)
         if seed is None:
             return
@@ -577,9 +585,26 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             state += [tensor for values in optimizer.state.values() for tensor in values.values()]
         return state
 
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """As in SB3; compiled updates go on with the new tensors of the optimizers."""
-        super().set_parameters(*args, **kwargs)
+    def set_parameters(
+        self,
+        load_path_or_dict: str | pathlib.Path | io.BufferedIOBase | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        As in SB3, with a file checked as by :meth:`load` before the first weight is changed. Compiled updates go on with the
+        new tensors of the optimizers.
+
+        :param load_path_or_dict: a zip, or what :meth:`get_parameters` has returned
+        :param exact_match: whether all weights and optimizers have to be there
+        :param device: has no effect, the tensors go where the model is
+        :raises DamagedFileError: the file is not complete, or its weights are not the model's
+        :raises UnsafeFileError: the file asks for something that a model does not need
+        """
+        if not isinstance(load_path_or_dict, dict):
+            with named_faults(load_path_or_dict):
+                load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
+        super().set_parameters(load_path_or_dict, exact_match, device)
         if self._compiled.is_on:
             self._compiled.use(self._update_state())
 
@@ -848,7 +873,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
         :param truncate_last_traj: no effect (SB3 uses it for hindsight replay)
         :raises FileNotFoundError: there is no such file
-        :raises DatasetError: the file holds no such transitions, or they were collected beside another dataset
+        :raises DamagedFileError: the file holds no such transitions, or is not complete
+        :raises UnsafeFileError: the file holds something else
+        :raises DatasetError: the transitions were collected beside another dataset, or do not fit the model
         """
         arrays = read_added(path)
         self._setup_dataset(continuing=True)
@@ -1035,18 +1062,23 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         arguments.check_device(device)
         changes = checked_changes(cls, kwargs)
         content = read_file(path)
-        file, objects = prepare_load(cls, content, custom_objects, trust_pickle, trusted_classes)
-        try:
-            with preserved_random_state():
-                model = super().load(file, None, device, objects, print_system_info, force_reset, **changes)
-        except Exception as error:  # depends on what is in the file
-            is_of_weights = isinstance(error, KeyError | RuntimeError | pickle.UnpicklingError)
-            if not is_of_weights and kwargs:
-                # Whose fault is it? On its own the file loads, or says what is wrong with it.
-                cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
-                raise
-            raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
-        check_optimizers(model)
+        with named_faults(path):
+            stored = read_model(content)
+            if print_system_info:
+                print("== CURRENT SYSTEM INFO ==")
+                utils.get_system_info()
+                print(f"== SAVED MODEL SYSTEM INFO ==\n{plain(stored.system)}")
+            attributes = prepare_load(cls, stored, custom_objects, trust_pickle, trusted_classes)
+            try:
+                model = cls._assemble(attributes, device, changes)
+                model.set_parameters(make_parameters(model, stored))
+            except Exception as error:  # depends on what is in the file
+                if kwargs:
+                    # Whose fault is it? On its own the file loads, or says what is wrong with it.
+                    cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
+                if kwargs or isinstance(error, FileError):
+                    raise
+                raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
         model._last_good = pathlib.Path(path) if isinstance(path, str | os.PathLike) else None
         if env is not None:
             model.set_env(env, force_reset)
@@ -1058,6 +1090,32 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             fingerprint = model.dataset_fingerprint
             model.set_dataset(kwargs["dataset"])
             model.dataset_fingerprint = fingerprint
+        return model
+
+    @classmethod
+    def _assemble(
+        cls: type[SelfOfflineAlgorithm],
+        attributes: dict[str, Any],
+        device: th.device | str,
+        changes: dict[str, Any],
+    ) -> SelfOfflineAlgorithm:
+        """A model of the attributes in a file, whose weights are to follow; as SB3's ``load`` makes it."""
+        architecture = attributes.get("policy_kwargs")
+        if changes.get("policy_kwargs", architecture) != architecture:
+            raise ValueError(
+                f"The specified policy kwargs do not equal the stored policy kwargs. Stored kwargs: {architecture}, specified "
+                f"kwargs: {changes['policy_kwargs']}"
+            )
+        for name in ("observation_space", "action_space"):
+            if name not in attributes:
+                raise DamagedFileError(f"The file has no {name}.")
+        model = cls(policy=attributes["policy_class"], env=None, device=device, _init_setup_model=False)
+        vars(model).update(attributes)
+        vars(model).update(changes)
+        model._is_loading = True
+        with NothingDrawn():  # type: ignore[no-untyped-call]
+            model._setup_model()
+        del model._is_loading
         return model
 
     def _take_over_random_state(self, continuing: bool) -> None:

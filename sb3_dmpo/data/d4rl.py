@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sb3_dmpo.data.hdf5 import check_inside
 from sb3_dmpo.data.memory import available_memory
 from sb3_dmpo.data.preprocessing import flat_size
 from sb3_dmpo.data.transitions import (
@@ -58,6 +59,8 @@ class D4rlSource(DatasetSource):
             raise DatasetError(f"{label} does not exist: check the path.")
         try:
             with h5py.File(path, "r") as file:
+                for name in file:
+                    check_inside(file, name)
                 missing = [name for name in _FIELDS if not isinstance(file.get(name), h5py.Dataset)]
                 shapes = {name: file[name].shape for name in file if isinstance(file[name], h5py.Dataset)}
         except Exception as err:  # depends on what is wrong with the file

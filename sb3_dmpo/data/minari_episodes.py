@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sb3_dmpo.data.hdf5 import check_inside
+
 _METADATA_CACHE_BYTES = 2**20
 
 
@@ -52,7 +54,9 @@ class Hdf5EpisodeReader(EpisodeReader):
         self._file.id.set_mdc_config(config)
 
     def _open(self, episode: int, name: str) -> Any:
-        return self._h5d.open(self._file.id, f"episode_{episode}/{name}".encode())
+        path = f"episode_{episode}/{name}"
+        check_inside(self._file.id, path)
+        return self._h5d.open(self._file.id, path.encode())
 
     def length(self, episode: int) -> int:
         return int(self._open(episode, "rewards").shape[0])

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from sb3_dmpo.data.memory import available_memory, format_bytes
 from sb3_dmpo.data.preprocessing import flat_size, flat_slices
+from sb3_dmpo.files.plain_text import plain
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -34,7 +35,15 @@ _ZEROS = 2**20
 
 
 class DatasetError(ValueError):
-    """A fault of a dataset, found before training. The message says what, where and how to mend it."""
+    """
+    A fault of a dataset, found before training. The message says what, where and how to mend it.
+
+    :param message: the message
+    """
+
+    def __init__(self, message: str) -> None:
+        # It quotes the dataset, which a terminal must not obey.
+        super().__init__(plain(message))
 
     @classmethod
     def at(cls, dataset: str, what: str, how: str, **place: int | str) -> "DatasetError":

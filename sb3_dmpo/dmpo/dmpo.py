@@ -76,8 +76,8 @@ class DMPO(OfflineAlgorithm):
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
         is chosen is evaluated again in float32 before it enters a loss. README compares the scores
     :param bootstrap: what the critics evaluate: the gated policy (``"policy"``, the paper), or what the data do next
-        (``"data"``, SARSA on the dataset's next actions): one step of policy improvement, with no action in the target that the
-        data lack (Brandfonbrener et al., NeurIPS 2021)
+        (``"data"``, SARSA on the dataset's next actions): one step of policy improvement, with no action in the target that
+        the data lack (Brandfonbrener et al., NeurIPS 2021)
     :param decoder: ``"fixed"``, the published squared error, or ``"calibrated"``: ``err / (2 sigma^2)`` with a variance per
         action dimension at its optimum, the running mean of the weighted error (Rybkin et al., ICML 2021, eq. 7)
     :param assignment: q(z|s, a), ``"posterior"``, the network of the paper, or ``"exact"``: the decoder's own posterior

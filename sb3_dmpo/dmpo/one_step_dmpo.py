@@ -15,8 +15,8 @@ class OneStepDMPO(DMPO):
 
     Not an algorithm of the paper. It is :class:`DMPO` with other defaults:
 
-    * The decoder is calibrated (Rybkin et al., ICML 2021, eq. 7), the prior ``p(z|s)`` learned and ``q(z|s, a)`` exact, so that
-      the sub-policies are the components of a mixture density of the data.
+    * The decoder is calibrated (Rybkin et al., ICML 2021, eq. 7), the prior ``p(z|s)`` learned and ``q(z|s, a)`` exact, so
+      that the sub-policies are the components of a mixture density of the data.
     * The critics have layer norm and evaluate what the data do, ``n_steps`` rewards at a time (SARSA; Brandfonbrener et al.,
       NeurIPS 2021, *Offline RL Without Off-Policy Evaluation*). No action that the data lack enters a target.
     * Every sub-policy climbs the critics where the data are its own (``q_coef``), without advantage weights.

@@ -8,8 +8,8 @@ import importlib
 import io
 import math
 import pickle
+import re
 import struct
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,14 +23,17 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.her import GoalSelectionStrategy, HerReplayBuffer
 
+from sb3_dmpo.files.archive import Budget
 from sb3_dmpo.files.safe_values import (
     MAKERS,
+    MAX_BITS,
     MAX_DEPTH,
     MAX_ENTRIES,
     SB3_SCHEDULES,
     TORCH_CLASSES,
     UnsafeFileError,
     check,
+    check_key,
     make_array,
     make_dtype,
     shorten,
@@ -41,6 +44,8 @@ _ENUMERATIONS: tuple[type[Enum], ...] = (TrainFrequencyUnit, GoalSelectionStrate
 Name = tuple[str, str]
 _Maker = Callable[..., Any]
 _Handler = Callable[[Any], None]
+#: Operations and their arguments that a pickle may consist of, and the length of a line of text in it.
+_MAX_STEPS, _MAX_LINE = 10**6, 1024
 
 #: What the machine can do. Not among it: persistent ids, copyreg's extensions, calls with keywords, sets, old-style classes.
 _OPCODES = (
@@ -232,16 +237,22 @@ def _holds_objects(noted: _Object) -> bool:
 
 
 class _BoundedFile:
-    """A file whose reader does not set memory aside for more than there is in it."""
+    """A file whose reader takes neither memory for more than there is in it, nor time without end."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-        self.readline = file.readline
+        self._file, self._size, self._steps_left = file, size, _MAX_STEPS
 
     def read(self, n: int) -> bytes:
+        self._steps_left -= 1
+        check(self._steps_left >= 0, "more operations than", _MAX_STEPS)
         if n > self._size:
             raise EOFError("Ran out of input")
         return self._file.read(n)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(_MAX_LINE + 1)
+        check(len(line) <= _MAX_LINE, "a line of text that is longer than", _MAX_LINE)
+        return line
 
     def readinto(self, buffer: bytearray) -> int:
         return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
@@ -265,6 +276,7 @@ class AllowListUnpickler(pickle._Unpickler):
         file.seek(0)
         super().__init__(_BoundedFile(file, self._size))
         self._classes = classes or {}
+        self._budget = Budget(self._size)
         #: What was made already and the number of its entries, by id; None: it is being made.
         self._made: dict[int, tuple[Any, int] | None] = {}
 
@@ -318,8 +330,29 @@ class AllowListUnpickler(pickle._Unpickler):
         self.readinto(content)  # type: ignore[attr-defined]
         self.append(content)  # type: ignore[attr-defined]
 
-    dispatch |= {pickle.BYTEARRAY8[0]: _bytearray}
+    def _frame(self) -> None:
+        # Nothing but a hint how much to read ahead, and every read is to be counted.
+        (length,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        if length > self._size:
+            raise EOFError("Ran out of input")
+
+    def _number(self, code: bytes) -> None:
+        _STANDARD[code[0]](self)
+        number = self.stack[-1]  # type: ignore[attr-defined]
+        check(abs(number) < 2**MAX_BITS, "a number with more bits than", MAX_BITS)
+
+    def _put_in_dict(self, code: bytes) -> None:
+        # One entry lies behind the dict; several, or those of a new dict, are all that is on the stack since the mark.
+        for key in self.stack[-2:-1] if code == pickle.SETITEM else self.stack[::2]:  # type: ignore[attr-defined]
+            check_key(key)
+        _STANDARD[code[0]](self)
+
+    dispatch |= {pickle.BYTEARRAY8[0]: _bytearray, pickle.FRAME[0]: _frame}
     dispatch |= {pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call, pickle.BUILD[0]: _build}
+    for _code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4):
+        dispatch[_code[0]] = partial(_number, code=_code)
+    for _code in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT):
+        dispatch[_code[0]] = partial(_put_in_dict, code=_code)
 
     def _make(self, noted: Any, depth: int) -> tuple[Any, int]:
         """
@@ -353,6 +386,9 @@ class AllowListUnpickler(pickle._Unpickler):
             check(total <= MAX_ENTRIES, "more entries than", MAX_ENTRIES)
         if isinstance(noted, _Object):
             result = self._make_object(noted.name, *values)
+            # Many objects may have been made of the same bytes. A Box has its bounds, and as many flags.
+            array = result.low if isinstance(result, spaces.Box) else result
+            self._budget.take(4 * array.nbytes if isinstance(array, np.ndarray) else 0, "an array")
         elif isinstance(noted, dict):
             result = dict(zip(values[: len(noted)], values[len(noted) :], strict=True))
         else:
@@ -383,42 +419,60 @@ class AllowListUnpickler(pickle._Unpickler):
 
 # Tensors --------------------------------------------------------------------------------------------------------
 
-#: Bytes of a number, by the class that names its type in the file.
+#: Type of a number and its bytes, by the class that names it in the file.
 _STORAGES = {
-    ("torch", f"{kind}Storage"): size
-    for size, kinds in {1: "Bool Byte Char", 2: "BFloat16 Half Short", 4: "Float Int", 8: "Double Long"}.items()
-    for kind in kinds.split()
+    ("torch", f"{kind}Storage"): (dtype, size)
+    for size, kinds in {
+        1: {"Bool": "bool", "Byte": "uint8", "Char": "int8"},
+        2: {"BFloat16": "bfloat16", "Half": "float16", "Short": "int16"},
+        4: {"Float": "float32", "Int": "int32"},
+        8: {"Double": "float64", "Long": "int64"},
+    }.items()
+    for kind, dtype in kinds.items()
 }
+#: What PyTorch writes beside the pickle and the numbers, and what the order of bytes has to be.
+_BESIDE = ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 
 
 class StoredTensor(NamedTuple):
     """
-    A tensor in a file.
+    A tensor in a file, checked and not yet made.
 
     :param shape: its shape
     :param n_bytes: its size
+    :param dtype: name of the type of its numbers, e.g. ``"float32"``
+    :param numbers: the bytes that its numbers are among
+    :param offset: its first number there
+    :param strides: from one of its numbers to the next, along every axis
     """
 
     shape: tuple[int, ...]
     n_bytes: int
+    dtype: str
+    numbers: bytes
+    offset: int
+    strides: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Storage:
-    n_numbers: int
+    dtype: str
     size: int
+    numbers: bytes
 
 
 def _tensor(state: Any, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
-    numbers = [offset, *shape, *strides] if isinstance(shape, tuple) and isinstance(strides, tuple) else [None]
+    is_right = isinstance(shape, tuple) and isinstance(strides, tuple)
+    numbers: list[Any] = [offset, *shape, *strides] if is_right else [None]
     if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers) or len(shape) != len(strides):
         raise UnsafeFileError(f"asks for a tensor of shape {shorten(shape)}")
-    n_numbers = math.prod(shape)
+    check(len(shape) <= MAX_DEPTH and all(n < 2**48 for n in numbers), "a tensor of shape", shape)
+    n_numbers, n_stored = math.prod(shape), len(storage.numbers) // storage.size
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # A tensor that repeats its numbers, or reads beyond them, takes more memory than the file.
-    if n_numbers > 0 and (last >= storage.n_numbers or n_numbers > storage.n_numbers):
-        raise UnsafeFileError(f"asks for a tensor of shape {shorten(shape)}, but holds {storage.n_numbers} numbers for it")
-    return StoredTensor(shape, n_numbers * storage.size)
+    if n_numbers > 0 and (last >= n_stored or n_numbers > n_stored):
+        raise UnsafeFileError(f"asks for a tensor of shape {shorten(shape)}, but holds {n_stored} numbers for it")
+    return StoredTensor(shape, n_numbers * storage.size, storage.dtype, storage.numbers, offset, strides)
 
 
 def _parameter(state: Any, tensor: Any, *rest: Any) -> StoredTensor:
@@ -431,7 +485,7 @@ class _TensorUnpickler(AllowListUnpickler):
     Reads the structure of what ``torch.save`` has written.
 
     :param content: the pickle
-    :param records: sizes of the numbers beside it, by name
+    :param records: the numbers beside it, by name
     """
 
     functions: ClassVar[Mapping[Name, _Maker]] = {
@@ -443,9 +497,11 @@ class _TensorUnpickler(AllowListUnpickler):
         pickle.BINPERSID[0]: _STANDARD[pickle.BINPERSID[0]]
     }
 
-    def __init__(self, content: bytes, records: Mapping[str, int]) -> None:
+    def __init__(self, content: bytes, records: Mapping[str, bytes]) -> None:
         super().__init__(io.BytesIO(content), {":".join(name): object for name in _STORAGES})
         self._records = records
+        #: Names of the numbers that were referred to.
+        self.used: set[str] = set()
 
     def persistent_load(self, pid: Any) -> _Storage:
         """
@@ -455,22 +511,49 @@ class _TensorUnpickler(AllowListUnpickler):
         :raises UnsafeFileError: they are not there
         """
         is_right = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], _Object)
-        check(is_right and pid[1].name in _STORAGES, "the numbers of", pid)
+        check(is_right and pid[1].name in _STORAGES and type(pid[2]) is str, "the numbers of", pid)
         _, kind, key, _, n_numbers = pid
-        size = _STORAGES[kind.name]
-        if type(n_numbers) is not int or n_numbers < 0 or n_numbers * size != self._records.get(key):
+        dtype, size = _STORAGES[kind.name]
+        numbers = self._records.get(key)
+        if numbers is None or type(n_numbers) is not int or n_numbers < 0 or n_numbers * size != len(numbers):
             raise UnsafeFileError(f"refers to {shorten(n_numbers)} numbers that are not there")
-        return _Storage(n_numbers, size)
+        self.used.add(key)
+        return _Storage(dtype, size, numbers)
 
 
-def read_structure(archive: zipfile.ZipFile) -> Any:
+def read_structure(entries: Mapping[str, bytes]) -> Any:
     """
     What ``torch.save`` has written, with a :class:`StoredTensor` for every tensor.
 
-    :param archive: a ``.pth`` entry, whose sizes and checksums were checked
-    :raises UnsafeFileError: it asks for something else than tensors, or for more numbers than it holds
+    :param entries: the entries of its archive, whose checksums were checked
+    :raises UnsafeFileError: it asks for something else than tensors, for more numbers than it holds, or holds something else
     """
-    (pickle_name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-    folder = pickle_name.removesuffix("data.pkl") + "data/"
-    records = {entry.filename.removeprefix(folder): entry.file_size for entry in archive.infolist()}
-    return _TensorUnpickler(archive.read(pickle_name), records).load()
+    pickles = [name for name in entries if re.fullmatch(r"[^/]*/data\.pkl", name)]
+    check(len(pickles) == 1, "pickles of the names", pickles)
+    folder = pickles[0].removesuffix("data.pkl")
+    records = {name.removeprefix(f"{folder}data/"): entries[name] for name in entries if name.startswith(f"{folder}data/")}
+    declared = {pickles[0], *(f"{folder}{name}" for name in _BESIDE), *(f"{folder}data/{key}" for key in records)}
+    check(entries.get(f"{folder}byteorder", b"little") == b"little", "the order of bytes", entries.get(f"{folder}byteorder"))
+    unpickler = _TensorUnpickler(entries[pickles[0]], records)
+    structure = unpickler.load()
+    others = sorted({*(entries.keys() - declared), *(f"{folder}data/{key}" for key in records.keys() - unpickler.used)})
+    check(not others, "entries that nothing refers to:", others)
+    return structure
+
+
+def tensor_bytes(structure: Any) -> int:
+    """
+    What the tensors of a structure take in memory, once they are made: each as often as it stands there.
+
+    :param structure: what :func:`read_structure` has read
+    """
+    total, pending = 0, [structure]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, StoredTensor):
+            total += item.n_bytes
+        elif isinstance(item, dict):
+            pending.extend(item.values())
+        elif isinstance(item, list | tuple):
+            pending.extend(item)
+    return total

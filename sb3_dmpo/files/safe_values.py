@@ -14,6 +14,8 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+from sb3_dmpo.files.plain_text import UnsafeFileError as UnsafeFileError
+
 #: Classes of PyTorch that models may name, e.g. as ``activation_fn``, by module.
 TORCH_CLASSES = {
     "torch.nn.modules.activation": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
@@ -29,14 +31,12 @@ SB3_SCHEDULES = {
     LinearSchedule: {"start", "end", "end_fraction"},
 }
 #: Nesting, and number of entries (references counted as often as they occur), of what comes out of a file.
-MAX_DEPTH, MAX_ENTRIES = 32, 10**6
+MAX_DEPTH, MAX_ENTRIES = 32, 2 * 10**5
+#: Whole numbers have fewer bits: a random generator's have 128, and computing with longer ones takes time.
+MAX_BITS = 256
 _DTYPES = frozenset(
     f"{kind}{size}" for kind, sizes in {"b": "1", "f": "248", "i": "1248", "u": "1248"}.items() for size in sizes
 )
-
-
-class UnsafeFileError(ValueError):
-    """The file asks for something that a model file does not need."""
 
 
 class _Repr(reprlib.Repr):
@@ -62,6 +62,17 @@ def check(condition: bool, what: str, value: Any) -> None:
     """
     if not condition:
         raise UnsafeFileError(f"asks for {what} {shorten(value)}")
+
+
+def check_key(key: Any) -> None:
+    """
+    Refuse keys of a dict that are no texts or small numbers: a tuple of tuples can take for ever to look up, and so can
+    numbers that were chosen to collide.
+
+    :param key: the key
+    :raises UnsafeFileError: it is something else
+    """
+    check(type(key) is str or (type(key) is int and abs(key) < 2**31), "a dict with the key", key)
 
 
 def classes_by_name(classes: Iterable[type]) -> dict[str, type]:

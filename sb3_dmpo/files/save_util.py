@@ -17,6 +17,9 @@ import torch as th
 
 from sb3_dmpo.files.temporary import new_temporary
 
+#: Bytes of the state of a generator that is not on the CPU; CUDA's has 16.
+_MAX_DEVICE_STATE = 256
+
 
 def encode_generator(generator: th.Generator) -> str:
     """
@@ -64,6 +67,31 @@ def set_random_state(state: dict[str, Any]) -> None:
     if "cuda" in state and th.cuda.is_available():
         for generator, saved in zip(th.cuda.default_generators, state["cuda"], strict=False):
             generator.set_state(decode_state(saved))
+
+
+def check_random_state(state: Any) -> None:
+    """
+    Whether :func:`set_random_state` would take it, tried on generators of nobody.
+
+    :param state: what :func:`get_random_state` returned, possibly with states of further generators; or anything else
+    :raises Exception: depends on what is wrong with it
+    """
+    version, internal, gauss = state["python"]
+    random.Random().setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    if type(position) is not int or not 0 <= position <= len(keys):
+        # NumPy would read behind its array.
+        raise ValueError(f"the state of NumPy's generator is at {position!r}")
+    np.random.RandomState(0).set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    th.Generator().set_state(decode_state(state["torch"]))
+    for device, encoded in [("cuda", one) for one in state.get("cuda", [])] + [
+        (state["device"], state[name]) for name in ("noise", "buffer") if name in state
+    ]:
+        tensor = decode_state(encoded)
+        if device == "cpu":
+            th.Generator().set_state(tensor)
+        elif type(device) is not str or len(tensor) > _MAX_DEVICE_STATE:
+            raise ValueError(f"the state of a generator of {device!r} has {len(tensor)} bytes")
 
 
 def unpicklable_attribute(attributes: dict[str, Any], excluded: Collection[str]) -> str | None:

@@ -20,7 +20,9 @@ from stable_baselines3.common.type_aliases import Schedule, TrainFreq
 from sb3_dmpo.files import safe_values
 from sb3_dmpo.files.safe_values import (
     MAKERS,
+    MAX_BITS,
     MAX_DEPTH,
+    MAX_ENTRIES,
     SB3_SCHEDULES,
     TORCH_CLASSES,
     UnsafeFileError,
@@ -202,17 +204,45 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def parse(content: bytes) -> Any:
+def _integer_of(text: str) -> int:
+    # As many digits as the longest number has: reading thousands of them takes time.
+    if len(text) > MAX_BITS // 3:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def parse(content: bytes, is_strict: bool = True) -> Any:
     """
     JSON, without what only Python's reader lets through: names that occur twice, and numbers that are none.
 
     :param content: the text
-    :raises ValueError: it is no JSON
+    :param is_strict: refuse numbers that are none; Stable-Baselines3 writes them
+    :raises ValueError: it is no JSON, or nested as no settings are
     """
+    constant = _refuse_constant if is_strict else None
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_ENTRIES:
+        raise ValueError(f"it has more than {MAX_ENTRIES} entries")
     try:
-        return json.loads(content.decode(), object_pairs_hook=_object_of, parse_constant=_refuse_constant)
+        value = json.loads(content.decode(), object_pairs_hook=_object_of, parse_int=_integer_of, parse_constant=constant)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    _check_nesting(value)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    """Level by level, not by a function that calls itself."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 4):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, list | dict)
+            for inner in (item if isinstance(item, list) else item.values())
+        ]
+        if not level:
+            return
+    raise ValueError("it is nested too deep")
 
 
 def _array_of(dtype: Any, shape: Any, content: Any) -> np.ndarray:

@@ -10,7 +10,9 @@ from gymnasium import spaces
 
 import sb3_dmpo
 from sb3_dmpo.common.arguments import constructor_arguments
-from sb3_dmpo.common.model_zip import NOT_HYPERPARAMETERS, find_algorithm
+from sb3_dmpo.common.model_zip import NOT_HYPERPARAMETERS, attribute_names, find_algorithm, read_file
+from sb3_dmpo.common.stored_weights import check_declared
+from sb3_dmpo.files.plain_text import named_faults, plain
 from sb3_dmpo.files.safe_zip import read_model
 from sb3_dmpo.files.save_util import path_to_read
 from sb3_dmpo.files.settings import decode
@@ -25,8 +27,7 @@ def plain_text(value: Any) -> str:
 
     :param value: anything
     """
-    text = " ".join(str(value).split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = plain(" ".join(str(value).split()))
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
@@ -79,14 +80,20 @@ def read_summary(path: str | os.PathLike[str]) -> ModelSummary:
     :param path: a zip of SB3's format
     :raises FileNotFoundError: there is no such file
     :raises DamagedFileError: it is no zip, not complete or its attributes are no JSON
-    :raises UnsafeFileError: it would grow far beyond its size
+    :raises UnsafeFileError: it would grow far beyond its size, or holds what no model holds
     """
     path = path_to_read(path, ".zip")
-    stored = read_model(path.read_bytes())
+    with named_faults(path):
+        stored = read_model(read_file(path))
+        algorithm = find_algorithm(stored, sb3_dmpo.ALGOS)
+        if algorithm is not None:
+            # As when it is loaded: nobody is to be told that a file is in order that is refused then.
+            check_declared(sb3_dmpo.ALGOS[algorithm], stored)
+            stored.check_names(attribute_names(sb3_dmpo.ALGOS[algorithm]))
     lines = tuple(plain_text(line.lstrip("- ")) for line in stored.system.splitlines() if line.strip())
-    weights = stored.tensors["policy.pth"]
+    weights = stored.tensors["policy"]
     weight_bytes = sum(tensor.n_bytes for tensor in weights.values()) if isinstance(weights, dict) else 0
-    return ModelSummary(path, find_algorithm(stored, sb3_dmpo.ALGOS), stored.attributes, lines, weight_bytes)
+    return ModelSummary(path, algorithm, stored.attributes, lines, weight_bytes)
 
 
 def _space(space: Any) -> str:

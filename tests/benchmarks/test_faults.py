@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("rl_zoo3")
 
-from benchmarks.fault_campaigns import damage, disk, hdf5, hostile, inputs, kills, soak, versions
+from benchmarks.fault_campaigns import damage, disk, hdf5, hostile, hostile_kinds, inputs, kills, soak, versions
 
 
 def passed(rows: list[dict[str, Any]]) -> None:
@@ -30,6 +30,14 @@ def test_hostile_files_are_live_elsewhere_and_dead_here() -> None:
     stock = next(row for row in rows if row["system"] == "stable-baselines3")
     # PyTorch itself refuses those in place of the weights.
     assert stock["trials"] - stock["passed"] >= 3 * 30
+
+
+@pytest.mark.slow
+def test_hostile_files_that_execute_nothing() -> None:
+    rows = hostile_kinds.hostile_kinds(20)
+    passed(rows)
+    stock = [row for row in rows if row["system"] == "stable-baselines3" and row["campaign"].startswith("hostile")]
+    assert sum(row["passed"] for row in stock) < sum(row["trials"] for row in stock) / 10
 
 
 def test_wrong_input() -> None:

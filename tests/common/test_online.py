@@ -16,6 +16,7 @@ from sb3_dmpo import ALGOS, TD3BC, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
 from sb3_dmpo.data import DatasetError
+from sb3_dmpo.files.plain_text import DamagedFileError
 from tests.contract import DATA, DICT_DATA, Counter, LogKeeper, assert_same, copies, differs, make, random_states, vec_env
 from tests.toy_data import ACTION_HIGH, ACTION_LOW, EPISODE_LENGTH, DriftEnv, box_space, make_transitions, nested_space
 
@@ -280,7 +281,7 @@ def test_faults_of_saved_transitions(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     (tmp_path / "pickle.npz").write_bytes(b"\x80\x04]\x94.")
     for name in ("cut", "pickle"):
-        with pytest.raises(DatasetError, match=f"{name}.npz holds no transitions"):
+        with pytest.raises(DamagedFileError, match=rf"{name}\.npz: This holds no transitions"):
             model.load_replay_buffer(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         model.load_replay_buffer(tmp_path / "nothing")

@@ -1,14 +1,11 @@
 """Agents of Stable-Baselines3 from zips that somebody else may have made."""
 
 import inspect
-import io
 import itertools
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch as th
 from rl_zoo3.utils import ALGOS as ZOO_ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -16,6 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.errors import UsageError, suggest
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.stored_weights import make_tensors
 from sb3_dmpo.files.safe_values import classes_by_name
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, read_model
 
@@ -65,10 +63,11 @@ def load_agent(name: str, path: str, env: gym.Env[Any, Any], trust_pickle: bool 
             return algorithm.load(path, env=env, device="cpu")
         return _load_checked(algorithm, Path(path).read_bytes(), env)
     except UnsafeFileError as error:
-        text = str(error).partition(" If you trust")[0]
+        text = str(error).partition(" If you trust")[0].removeprefix(f"{path}: ")
         raise UsageError(f"{path}: {text} If you trust the file, use --trust-pickle.") from error
     except (OSError, DamagedFileError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"{path} cannot be loaded as {name} for {env.unwrapped}: {error}") from error
+        what = str(error).removeprefix(f"{path}: ")
+        raise UsageError(f"{path} cannot be loaded as {name} for {env.unwrapped}: {what}") from error
 
 
 def _check_policy_kwargs(policy_kwargs: Any, n_bytes: int) -> None:
@@ -95,12 +94,13 @@ def _check_policy_kwargs(policy_kwargs: Any, n_bytes: int) -> None:
 
 def _load_checked(algorithm: type[BaseAlgorithm], content: bytes, env: gym.Env[Any, Any]) -> BaseAlgorithm:
     stored = read_model(content)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        weights = th.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
     names, policies = set(stored.attributes), set(algorithm.policy_aliases.values())
     data = stored.decode(names, classes_by_name(policies), replaced=names - set(_NEEDED))
     policy_kwargs = data.get("policy_kwargs") or {}
-    _check_policy_kwargs(policy_kwargs, sum(tensor.n_bytes for tensor in stored.tensors["policy.pth"].values()))
+    weights = make_tensors(stored.tensors["policy"])
+    if not isinstance(weights, dict):
+        raise DamagedFileError("its policy.pth holds no weights by name.")
+    _check_policy_kwargs(policy_kwargs, sum(tensor.nbytes for tensor in weights.values()))
     arguments: dict[str, Any] = {"policy_kwargs": policy_kwargs}
     if issubclass(algorithm, OffPolicyAlgorithm):
         # Nothing is learned, so nothing has to be remembered.

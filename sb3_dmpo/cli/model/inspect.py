@@ -3,8 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from sb3_dmpo.cli.errors import Parser, UsageError
-from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.cli.errors import Parser
 from sb3_dmpo.hub.summary import read_summary, summary_lines
 
 _NAME_WIDTH, _TEXT_WIDTH = 14, 100
@@ -15,7 +14,8 @@ def run(argv: Sequence[str]) -> None:
     Describe zips.
 
     :param argv: arguments
-    :raises UsageError: a file is no model's
+    :raises DamagedFileError: a file is no model's, or not complete
+    :raises UnsafeFileError: it holds what no model holds
     """
     parser = Parser(
         prog="sb3_dmpo inspect",
@@ -23,10 +23,7 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("files", nargs="+", metavar="MODEL.zip")
     for i, file in enumerate(parser.parse_args(argv).files):
-        try:
-            lines = summary_lines(read_summary(file))
-        except (DamagedFileError, UnsafeFileError) as error:
-            raise UsageError(f"{file}: {error}") from error
+        lines = summary_lines(read_summary(file))
         if i > 0:
             print()
         for name, text in lines:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sb3_dmpo.cli.errors import Parser, UsageError
-from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.files.plain_text import FileError
 from sb3_dmpo.hub import push_to_hub, write_repository
 
 
@@ -31,5 +31,7 @@ def run(argv: Sequence[str]) -> None:
             print(f"{options.folder}: {', '.join(names)}")
         else:
             print(push_to_hub(options.model, options.repo_id, options.command, options.message))
-    except (DamagedFileError, UnsafeFileError, ValueError) as error:
+    except FileError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{options.model}: {error}") from error

@@ -20,7 +20,9 @@ from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
 from sb3_dmpo.cli.sweep.options import make_grid, make_jobs, make_parser
 from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, read_json
+from sb3_dmpo.cli.terminal import own_stream
 from sb3_dmpo.data import open_dataset
+from sb3_dmpo.files.plain_text import plain
 
 #: Variables that set the number of threads of the libraries below PyTorch.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -188,7 +190,7 @@ class Sweep:
         return f"{run.plan.name} on {run.plan.dataset}, seed {run.plan.seed}"
 
     def _note(self, text: str) -> None:
-        self.console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{time.strftime('%H:%M:%S')} {plain(text)}", highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Any]:
@@ -210,7 +212,7 @@ class Sweep:
             done = sum(run.total if run.state == "finished" else run.updates for run in runs)
             scores = [float(run.rows[-1]["score"]) for run in runs if run.rows]
             score = f"{np.mean(scores):.1f} ± {np.std(scores):.1f}" if scores else ""
-            table.add_row(*group, *counts, f"{100 * done / sum(run.total for run in runs):.0f}%", score)
+            table.add_row(*map(plain, group), *counts, f"{100 * done / sum(run.total for run in runs):.0f}%", score)
         return table
 
 
@@ -226,7 +228,7 @@ def run(argv: Sequence[str]) -> int:
     options = make_parser().parse_args(typed[:position])
     if min(options.jobs, options.threads, options.save_freq) < 1 or options.retries < 0:
         raise UsageError("--jobs, --threads and --save-freq have to be at least 1, --retries at least 0.")
-    console = Console()
+    console = Console(file=own_stream())
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     sweep = Sweep(make_grid(options, typed[position + 1 :]), options, console)

@@ -120,7 +120,8 @@ class TrainParser(ZooParser):
         try:
             seed = read_summary(path).attributes.get("seed")
         except (OSError, DamagedFileError, UnsafeFileError) as error:
-            raise UsageError(f"-i {path} is no zip file of a model: {error}") from error
+            what = str(error).removeprefix(f"{path}: ")
+            raise UsageError(f"-i {path} is no zip file of a model: {what}") from error
         if options.seed < 0 and isinstance(seed, int):
             options.seed = seed
 

@@ -178,7 +178,8 @@ class FineTuningManager(OfflineExperimentManager):
         try:
             loaded = kind.load(checkpoint, env=env, **self.load_arguments())
         except (DamagedFileError, UnsafeFileError) as error:
-            raise UsageError(f"{checkpoint} cannot be continued: {error}") from error
+            what = str(error).removeprefix(f"{checkpoint}: ")
+            raise UsageError(f"{checkpoint} cannot be continued: {what}") from error
         loaded.load_replay_buffer(transitions_of(checkpoint))
         restore_episodes(env, episodes_of(checkpoint))
         return loaded

@@ -1,0 +1,39 @@
+"""Reading NumPy's ``.npz`` of unknown origin: plain numbers, for which the bytes are there."""
+
+import io
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_dmpo.files.archive import Budget, read_archive
+from sb3_dmpo.files.plain_text import DamagedFileError, UnsafeFileError
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_npz(content: bytes) -> dict[str, npt.NDArray[np.generic]]:
+    """
+    The arrays in a file by name, read-only. (NumPy's own reader makes an array of the announced shape first.)
+
+    :param content: the file
+    :raises DamagedFileError: no such file, or not complete
+    :raises UnsafeFileError: something else than arrays of numbers and texts
+    """
+    arrays = {}
+    for name, entry in read_archive(content, Budget(len(content))).items():
+        if not name.endswith(".npy"):
+            raise UnsafeFileError(f"The file holds the entry '{name[:100]}', which is no array.")
+        try:
+            file = io.BytesIO(entry)
+            shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+        except Exception as error:  # depends on what is in the file
+            raise DamagedFileError(f"The array '{name[:100]}' cannot be read ({type(error).__name__}).") from None
+        if dtype.kind not in "biufU" or dtype.itemsize == 0:
+            raise UnsafeFileError(f"The array '{name[:100]}' holds {str(dtype)[:100]}, neither numbers nor text.")
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes != len(entry) - file.tell() or min(shape, default=0) < 0:
+            raise DamagedFileError(f"The array '{name[:100]}' of shape {shape} has not its {n_bytes} bytes.")
+        values = np.frombuffer(entry, dtype, offset=file.tell()) if n_bytes else np.zeros(0, dtype)
+        arrays[name.removesuffix(".npy")] = values.reshape(shape, order="F" if is_fortran else "C")
+    return arrays
