@@ -1,6 +1,13 @@
 """A dataset becomes transitions. NumPy only: what trains on them lies above."""
 
-from sb3_dmpo.data.loading import dataset_identifier, dataset_spaces, load_transitions, open_dataset, recover_environment
+from sb3_dmpo.data.loading import (
+    dataset_identifier,
+    dataset_spaces,
+    from_arrays,
+    load_transitions,
+    open_dataset,
+    recover_environment,
+)
 from sb3_dmpo.data.transitions import DatasetError, DatasetSource, Transitions
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "Transitions",
     "dataset_identifier",
     "dataset_spaces",
+    "from_arrays",
     "load_transitions",
     "open_dataset",
     "recover_environment",
