@@ -27,6 +27,7 @@ class BC(OfflineAlgorithm):
     )
     policy: DeterministicPolicy
     learns_online: ClassVar[bool] = False
+    learns_from_rewards: ClassVar[bool] = False
 
     def _setup_model(self) -> None:
         super()._setup_model()

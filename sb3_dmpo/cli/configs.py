@@ -28,6 +28,7 @@ RUN_OPTIONS = {
     "dataset": "--dataset",
     "download": "--download",
     "memory_map": "--memory-map",
+    "clip_actions": "--clip-actions",
     "seed": "--seed",
     "device": "--device",
     "verbose": "--verbose",

@@ -98,7 +98,7 @@ def _exit_code(program: Callable[[], int | None], name: str) -> int:
     try:
         return program() or 0
     except (UsageError, DatasetError, FileError, gym.error.Error) as error:
-        code, message = EXIT_USAGE, _one_line(error)
+        code, message = EXIT_USAGE, _one_line(getattr(error, "shell_message", None) or error)
     except ImportError as error:
         code = EXIT_USAGE
         message = f"{_one_line(error)}. The command line needs more than the package itself: pip install 'sb3_dmpo[zoo]'."

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import yaml
 from minari.storage import get_dataset_path
 
@@ -28,6 +29,7 @@ from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.data.minari import recorded_environment_spec
 from sb3_dmpo.data.minari_download import local_dataset_ids
+from sb3_dmpo.data.validation import UnboundedActionsError
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.registration import register_environment
 
@@ -175,11 +177,18 @@ class ZooParser(Parser):
         :raises DatasetError: the dataset is not there
         """
         options.dataset = options.dataset or TWO_GOALS_DATASET_ID
-        options.source = open_dataset(options.dataset, download=getattr(options, "download", False))
         options.eval_env_id = options.env
         if options.env is not None:
             check_env_id(options.env)
-        elif is_stepped and recorded_environment_spec(options.source.metadata, eval_env=True) is None:
+        download = getattr(options, "download", False)
+        try:
+            options.source = open_dataset(options.dataset, download=download)
+        except UnboundedActionsError:
+            if options.env is None:
+                raise
+            with contextlib.closing(gym.make(options.env)) as env:
+                options.source = open_dataset(options.dataset, download=download, env=env)
+        if options.env is None and is_stepped and recorded_environment_spec(options.source.metadata, eval_env=True) is None:
             raise UsageError(
                 f"{options.dataset} knows no environment: name one with --env ID, or train without evaluation "
                 "(--eval-freq -1)."

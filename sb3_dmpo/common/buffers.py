@@ -1,5 +1,6 @@
 """The dataset as tensors on the training device."""
 
+import hashlib
 import io
 import os
 import pathlib
@@ -180,6 +181,10 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.reward_scale = reward_scale
         self.reward_shift = reward_shift
         self.action_clip = action_clip
+        #: The transform as it was asked for, by number or by name
+        self.reward_setting: tuple[float | str, float] = (reward_scale, reward_shift)
+        #: Whether rewards were recorded
+        self.has_rewards = True
         self.dataset_id = dataset_id
         self.fingerprint = fingerprint
         self.n_offline = len(observations)
@@ -271,6 +276,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         )
         buffer.memory_map = memory_map
         buffer.episode_lengths = transitions.episode_lengths
+        buffer.reward_setting = (reward_scale, reward_shift)
+        buffer.has_rewards = transitions.has_rewards
         return buffer
 
     def twin(self, seed: int | None = None) -> "OfflineReplayBuffer":
@@ -287,6 +294,77 @@ class OfflineReplayBuffer(ReplayBuffer):
         twin.generator = _make_generator(self.generator.device, seed)
         twin.reset()
         return twin
+
+    def for_model(
+        self,
+        device: th.device | str = "cpu",
+        seed: int | None = None,
+        reward_scale: float | str = 1.0,
+        reward_shift: float = 0.0,
+        action_clip: float = 1.0,
+        memory_map: bool = False,
+    ) -> "OfflineReplayBuffer":
+        """
+        Another buffer with the same transitions for a model that is given this one as its dataset: with minibatches of its
+        own, those that the dataset itself would give, and room of its own for added transitions. This one is never changed.
+
+        :param device: device of the model
+        :param seed: seed of the minibatches, None: from the operating system
+        :param reward_scale: as in :meth:`from_transitions`; 1: as in this buffer
+        :param reward_shift: as in :meth:`from_transitions`; with a scale of 1, 0: as in this buffer
+        :param action_clip: as in :meth:`from_transitions`
+        :param memory_map: whether the data are to be on disk
+        :raises ValueError: an argument contradicts what this buffer is
+        """
+        if memory_map and not self.memory_map:
+            raise ValueError(
+                "The dataset is an OfflineReplayBuffer in memory, and memory_map=True wants it on disk: leave memory_map out, "
+                "or build the buffer with load_transitions(..., memory_map=True)."
+            )
+        device = get_device(device)
+        storage = th.device("cpu") if self.memory_map else device
+        copy = self.twin(seed)
+        if self.n_added > 0:
+            # They are part of the dataset now, and must not change when this buffer overwrites them.
+            digest = hashlib.sha256(self.fingerprint.encode())
+            for name in _TRANSITION_TENSORS:
+                setattr(copy, name, getattr(self, name)[: self.size()].clone())
+                digest.update(getattr(copy, name)[self.n_offline :].cpu().numpy().tobytes())
+            copy.n_offline = copy.buffer_size = self.size()
+            copy.fingerprint = digest.hexdigest()
+        if storage != copy.observations.device:
+            for name in _TRANSITION_TENSORS:
+                setattr(copy, name, getattr(copy, name).to(storage))
+            copy.generator = _make_generator(storage, seed)
+        copy.device = device
+        copy.observation_mean, copy.observation_std = copy.observation_mean.to(device), copy.observation_std.to(device)
+        copy._transform_rewards(reward_scale, reward_shift)
+        if action_clip < copy.action_clip:
+            copy.action_clip = action_clip
+            if not self.memory_map:
+                copy.actions = copy.actions.clamp(-action_clip, action_clip)
+        copy.min_reward, copy.max_reward = float(copy.rewards.min()), float(copy.rewards.max())
+        return copy
+
+    def _transform_rewards(self, reward_scale: float | str, reward_shift: float) -> None:
+        """Apply a transform that has been asked for, if the rewards are still those of the dataset."""
+        asked, has = (reward_scale, reward_shift), (self.reward_scale, self.reward_shift)
+        if asked in ((1.0, 0.0), has, self.reward_setting):
+            return
+        if isinstance(reward_scale, str):
+            raise ValueError(
+                f"reward_scale={reward_scale!r} needs the episodes, and the dataset is an OfflineReplayBuffer: build it with "
+                f"OfflineReplayBuffer.from_transitions(..., reward_scale={reward_scale!r}), or give a number."
+            )
+        if has != (1.0, 0.0):
+            raise ValueError(
+                f"reward_scale={reward_scale} and reward_shift={reward_shift} are asked for, but the rewards of the "
+                f"OfflineReplayBuffer have been scaled by {has[0]} and shifted by {has[1]} before: leave both arguments out, "
+                "or build the buffer without them."
+            )
+        self.reward_setting = self.reward_scale, self.reward_shift = float(reward_scale), float(reward_shift)
+        values = self.rewards.double().add_(self.reward_shift).mul_(self.reward_scale)
+        self.rewards = values.float()
 
     def value_bounds(self, gamma: float) -> tuple[float, float]:
         """
@@ -673,28 +751,34 @@ def make_buffer(
     download: bool = False,
     env: GymEnv | None = None,
     memory_map: bool = False,
+    clip_actions: bool = False,
     **settings: Any,
 ) -> OfflineReplayBuffer:
     """
-    A dataset as a buffer; one that is a buffer already is taken as it is.
+    A dataset as a buffer of its own, also of one that is a buffer already, which is left as it is.
 
     :param dataset: see :class:`~sb3_dmpo.common.offline_algorithm.OfflineAlgorithm`
     :param buffer_class: what it is read into
     :param download: fetch it through Minari if it is not there
     :param env: where the spaces come from if the dataset does not tell them
     :param memory_map: leave it on disk
+    :param clip_actions: clip actions outside the bounds instead of refusing them
     :param settings: see :meth:`OfflineReplayBuffer.from_transitions`
     :raises DatasetError: it is not there or not usable
     """
     if isinstance(dataset, OfflineReplayBuffer):
-        return dataset
+        return dataset.for_model(memory_map=memory_map, **settings)
     return buffer_class.from_transitions(
-        load_transitions(dataset, download=download, env=env, memory_map=memory_map), **settings
+        load_transitions(dataset, download=download, env=env, memory_map=memory_map, clip_actions=clip_actions), **settings
     )
 
 
 def check_buffer(
-    buffer: OfflineReplayBuffer, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], fingerprint: str | None
+    buffer: OfflineReplayBuffer,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    fingerprint: str | None,
+    needs_rewards: bool = True,
 ) -> None:
     """
     Check that a model can learn from a buffer.
@@ -703,6 +787,7 @@ def check_buffer(
     :param observation_space: the model's
     :param action_space: the model's
     :param fingerprint: hash of the data that a run which goes on has begun with; None: nothing is expected
+    :param needs_rewards: whether it learns from rewards
     :raises DatasetError: spaces or data are others
     """
     assert isinstance(action_space, spaces.Box) and isinstance(buffer.action_space, spaces.Box)
@@ -717,6 +802,13 @@ def check_buffer(
     for what, (expected, found) in pairs.items():
         if not matches[what]:
             raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
+    if needs_rewards and not buffer.has_rewards:
+        raise DatasetError.at(
+            dataset_label(buffer.dataset_id),
+            "it holds no rewards: OGBench's files are made for reaching goals, and rewarded for one of them afterwards",
+            "Let OGBench do that, _, data, _ = ogbench.make_env_and_datasets('...-singletask-v0'), and pass dataset=data; or "
+            "imitate the data with BC, which needs none",
+        )
     if fingerprint not in (None, buffer.fingerprint):
         raise DatasetError(
             f"The dataset {buffer.dataset_id} has changed since this run began (its content had the hash {fingerprint}, now "

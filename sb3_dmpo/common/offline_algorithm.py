@@ -25,7 +25,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule, TrainFreq
 from stable_baselines3.common.utils import safe_mean
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -53,7 +53,12 @@ from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
 from sb3_dmpo.data import dataset_identifier, dataset_spaces
 from sb3_dmpo.data.minari import is_minari_id
-from sb3_dmpo.data.preprocessing import action_spaces_match, canonical_observation_space, observation_spaces_match
+from sb3_dmpo.data.preprocessing import (
+    action_spaces_match,
+    canonical_observation_space,
+    leaf_shapes,
+    observation_spaces_match,
+)
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
 from sb3_dmpo.files.plain_text import FileError, named_faults, plain
@@ -73,8 +78,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     :param policy: ``"MlpPolicy"`` (Box observations), ``"MultiInputPolicy"`` (Dict observations) or a policy class
     :param env: environment, VecEnv or environment id; optional, for its spaces, for callbacks and for ``learn_online``
-    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer`` (or path to its pickle), path to a D4RL HDF5
-        file, or :class:`OfflineReplayBuffer`; read when ``learn`` is called. Only its id goes into the zip.
+    :param dataset: Minari id, ``MinariDataset``, ``dict`` of arrays, SB3 ``ReplayBuffer`` (or path to its pickle), path to a
+        file of D4RL or d3rlpy (HDF5) or of OGBench (``.npz``, or a folder of them), or :class:`OfflineReplayBuffer`; read when
+        ``learn`` is called, and never changed. Only its id goes into the zip.
     :param learning_rate: learning rate, a float or a function of the remaining progress (from 1 to 0)
     :param batch_size: minibatch size
     :param tau: coefficient of the soft updates
@@ -86,6 +92,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     :param reward_shift: added to the rewards before they are scaled
     :param download: fetch the dataset through Minari if it is not there
     :param memory_map: leave the data on disk and read what a minibatch needs: for datasets that do not fit into memory
+    :param clip_actions: clip actions that lie outside the bounds, with a warning that says how many and how far, instead of
+        refusing the dataset
     :param compile: whether the updates are compiled, which takes one or two minutes before the first ones and needs a C++
         compiler on CPUs; ``"auto"``: on CUDA, and on CPUs in runs of at least 100 000 updates
     :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``; for the critics ``n_critics`` (2) and
@@ -139,6 +147,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     value_bounds: tuple[float, float] | None
     #: Whether a file is being loaded into it.
     _is_loading: bool = False
+    #: Whether it learns from rewards. What does not imitates.
+    learns_from_rewards: ClassVar[bool] = True
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.
@@ -163,6 +173,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         reward_shift: float = 0.0,
         download: bool = False,
         memory_map: bool = False,
+        clip_actions: bool = False,
         compile: CompileOption = "auto",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -203,6 +214,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self.reward_shift = reward_shift
         self.download = download
         self.memory_map = memory_map
+        self.clip_actions = clip_actions
         self.dataset = dataset
         self.dataset_id = dataset_identifier(dataset)
         self.dataset_fingerprint: str | None = None
@@ -237,6 +249,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 )
             self.observation_space, self.action_space = dataset_spaces(self.dataset, download=self.download)
             self.n_envs = 1
+        self._warn_of_images()
         if policy == "MlpPolicy" and isinstance(self.observation_space, spaces.Dict):
             raise ValueError("You must use `MultiInputPolicy` when working with dict observation space, not MlpPolicy")
 
@@ -244,6 +257,16 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     def derives_value_bounds(self) -> bool:
         """Whether the range of the value targets is to be derived from the rewards."""
         return False
+
+    def _warn_of_images(self) -> None:
+        shapes = leaf_shapes(canonical_observation_space(self.observation_space))
+        images = [shape for shape in shapes.values() if len(shape) > 2]
+        if images:
+            warnings.warn(
+                f"{type(self).__name__} flattens images of the shape {images[0]} into {math.prod(images[0]):,} numbers, and "
+                "its networks know nothing of which lie side by side: better let an encoder make features of them first.",
+                stacklevel=4,
+            )
 
     # Building blocks for subclasses -----------------------------------------------------------------------------
 
@@ -345,19 +368,25 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if self.dataset is None and not is_minari_id(str(dataset)):
             # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
             raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
-        buffer = make_buffer(
-            dataset if loaded is None else loaded,
-            self.replay_buffer_type,
-            self.download,
-            self.env,
-            self.memory_map,
-            device=self.device,
-            seed=self.seed,
-            reward_scale=self.reward_scale,
-            reward_shift=self.reward_shift,
-            action_clip=self.action_clip,
+        buffer = (
+            loaded
+            if loaded is not None
+            else make_buffer(
+                dataset,
+                self.replay_buffer_type,
+                self.download,
+                self.env,
+                self.memory_map,
+                self.clip_actions,
+                device=self.device,
+                seed=self.seed,
+                reward_scale=self.reward_scale,
+                reward_shift=self.reward_shift,
+                action_clip=self.action_clip,
+            )
         )
-        check_buffer(buffer, self.observation_space, self.action_space, self.dataset_fingerprint if continuing else None)
+        expected = self.dataset_fingerprint if continuing else None
+        check_buffer(buffer, self.observation_space, self.action_space, expected, self.learns_from_rewards)
         if self.n_steps > 1 or self.needs_next_actions:
             buffer.check_episodes(self.needs_next_actions)
         self._on_dataset(buffer)
@@ -891,7 +920,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         # SB3 refuses nested Dict observations; the canonical one-level form holds the same numbers.
         if isinstance(env, gym.Env) and canonical_observation_space(env.observation_space) != env.observation_space:
             env = FlattenNestedDict(env)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        is_turned = isinstance(env, VecEnv) and is_vecenv_wrapped(env, VecTransposeImage)
+        if isinstance(wrapped, VecTransposeImage) and not is_turned:
+            # SB3 turns images for its convolutions; networks here take them flat, in the order of the dataset.
+            return wrapped.venv
+        return wrapped
 
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """

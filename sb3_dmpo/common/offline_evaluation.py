@@ -55,7 +55,7 @@ def dataset_of(model: OfflineAlgorithm, dataset: Any = None) -> Transitions:
     dataset = model.dataset_id if dataset is None else dataset
     if dataset is None:
         raise ValueError("There is no dataset to evaluate on: pass `dataset=`.")
-    return load_transitions(dataset, progress_bar=False)
+    return load_transitions(dataset, progress_bar=False, clip_actions=model.clip_actions)
 
 
 def _check(model: OfflineAlgorithm, data: Transitions) -> None:

@@ -3,6 +3,7 @@
 from sb3_dmpo.data.loading import (
     dataset_identifier,
     dataset_spaces,
+    from_arrays,
     load_transitions,
     names_dataset,
     open_dataset,
@@ -16,6 +17,7 @@ __all__ = [
     "Transitions",
     "dataset_identifier",
     "dataset_spaces",
+    "from_arrays",
     "load_transitions",
     "names_dataset",
     "open_dataset",

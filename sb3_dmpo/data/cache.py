@@ -105,11 +105,12 @@ class CacheEntry:
     is_settled: bool
 
     @classmethod
-    def of(cls, source: DatasetSource) -> "CacheEntry | None":
+    def of(cls, source: DatasetSource, clip_actions: bool = False) -> "CacheEntry | None":
         """
         The entry of a dataset as its files are now, None for a dataset without files.
 
         :param source: the dataset
+        :param clip_actions: whether its actions are clipped, which makes it another one
         """
         if not source.files:
             return None
@@ -124,7 +125,7 @@ class CacheEntry:
         return cls(
             source,
             # The same files give other arrays in the spaces of another environment.
-            root / f"{state}-{_digest(source.columns())}",
+            root / f"{state}-{_digest(source.columns())}{'-clipped' if clip_actions else ''}",
             family,
             state,
             identity,

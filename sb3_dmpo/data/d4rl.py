@@ -1,48 +1,114 @@
-"""D4RL's HDF5 files: one long recording, cut into episodes by two flags."""
+"""HDF5 files of flat arrays: D4RL's and d3rlpy's."""
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from gymnasium import spaces
 
+from sb3_dmpo.data.faults import readable_or_fault, reading_fault, shown
 from sb3_dmpo.data.hdf5 import check_inside
-from sb3_dmpo.data.memory import available_memory
-from sb3_dmpo.data.preprocessing import flat_size
-from sb3_dmpo.data.transitions import (
-    BLOCK_ROWS,
-    BoolArray,
-    DatasetError,
-    DatasetSource,
-    RawTransitions,
-    check_memory,
-    transition_bytes,
-)
-from sb3_dmpo.data.validation import checked_spaces, environment_spaces
+from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, spaces_of
+from sb3_dmpo.data.transitions import DatasetError
+from sb3_dmpo.data.validation import checked_spaces
 
-_FIELDS = ("observations", "actions", "rewards", "terminals", "timeouts")
-_HOW_TORN = "Download the file again"
+_HOW_TORN = "Download or write the file again"
+_HOW_TIMEOUTS = (
+    "Add them, 1 at the last step of each episode that was only cut and else 0: with h5py.File(path, 'r+') as file: "
+    "file['timeouts'] = numpy.zeros(len(file['terminals']), bool) if every episode has reached its end. Without them nobody "
+    "can tell where the others end"
+)
+
+
+@contextlib.contextmanager
+def opened_hdf5(label: str, path: Path) -> Iterator[Any]:
+    """
+    An HDF5 file, whose faults become errors with their cause.
+
+    :param label: the dataset, for messages
+    :param path: the file
+    :raises DatasetError: whatever is wrong with the file, also within the block
+    """
+    import h5py
+
+    readable_or_fault(label, path)
+    if not path.is_file():
+        raise DatasetError(f"{label} does not exist: check the path.")
+    try:
+        file = h5py.File(path, "r")
+    except Exception as err:  # depends on what is wrong with the file
+        raise reading_fault(label, "it cannot be opened", err, path, _HOW_TORN) from None
+    with file:
+        try:
+            for name in file:
+                check_inside(file, name)
+        except Exception as err:
+            raise reading_fault(label, "it cannot be opened", err, path, _HOW_TORN) from None
+        try:
+            yield file
+        except Exception as err:
+            raise reading_fault(label, "it cannot be read", err, path, _HOW_TORN) from None
+
+
+def _arrays(file: Any, names: tuple[str, ...] = FIELDS) -> dict[str, Any]:
+    """The arrays of a file that matter, by name; those of a group of observations by ``observations/<key>``."""
+    import h5py
+
+    found: dict[str, Any] = {}
+    for name in names:
+        entry = file.get(name)
+        if isinstance(entry, h5py.Dataset):
+            found[name] = entry
+        elif isinstance(entry, h5py.Group) and name.endswith("observations"):
+            entry.visititems(
+                lambda key, value, name=name: (
+                    found.__setitem__(f"{name}/{key}", value) if isinstance(value, h5py.Dataset) else None
+                )
+            )
+    return found
+
+
+def _info(arrays: Mapping[str, Any]) -> dict[str, ArrayInfo]:
+    return {name: ArrayInfo(tuple(array.shape or ()), array.dtype) for name, array in arrays.items()}
+
+
+def _refuse_groups(label: str, file: Any) -> None:
+    """Say what a file of groups is."""
+    import h5py
+
+    groups = sorted(name for name in file if isinstance(file.get(name), h5py.Group))
+    if any(name.startswith("episode_") for name in groups):
+        what = "it holds the episodes of a Minari dataset"
+        how = "Pass the id of the dataset, which is the path of its folder below the Minari root, e.g. my/toy-v0"
+        raise DatasetError.at(label, what, how)
+    arrays = any(isinstance(file.get(name), h5py.Dataset) for name in FIELDS)
+    if groups and not arrays:
+        shown_groups = ", ".join(repr(shown(name, 40)) for name in groups[:5])
+        what = f"it holds groups ({shown_groups}{', ...' if len(groups) > 5 else ''}) and no flat arrays"
+        how = (
+            "Join the episodes and pass the arrays: dataset=dict(observations=..., actions=..., rewards=..., terminals=..., "
+            "timeouts=...)"
+        )
+        raise DatasetError.at(label, what, how)
 
 
 @dataclass
-class D4rlSource(DatasetSource):
+class D4rlSource(RecordingSource):
     """
     A D4RL file with the arrays ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts`` and, in newer
-    files, ``next_observations``; all others are ignored.
-
-    Without ``next_observations`` a step's successor is the next row. That of a step cut by a time limit is not in the
-    file, so the step is left out, and so is a last step that carries neither flag. A terminal step is always kept; its
-    own observation stands in for the successor, which no target uses.
+    files, ``next_observations``; all others are ignored. Files of d3rlpy are read too.
 
     :param path: the file
+    :param names: the arrays in the file
     """
 
     path: Path
+    names: frozenset[str]
 
     @classmethod
-    def from_path(cls, path: Path) -> "D4rlSource":
+    def from_path(cls, path: Path) -> RecordingSource:
         """
         A file by its path.
 
@@ -52,115 +118,127 @@ class D4rlSource(DatasetSource):
         :param path: the file
         :raises DatasetError: if the file cannot be read or lacks an array
         """
-        import h5py
-
         label = f"Dataset {str(path)!r}"
-        if not path.is_file():
-            raise DatasetError(f"{label} does not exist: check the path.")
-        try:
-            with h5py.File(path, "r") as file:
-                for name in file:
-                    check_inside(file, name)
-                missing = [name for name in _FIELDS if not isinstance(file.get(name), h5py.Dataset)]
-                shapes = {name: file[name].shape for name in file if isinstance(file[name], h5py.Dataset)}
-        except Exception as err:  # depends on what is wrong with the file
-            raise DatasetError.at(label, f"it cannot be opened ({err})", _HOW_TORN) from None
-        if missing:
-            what = f"it lacks {', '.join(map(repr, missing))}; it holds {', '.join(map(repr, sorted(shapes))) or 'nothing'}"
-            raise DatasetError.at(label, what, f"A D4RL file has the arrays {', '.join(_FIELDS)}")
-        for name in ("observations", "actions"):
-            if len(shapes[name]) != 2:
-                what = f"it has the shape {shapes[name]}, expected (steps, width)"
-                raise DatasetError.at(label, what, "Flatten every row", field=name)
-        observation_space = spaces.Box(-np.inf, np.inf, (shapes["observations"][1],), np.float32)
-        action_space = spaces.Box(-1.0, 1.0, (shapes["actions"][1],), np.float32)
-        return cls(label, path.name, *checked_spaces(observation_space, action_space, label), path, files=[path])
+        with opened_hdf5(label, path) as file:
+            if "columns" in file and "num_episodes" in file:
+                return D3rlpySource.from_file(label, path, file)
+            _refuse_groups(label, file)
+            arrays = _arrays(file)
+            for name in FIELDS:
+                if name in file and not any(found.partition("/")[0] == name for found in arrays):
+                    raise DatasetError.at(label, "it is a group, no array", "Write one row for every step", field=name)
+            infos = _info(arrays)
+            is_mdp_dataset = "discrete_action" in file
+            if is_mdp_dataset:
+                _refuse_discrete(label, bool(file["discrete_action"][()]))
+                infos.setdefault("timeouts", ArrayInfo((), np.dtype(np.bool_)))
+        has_rewards = check_fields(label, infos, _HOW_TIMEOUTS)
+        found = checked_spaces(*spaces_of(label, infos), label)
+        kind = MdpDatasetSource if is_mdp_dataset else cls
+        return kind(label, path.name, *found, path, frozenset(infos), files=[path], has_rewards=has_rewards)
 
-    def for_environment(self, env: Any) -> "D4rlSource":
-        def fitting(found: spaces.Space[Any], own: spaces.Space[Any]) -> spaces.Space[Any]:
-            # Spaces of another size stay out: the comparison with the environment says which they are.
-            return found if isinstance(found, spaces.Box) and flat_size(found) == flat_size(own) else own
+    @property
+    def _has_next(self) -> bool:
+        return any(name.partition("/")[0] == "next_observations" for name in self.names)
 
-        observed, acted = environment_spaces(env, self.label)
-        observation_space, action_space = checked_spaces(
-            fitting(observed, self.observation_space), fitting(acted, self.action_space), self.label
-        )
-        return replace(self, observation_space=observation_space, action_space=action_space)
-
-    def read(self, progress_bar: bool | None) -> RawTransitions:
-        import h5py
-
-        try:
-            with h5py.File(self.path, "r") as file:
-                return self._read(file, progress_bar)
-        except DatasetError:
-            raise
-        except Exception as err:  # depends on what is wrong with the file
-            raise DatasetError.at(self.label, f"it cannot be read ({type(err).__name__}: {err})", _HOW_TORN) from None
-
-    def _check_shapes(self, file: Any, n_rows: int, has_next: bool) -> None:
-        expected = {
-            "observations": (n_rows, flat_size(self.observation_space)),
-            "actions": (n_rows, self.action_space.shape[0]),
-            "terminals": (n_rows,),
-            "timeouts": (n_rows,),
-        }
-        if has_next:
-            expected["next_observations"] = expected["observations"]
-        for name, shape in expected.items():
-            # Some files keep single numbers as columns
-            found = file[name].shape[:1] if len(shape) == 1 and file[name].shape[1:] == (1,) else file[name].shape
-            if found != shape:
-                what = f"it has the shape {file[name].shape}, expected {shape} as there are {n_rows} rewards"
-                raise DatasetError.at(self.label, what, _HOW_TORN, field=name)
-            if file[name].dtype.kind not in "biuf":
-                raise DatasetError.at(self.label, f"it holds {file[name].dtype}, no numbers", _HOW_TORN, field=name)
-
-    def _read(self, file: Any, progress_bar: bool | None) -> RawTransitions:
-        n_rows, has_next = file["rewards"].shape[0], "next_observations" in file
-        self._check_shapes(file, n_rows, has_next)
-        size, width = flat_size(self.observation_space), self.action_space.shape[0]
-        if self.map_folder is None:
-            check_memory(self.label, transition_bytes(n_rows, size, width), available_memory())
-        terminals, timeouts = _flags(file["terminals"]), _flags(file["timeouts"])
-        ends = terminals | timeouts
-        ends[-1:] = True
-        kept = np.ones(n_rows, dtype=np.bool_) if has_next else terminals | ~ends
-        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]])[:n_rows])
-        lengths = np.add.reduceat(kept, starts, dtype=np.int64) if n_rows else np.zeros(0, dtype=np.int64)
-        ids = np.flatnonzero(lengths)
-        next_field = ("next_observations", 0) if has_next else ("observations", 1)
-        raw = self.allocate(lengths[ids], ids.astype(np.int64), next_field=next_field)
-        raw.terminations[:] = terminals[kept]
-        raw.truncations[:] = False
-        raw.truncations[np.cumsum(raw.episode_lengths) - 1] = True
-        raw.truncations &= ~raw.terminations
-        written = 0
-        with self.progress(n_rows, progress_bar) as bar, np.errstate(over="ignore"):
-            for start in range(0, n_rows, BLOCK_ROWS):
-                stop = min(start + BLOCK_ROWS, n_rows)
-                keep = kept[start:stop]
-                rows = slice(written, written + int(keep.sum()))
-                observations = file["observations"][start : stop + 1]
-                raw.observations[rows] = observations[: stop - start][keep]
-                if has_next:
-                    raw.next_observations[rows] = file["next_observations"][start:stop][keep]
-                else:
-                    raw.next_observations[rows] = _successors(observations, terminals[start:stop])[keep]
-                raw.actions[rows] = file["actions"][start:stop][keep]
-                raw.rewards[rows] = file["rewards"][start:stop].reshape(-1)[keep]
-                written = rows.stop
-                bar.update(stop - start)
-        return raw
+    @contextlib.contextmanager
+    def parts(self) -> Iterator[Iterator[Part]]:
+        with opened_hdf5(self.label, self.path) as file:
+            yield iter([_arrays(file)])
 
 
-def _flags(dataset: Any) -> BoolArray:
-    flags: BoolArray = dataset[()].reshape(-1) != 0
-    return flags
+def _refuse_discrete(label: str, is_discrete: bool) -> None:
+    if is_discrete:
+        raise DatasetError.at(label, "it is a dump of d3rlpy with discrete actions", "Use an algorithm for discrete actions")
 
 
-def _successors(observations: npt.NDArray[Any], terminals: BoolArray) -> npt.NDArray[Any]:
-    """The next row of every step, its own row for terminal steps and for the last row of the file."""
-    own = observations[: len(terminals)]
-    following = np.concatenate([observations[1:], observations[-1:]])[: len(terminals)]
-    return np.where(terminals[:, None], own, following)
+@dataclass
+class MdpDatasetSource(D4rlSource):
+    """A dump of d3rlpy 1 (``MDPDataset.dump``), where ``episode_terminals`` end an episode in either way."""
+
+    @contextlib.contextmanager
+    def parts(self) -> Iterator[Iterator[Part]]:
+        with opened_hdf5(self.label, self.path) as file:
+            arrays = _arrays(file)
+            ends = file["episode_terminals"] if "episode_terminals" in file else arrays["terminals"]
+            # NaN stays NaN, for the check of the flags
+            arrays["timeouts"] = np.where(np.asarray(arrays["terminals"][:]) == 1, 0, np.asarray(ends[:]))
+            yield iter([arrays])
+
+
+@dataclass
+class D3rlpySource(RecordingSource):
+    """
+    A dump of d3rlpy 2 (``ReplayBuffer.dump``): arrays for every episode, which has terminated or was cut.
+
+    :param path: the file
+    :param n_episodes: number of episodes
+    """
+
+    path: Path
+    n_episodes: int
+
+    @classmethod
+    def from_file(cls, label: str, path: Path, file: Any) -> "D3rlpySource":
+        """
+        A dump by the open file.
+
+        :param label: how messages name it
+        :param path: its path
+        :param file: the file
+        :raises DatasetError: for a dump of another version, or of discrete actions
+        """
+        n_episodes = int(file["num_episodes"][()])
+        if n_episodes < 1:
+            raise DatasetError.at(label, "it holds no transitions", "Choose another dataset, or record it again")
+        first = cls._part(file, 0)
+        if first is None:
+            what = "it is a dump of d3rlpy, but not of the kind that d3rlpy 2 writes"
+            raise DatasetError.at(label, what, "Load it with d3rlpy and write it with ReplayBuffer.dump of d3rlpy 2")
+        infos = _info({name: array for name, array in first.items() if name not in ("terminals", "timeouts")})
+        _refuse_discrete(label, infos["actions"].dtype.kind in "biu")
+        found = checked_spaces(*spaces_of(label, infos), label)
+        return cls(label, path.name, *found, path, n_episodes, files=[path])
+
+    @staticmethod
+    def _part(file: Any, episode: int) -> Part | None:
+        fields = ("observations", "actions", "rewards")
+        arrays = {field: file.get(f"{field}_{episode}") for field in fields}
+        entry = 0
+        # Observations of several parts are numbered
+        while arrays["observations"] is None or entry:
+            part = file.get(f"observations_{episode}_{entry}")
+            if part is None:
+                break
+            arrays[f"observations/{entry}"] = part
+            entry += 1
+        if entry:
+            del arrays["observations"]
+        flag = file.get(f"terminated_{episode}")
+        if flag is None or any(array is None or not array.shape for array in arrays.values()):
+            return None
+        n_rows = arrays["actions"].shape[0]
+        is_end = np.arange(n_rows) == n_rows - 1
+        terminated = np.asarray(flag[()]).reshape(-1)[:1]
+        terminals = np.where(is_end, terminated, 0)
+        return {**arrays, "terminals": terminals, "timeouts": np.where(is_end, 1 - terminated, 0)}
+
+    @property
+    def _has_next(self) -> bool:
+        return False
+
+    def _place(self, number: int) -> dict[str, int | str]:
+        return {"episode": number}
+
+    @contextlib.contextmanager
+    def parts(self) -> Iterator[Iterator[Part]]:
+        with opened_hdf5(self.label, self.path) as file:
+            yield self._episodes(file)
+
+    def _episodes(self, file: Any) -> Iterator[Part]:
+        for episode in range(self.n_episodes):
+            part = self._part(file, episode)
+            if part is None:
+                what = f"its episode {episode} of {self.n_episodes} is not complete"
+                raise DatasetError.at(self.label, what, _HOW_TORN)
+            yield part

@@ -22,14 +22,41 @@ def _joined_leaves(space: spaces.Dict, prefix: str = "") -> Iterator[tuple[str, 
             yield joined, subspace
 
 
+class SpaceError(ValueError):
+    """
+    A space that the package cannot learn in. The message is for somebody who has an environment.
+
+    :param what: what is wrong with it
+    :param environment: what to do about an environment
+    :param recorded: what to do about data that are recorded already
+    """
+
+    def __init__(self, what: str, environment: str, recorded: str) -> None:
+        super().__init__(f"{what}: {environment}")
+        self.what, self.recorded = what, recorded
+
+
+class UnboundedError(SpaceError):
+    """An action space without finite bounds."""
+
+
 def _check_leaf(space: spaces.Space[Any], name: str) -> spaces.Box:
     if not isinstance(space, spaces.Box) or space.dtype is None or not np.issubdtype(space.dtype, np.number):
-        raise ValueError(
-            f"{name} is {space}, but only numeric Box spaces (and Dicts of them) are supported: "
-            "convert it with an observation wrapper"
+        raise SpaceError(
+            f"{name} is {space}, but only numeric Box spaces (and Dicts of them) are supported",
+            "gymnasium.wrappers.FlattenObservation makes numbers of Discrete, MultiBinary, Tuple and Text spaces, "
+            "TransformObservation of all others",
+            "turn the recorded observations into numbers",
         )
+    if np.issubdtype(space.dtype, np.complexfloating):
+        how = "observe real and imaginary parts"
+        raise SpaceError(f"{name} holds {space.dtype}, no real numbers", how, "split the recorded observations")
     if int(np.prod(space.shape)) == 0:
-        raise ValueError(f"{name} is {space}, which holds no numbers: leave it out with an observation wrapper")
+        raise SpaceError(
+            f"{name} is {space}, which holds no numbers",
+            "leave it out, e.g. with gymnasium.wrappers.FilterObservation",
+            "leave it out of the recorded observations",
+        )
     return space
 
 
@@ -174,31 +201,37 @@ def check_action_space(space: spaces.Space[Any], where: str) -> spaces.Box:
     :return: the same space
     :raises ValueError: for any other space, saying how to mend it
     """
+    name = f"The action space of {where}"
     if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"The action space of {where} is {space}, but only continuous actions (a bounded Box) are supported: "
-            "use an algorithm for discrete actions"
-        )
+        how = "use an algorithm for discrete actions"
+        raise SpaceError(f"{name} is {space}, but only continuous actions (a bounded Box) are supported", how, how)
     if len(space.shape) != 1 or space.shape[0] == 0:
-        raise ValueError(
-            f"The action space of {where} has the shape {space.shape}, expected one dimension: flatten the actions "
-            "with gymnasium.wrappers.TransformAction"
+        size = int(np.prod(space.shape))
+        raise SpaceError(
+            f"{name} has the shape {space.shape}, expected one dimension",
+            f"gymnasium.wrappers.TransformAction(env, lambda action: action.reshape({space.shape}), Box(low, high, "
+            f"({size},))) lets it take flat ones",
+            "flatten the recorded actions, actions.reshape(len(actions), -1),",
         )
     if not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(
-            f"The action space of {where} holds {space.dtype} numbers, but only continuous actions are supported: "
-            "use a Box of float32"
+        raise SpaceError(
+            f"{name} holds {space.dtype} numbers, but only continuous actions are supported",
+            "use a Box of float32",
+            "if they are continuous, turn the recorded actions into float32",
         )
     if not (np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high))):
-        raise ValueError(
-            f"The action space of {where} is unbounded (low {space.low}, high {space.high}): give it finite bounds, "
-            "e.g. with gymnasium.wrappers.RescaleAction"
+        raise UnboundedError(
+            f"{name} is unbounded (low {space.low}, high {space.high})",
+            "give it finite bounds with gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high, "
+            f"{space.shape})); gymnasium's ClipAction takes them away, so leave that out",
+            "choose the bounds that held",
         )
     if not np.all(space.low < space.high):
         index = int(np.argmin(space.low < space.high))
-        raise ValueError(
-            f"The action space of {where} has no room at index {index} (low {space.low[index]}, "
-            f"high {space.high[index]}): leave that entry out of the actions"
+        raise SpaceError(
+            f"{name} has no room at index {index} (low {space.low[index]}, high {space.high[index]})",
+            "leave that entry out of the actions",
+            "leave that entry out of the recorded actions",
         )
     return space
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from sb3_dmpo.data.faults import readable_or_fault, reading_fault, shown
 from sb3_dmpo.data.preprocessing import flatten_observations
 from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
-from sb3_dmpo.data.validation import checked_spaces
+from sb3_dmpo.data.validation import check_numbers, checked_flags, checked_spaces
 from sb3_dmpo.files.safe_zip import AllowListUnpickler, UnsafeFileError
 
 
@@ -22,25 +23,49 @@ def _observations_at(array: Any, steps: npt.NDArray[np.int64], env: int) -> Any:
     return array[steps, env]
 
 
-def _contradiction(buffer: ReplayBuffer) -> str | None:
-    """What about the arrays of a buffer does not fit its sizes; None if all do. (Tensors are refused when they are read.)"""
+def _holds_tensors(buffer: ReplayBuffer) -> bool:
+    """Whether it is one of this package's own buffers, which hold transformed rewards on a device."""
+    return type(getattr(buffer, "rewards", None)).__module__.partition(".")[0] == "torch"
+
+
+def _check(buffer: ReplayBuffer, label: str, how: str) -> None:
+    """
+    Compare the arrays of a buffer with its sizes, and its flags with each other.
+
+    :param buffer: the buffer
+    :param label: how messages name it
+    :param how: how to mend it
+    :raises DatasetError: naming the field
+    """
     found = vars(buffer)
     sizes: dict[str, Any] = {name: found.get(name) for name in ("buffer_size", "n_envs", "pos")}
-    if not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes.values()):
-        return f"its sizes are {sizes}"
-    if sizes["pos"] > sizes["buffer_size"]:
-        return f"it is at row {sizes['pos']} of {sizes['buffer_size']}"
+    if not all(isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0 for size in sizes.values()):
+        raise DatasetError.at(label, f"its sizes are {shown(sizes)}", how)
+    rows = (int(sizes["buffer_size"]), int(sizes["n_envs"]))
+    if sizes["pos"] > rows[0]:
+        raise DatasetError.at(label, f"it is at row {sizes['pos']} of {rows[0]}", how, field="pos")
     names = ["observations", "actions", "rewards", "dones"]
     names += [] if found.get("optimize_memory_usage") else ["next_observations"]
     names += ["timeouts"] if "timeouts" in found else []
     for name in names:
         array = found.get(name)
         for part in array.values() if isinstance(array, dict) else [array]:
-            shape = getattr(part, "shape", None)
-            rows = (sizes["buffer_size"], sizes["n_envs"])
-            if shape is None or tuple(shape[:2]) != rows:
-                return f"its {name} have the shape {shape}, expected {rows} to begin with (rows and environments)"
-    return None
+            if not isinstance(part, np.ndarray):
+                raise DatasetError.at(label, f"it is a {type(part).__name__}, no array", how, field=name)
+            if part.shape[:2] != rows or (name in ("rewards", "dones", "timeouts") and part.shape != rows):
+                what = f"it has the shape {part.shape}, expected {rows} to begin with (rows and environments)"
+                raise DatasetError.at(label, what, how, field=name)
+            check_numbers(label, part.dtype, name)
+    filled = slice(None) if buffer.full else slice(0, buffer.pos)
+    flags = {
+        name: checked_flags(label, found[name][filled].reshape(-1), name).reshape(-1, rows[1])
+        for name in ("dones", "timeouts")
+        if name in found and rows[1] > 0
+    }
+    if "timeouts" in flags and (flags["timeouts"] & ~flags["dones"]).any():
+        row = int(np.argmax((flags["timeouts"] & ~flags["dones"]).any(axis=1)))
+        what = "it is 1, but the episode goes on (dones is 0)"
+        raise DatasetError.at(label, what, "Add the step with done=True as well", step=row, field="timeouts")
 
 
 @dataclass
@@ -61,14 +86,19 @@ class ReplayBufferSource(DatasetSource):
     buffer: ReplayBuffer
 
     @classmethod
-    def from_object(cls, buffer: ReplayBuffer, label: str = "The replay buffer") -> "ReplayBufferSource":
+    def from_object(
+        cls, buffer: ReplayBuffer, label: str = "The replay buffer", how: str = "Record it again with buffer.add"
+    ) -> "ReplayBufferSource":
         """
         A buffer in memory.
 
         :param buffer: The buffer
         :param label: How messages name it
-        :raises DatasetError: for spaces the package cannot learn in
+        :param how: How to mend arrays that contradict each other
+        :raises DatasetError: for spaces the package cannot learn in, and for arrays that contradict each other
         """
+        if not _holds_tensors(buffer):
+            _check(buffer, label, how)
         observation_space, action_space = checked_spaces(buffer.observation_space, buffer.action_space, label)
         return cls(label, getattr(buffer, "dataset_id", None), observation_space, action_space, buffer)
 
@@ -81,6 +111,7 @@ class ReplayBufferSource(DatasetSource):
         :raises DatasetError: if there is no such file, or if it holds something else
         """
         label = f"The replay buffer {str(path)!r}"
+        readable_or_fault(label, path)
         if not path.is_file():
             raise DatasetError(f"{label} does not exist: check the path.")
         how = "Write the file again with model.save_replay_buffer"
@@ -92,14 +123,10 @@ class ReplayBufferSource(DatasetSource):
             how = "If you trust the file, load it with stable_baselines3.common.save_util.load_from_pkl and pass the object"
             raise DatasetError.at(label, what, how) from None
         except Exception as err:  # depends on what is in the file
-            what = f"it cannot be unpickled ({type(err).__name__}: {err})"
-            raise DatasetError.at(label, what, how) from None
+            raise reading_fault(label, "it cannot be unpickled", err, path, how) from None
         if not isinstance(buffer, ReplayBuffer):
             raise DatasetError.at(label, f"it holds a {type(buffer).__name__}, no ReplayBuffer", how)
-        contradiction = _contradiction(buffer)
-        if contradiction is not None:
-            raise DatasetError.at(label, contradiction, how)
-        source = cls.from_object(buffer, label)
+        source = cls.from_object(buffer, label, how)
         source.dataset_id = path.name
         return source
 
@@ -113,7 +140,7 @@ class ReplayBufferSource(DatasetSource):
         return steps[1:] if buffer.optimize_memory_usage else steps
 
     def read(self, progress_bar: bool | None) -> RawTransitions:
-        if not isinstance(self.buffer.rewards, np.ndarray):
+        if _holds_tensors(self.buffer):
             what = "it holds tensors with transformed rewards, no recorded transitions"
             raise DatasetError.at(self.label, what, "Pass the OfflineReplayBuffer itself as the dataset of an algorithm")
         steps, n_envs = self._steps(), self.buffer.n_envs

@@ -83,6 +83,8 @@ def describe_data(dataset: str) -> str:
     """
     if dataset.endswith((".hdf5", ".h5")):
         return "D4RL file"
+    if dataset.endswith((".npz", "/")):
+        return "OGBench file"
     return _DATA_OF_NAMESPACE.get(dataset.split("/")[0], "own data")
 
 

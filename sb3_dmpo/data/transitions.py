@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,13 @@ CACHE_VARIABLE = "SB3_DMPO_CACHE"
 _ZEROS = 2**20
 
 
+class Advice(NamedTuple):
+    """How to mend a fault, in the words of Python (arguments) and in those of the command line (options)."""
+
+    code: str
+    shell: str
+
+
 class DatasetError(ValueError):
     """
     A fault of a dataset, found before training. The message says what, where and how to mend it.
@@ -45,8 +52,11 @@ class DatasetError(ValueError):
         # It quotes the dataset, which a terminal must not obey.
         super().__init__(plain(message))
 
+    #: The message in the words of the command line, where they are others.
+    shell_message: str | None = None
+
     @classmethod
-    def at(cls, dataset: str, what: str, how: str, **place: int | str) -> "DatasetError":
+    def at(cls, dataset: str, what: str, how: str | Advice, **place: int | str) -> "DatasetError":
         """
         A fault with its place, e.g. ``"Dataset 'a/b-v0', episode 3, step 7, field 'rewards': it is nan. <how>."``
 
@@ -56,8 +66,18 @@ class DatasetError(ValueError):
         :param place: any of ``episode`` (its number in the dataset), ``step`` (its number in the episode; in the file, for
             formats without episodes) and ``field`` (name of the array in the dataset), in this order
         """
-        where = [dataset, *(f"{name} {value!r}" for name, value in place.items())]
-        return cls(f"{', '.join(where)}: {what}. {how}.")
+        where = ", ".join([dataset, *(f"{name} {value!r}" for name, value in place.items())])
+        if isinstance(how, str):
+            return cls(f"{where}: {what}. {how}.")
+        error = cls(f"{where}: {what}. {how.code}.")
+        error.shell_message = f"{where}: {what}. {how.shell}."
+        return error
+
+
+_HOW_SMALLER = "Free memory, or use a part of the dataset"
+_HOW_MAPPED = Advice(
+    "Free memory, or leave the data on disk: memory_map=True", "Free memory, or leave the data on disk: train has --memory-map"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +96,7 @@ class Transitions:
     :param action_space: action space of the environment (its own units)
     :param dataset_id: name of the dataset, None for a buffer without one
     :param fingerprint: hash of the content, the same wherever and whenever the data are loaded
+    :param has_rewards: whether rewards were recorded; without, they are all 0, and only imitation can learn from the data
     """
 
     observations: FloatArray
@@ -89,6 +110,7 @@ class Transitions:
     action_space: spaces.Box
     dataset_id: str | None
     fingerprint: str
+    has_rewards: bool = True
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -120,7 +142,9 @@ def transition_bytes(n_steps: int, observation_size: int, action_size: int) -> i
     return 4 * n_steps * (2 * observation_size + action_size + 2)
 
 
-def check_memory(label: str, needed: int, available: int | None, place: str = "of memory") -> None:
+def check_memory(
+    label: str, needed: int, available: int | None, place: str = "of memory", how: str | Advice = _HOW_SMALLER
+) -> None:
     """
     Refuse a dataset that does not fit before anything is allocated.
 
@@ -128,13 +152,14 @@ def check_memory(label: str, needed: int, available: int | None, place: str = "o
     :param needed: bytes the dataset needs
     :param available: bytes that are left, None if that is not known
     :param place: where they are left
+    :param how: how to mend it
     :raises DatasetError: naming both sizes
     """
     if available is not None and needed > available:
         raise DatasetError.at(
             label,
             f"it needs {format_bytes(needed)} {place}, only {format_bytes(available)} are left",
-            "Free memory, or use a part of the dataset (MinariDataset.filter_episodes)",
+            how,
         )
 
 
@@ -193,6 +218,8 @@ class DatasetSource(ABC):
     :param action_space: checked action space
     :param metadata: what the dataset says about itself (Minari's ``metadata.json``), empty for other formats
     :param files: files whose identity decides whether a cached copy is valid; empty if nothing is to be cached
+    :param has_rewards: whether rewards were recorded
+    :param clipped_by: what has clipped the actions while they were recorded, so that those outside the bounds are no fault
     :param map_folder: where ``read`` puts the arrays as files mapped into memory, None: in memory
     """
 
@@ -202,7 +229,13 @@ class DatasetSource(ABC):
     action_space: spaces.Box
     metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     files: list[Path] = field(default_factory=list, kw_only=True)
+    has_rewards: bool = field(default=True, kw_only=True)
+    clipped_by: str | None = field(default=None, kw_only=True)
     map_folder: Path | None = field(default=None, kw_only=True)
+    #: What helps against single bad values.
+    how_to_repair: ClassVar[str | Advice] = (
+        "Repair the value (beyond the range of float32 counts as inf) or leave its episode out"
+    )
 
     @abstractmethod
     def read(self, progress_bar: bool | None) -> RawTransitions:
@@ -233,7 +266,7 @@ class DatasetSource(ABC):
         observation_size, action_size = flat_size(self.observation_space), self.action_space.shape[0]
         needed = transition_bytes(n_steps, observation_size, action_size)
         if folder is None:
-            check_memory(self.label, needed, available_memory())
+            check_memory(self.label, needed, available_memory(), how=_HOW_MAPPED if self.files else _HOW_SMALLER)
         else:
             self._check_disk(folder, needed)
 

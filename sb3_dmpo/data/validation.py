@@ -1,5 +1,6 @@
 """Checks of a whole dataset, done once before training."""
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -8,6 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from sb3_dmpo.data.preprocessing import (
+    SpaceError,
+    UnboundedError,
     action_spaces_match,
     canonical_observation_space,
     check_action_space,
@@ -15,11 +18,24 @@ from sb3_dmpo.data.preprocessing import (
     observation_spaces_match,
     scale_actions,
 )
-from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
+from sb3_dmpo.data.transitions import BLOCK_ROWS, Advice, DatasetError, DatasetSource, RawTransitions
 
 #: Actions may leave the space by this share of its width (half-precision files round that much); the excess is clipped
 ACTION_TOLERANCE = 1e-3
+_HOW_BOUNDED = Advice(
+    "Pass env= with the bounds that held, and clip_actions=True if actions may lie outside",
+    "Name the environment whose bounds held with --env, and add --clip-actions if actions may lie outside",
+)
+_HOW_CLIPPED = Advice(
+    "clip_actions=True clips them; if they were recorded in other bounds, pass those: action_space= beside arrays, env= "
+    "beside a file without spaces",
+    "--clip-actions clips them; if a file without spaces was recorded in other bounds, name its environment with --env",
+)
 _HOW_FITTING = "Choose the environment the dataset was recorded in (recover_environment gives it), or another dataset"
+
+
+class UnboundedActionsError(DatasetError):
+    """The actions of a dataset have no bounds, but those of an environment may hold."""
 
 
 def checked_spaces(
@@ -35,12 +51,26 @@ def checked_spaces(
     """
     try:
         canonical = canonical_observation_space(observation_space)
+        return canonical, check_action_space(action_space, label[0].lower() + label[1:])
+    except UnboundedError as err:
+        raise UnboundedActionsError.at(label, err.what, _HOW_BOUNDED) from None
+    except SpaceError as err:
+        raise DatasetError.at(label, err.what, as_arrays(err.recorded)) from None
     except ValueError as err:
         raise DatasetError(f"{label}: {err}.") from None
-    try:
-        return canonical, check_action_space(action_space, label[0].lower() + label[1:])
-    except ValueError as err:
-        raise DatasetError(f"{err}.") from None
+
+
+def as_arrays(change: str) -> Advice:
+    """
+    Advice to change data that are recorded already, and to pass the result.
+
+    :param change: what to change
+    """
+    change = change[0].upper() + change[1:]
+    return Advice(
+        f"{change} and pass the arrays: dataset=dict(observations=..., actions=..., rewards=..., terminals=..., timeouts=...)",
+        f"{change}, write observations, actions, rewards, terminals and timeouts with numpy.savez, and name that file (*.npz)",
+    )
 
 
 def check_environment(label: str, observation_space: spaces.Box | spaces.Dict, action_space: spaces.Box, env: Any) -> None:
@@ -88,7 +118,7 @@ class _Locator:
         self.ends = np.cumsum(raw.episode_lengths)
         self.lengths = raw.episode_lengths
 
-    def fault(self, row: int, field: str, what: str, how: str, step_offset: int = 0) -> DatasetError:
+    def fault(self, row: int, field: str, what: str, how: str | Advice, step_offset: int = 0) -> DatasetError:
         episode = int(np.searchsorted(self.ends, row, side="right"))
         step = row - int(self.ends[episode] - self.lengths[episode]) + step_offset
         return DatasetError.at(self.label, what, how, episode=int(self.ids[episode]), step=step, field=field)
@@ -112,10 +142,7 @@ def _first_non_finite(array: npt.NDArray[np.float32]) -> tuple[int, int] | None:
     return None
 
 
-_HOW_FINITE = "Repair the value (beyond the range of float32 counts as inf) or leave the episode out (filter_episodes)"
-
-
-def _check_finite(raw: RawTransitions, locator: _Locator) -> None:
+def _check_finite(raw: RawTransitions, locator: _Locator, how: str | Advice) -> None:
     for name, offset, array in (
         ("observations", 0, raw.observations),
         (*raw.next_field, raw.next_observations),
@@ -127,37 +154,96 @@ def _check_finite(raw: RawTransitions, locator: _Locator) -> None:
             row, column = place
             key, index = locator.observation_entry(column) if "observations" in name else ("", column)
             what = f"it is {array[row]}" if array.ndim == 1 else f"index {index} is {array[row, column]}"
-            raise locator.fault(row, name + key, what, _HOW_FINITE, offset)
+            raise locator.fault(row, name + key, what, how, offset)
 
 
-def _check_actions(raw: RawTransitions, space: spaces.Box, locator: _Locator) -> None:
+def _outside(array: npt.NDArray[Any], low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[int, float]:
+    """Number of rows with an entry outside by more than rounding, and the largest distance."""
+    rows, distance = 0, 0.0
+    for start in range(0, len(array), BLOCK_ROWS):
+        block = array[start : start + BLOCK_ROWS].astype(np.float64)
+        excess = np.maximum(low - block, block - high)
+        rows += int((excess > ACTION_TOLERANCE * (high - low)).any(axis=1).sum())
+        distance = max(distance, float(excess.max()))
+    return rows, distance
+
+
+def _check_actions(source: DatasetSource, raw: RawTransitions, locator: _Locator, clip: bool) -> None:
+    space, how = source.action_space, _HOW_CLIPPED
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    how = "Clip the actions when recording the dataset, or record the action space that they were drawn from"
     if raw.actions_are_scaled:
         low, high = np.full_like(low, -1.0), np.full_like(high, 1.0)
-        how = "SB3 stores scaled actions in its buffers: add actions in [-1, 1], e.g. policy.scale_action(action)"
+        code = "SB3 stores scaled actions in its buffers: add actions in [-1, 1], e.g. policy.scale_action(action)"
+        how = Advice(f"{code}, or clip_actions=True clips them", f"{code}, or --clip-actions clips them")
     tolerance = ACTION_TOLERANCE * (high - low)
     low_excess = raw.actions.min(axis=0) < low - tolerance
     high_excess = raw.actions.max(axis=0) > high + tolerance
     if not (low_excess.any() or high_excess.any()):
         return
+    if clip or source.clipped_by is not None:
+        count, distance = _outside(raw.actions, low, high)
+        because = f", as {source.clipped_by} did in the environment" if source.clipped_by is not None else ""
+        warnings.warn(
+            f"{source.label}: {count:,} of {len(raw.actions):,} actions lay outside the bounds, by up to {distance:.3g}, and "
+            f"are clipped{because}.",
+            stacklevel=2,
+        )
+        return
     outside = (raw.actions < low - tolerance) | (raw.actions > high + tolerance)
     row, column = (int(i) for i in np.argwhere(outside)[0])
     what = f"index {column} is {raw.actions[row, column]}, outside the action space [{low[column]:g}, {high[column]:g}]"
+    count, distance = _outside(raw.actions, low, high)
+    what += f" ({count:,} of {len(raw.actions):,} actions leave it, by up to {distance:.3g})"
     raise locator.fault(row, "actions", what, how)
 
 
-def validate(source: DatasetSource, raw: RawTransitions) -> None:
+def checked_flags(label: str, values: npt.NDArray[Any], field: str, **place: int | str) -> npt.NDArray[np.bool_]:
+    """
+    Flags as booleans.
+
+    :param label: the dataset, for the message
+    :param values: what was read, shape ``(N,)``
+    :param field: name of the array in the dataset
+    :param place: where the array is, as in ``DatasetError.at``
+    :raises DatasetError: for anything but 0 and 1
+    """
+    check_numbers(label, values.dtype, field, **place)
+    flags: npt.NDArray[np.bool_] = values.astype(np.bool_)
+    wrong = values != flags
+    if wrong.any():
+        step = int(np.argmax(wrong))
+        what, how = f"it is {values[step]}, neither 0 nor 1", "Write True or False"
+        raise DatasetError.at(label, what, how, **place, step=step, field=field)
+    return flags
+
+
+def check_numbers(label: str, dtype: Any, field: str, **place: int | str) -> None:
+    """
+    Refuse an array that does not hold real numbers.
+
+    :param label: the dataset, for the message
+    :param dtype: of the array
+    :param field: name of the array in the dataset
+    :param place: where it is, as in ``DatasetError.at``
+    :raises DatasetError: it holds text, objects or complex numbers
+    """
+    if getattr(dtype, "kind", None) not in tuple("biuf"):
+        what = f"it holds {dtype}, no {'real ' if getattr(dtype, 'kind', None) == 'c' else ''}numbers"
+        raise DatasetError.at(label, what, "Record real numbers (integers, floats or booleans)", **place, field=field)
+
+
+def validate(source: DatasetSource, raw: RawTransitions, clip_actions: bool = False) -> None:
     """
     Check every value of a dataset and scale its actions to [-1, 1], in place.
 
     :param source: the dataset
     :param raw: what was read from it
+    :param clip_actions: whether actions outside the space are clipped, with a warning that says how many
     :raises DatasetError: for NaN, infinite values and actions outside the space, naming episode, step and field
     """
     locator = _Locator(source, raw)
-    _check_finite(raw, locator)
-    _check_actions(raw, source.action_space, locator)
+    _check_finite(raw, locator, source.how_to_repair)
+    _check_actions(source, raw, locator, clip_actions)
     for start in range(0, len(raw.actions), BLOCK_ROWS):
         block = raw.actions[start : start + BLOCK_ROWS]
         block[:] = np.clip(block, -1.0, 1.0) if raw.actions_are_scaled else scale_actions(block, source.action_space)

@@ -70,6 +70,18 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         buffer._index_sequences()
         return buffer
 
+    def for_model(self, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
+        """
+        Another buffer with the same episodes for a model that is given this one.
+
+        :param args: as in :meth:`OfflineReplayBuffer.for_model`
+        :param kwargs: as in :meth:`OfflineReplayBuffer.for_model`
+        """
+        copy = super().for_model(*args, **kwargs)
+        assert isinstance(copy, SequenceReplayBuffer)
+        copy._index_sequences()
+        return copy
+
     def _index_sequences(self) -> None:
         assert self.episode_lengths is not None
         stops = np.cumsum(self.episode_lengths)

@@ -9,12 +9,12 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from sb3_dmpo.data import dataset_identifier, dataset_spaces, recover_environment
+from sb3_dmpo.data.paths import FILE_SUFFIXES
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.two_goals_data import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.wrappers import FlattenNestedDict, SuccessInfo
 
 TOY_ENV_ID = "TwoGoals-v0"
-_FILE_SUFFIXES = (".hdf5", ".h5", ".pkl", ".pickle")
 
 
 def environment_name(dataset: str) -> str:
@@ -25,7 +25,8 @@ def environment_name(dataset: str) -> str:
     """
     if dataset == TWO_GOALS_DATASET_ID:
         return TOY_ENV_ID
-    name = Path(dataset).stem if dataset.endswith(_FILE_SUFFIXES) else dataset
+    dataset = dataset.rstrip("/")
+    name = Path(dataset).stem if dataset.lower().endswith(FILE_SUFFIXES) else dataset
     name = re.sub(r"[^\w.-]+", "-", name)
     return name if re.search(r"-v\d+$", name) else f"{name}-v0"
 

@@ -310,9 +310,6 @@ def _share_dataset(models: Sequence[OfflineAlgorithm], continuing: bool) -> None
         twin = None
         if is_same and model.dataset_id == first.dataset_id and isinstance(first.replay_buffer, OfflineReplayBuffer):
             twin = first.replay_buffer.twin(model.seed)
-            if isinstance(model.dataset, OfflineReplayBuffer):
-                # On its own, too, the model would go on with the draws of the buffer that it was given.
-                twin.generator.set_state(model.dataset.generator.get_state())
         model._setup_dataset(continuing, twin)
 
 

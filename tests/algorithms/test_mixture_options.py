@@ -133,7 +133,7 @@ def test_the_supported_gate(support: float) -> None:
     chosen = []
     for row in range(len(observations)):
         allowed = [z for z in range(K) if prior[row, z] >= support * prior[row].max()]
-        chosen.append(max(allowed, key=lambda z: values[row, z].item()))  # noqa: B023
+        chosen.append(max(allowed, key=lambda z: values[row, z].item()))
     assert chosen != values.argmax(dim=1).tolist()
     rows = th.arange(len(observations))
     expected = actions[rows, chosen]

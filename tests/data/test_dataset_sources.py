@@ -20,9 +20,9 @@ from sb3_dmpo.data import (
     dataset_identifier,
     dataset_spaces,
     load_transitions,
+    recording,
     recover_environment,
 )
-from sb3_dmpo.data import d4rl as dataset_d4rl
 from sb3_dmpo.data import replay_buffer as dataset_replay_buffer
 from sb3_dmpo.data.tasks import reference_scores
 from tests.data.test_minari import SpacesEnv
@@ -61,7 +61,7 @@ def write_d4rl(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("block_rows", [1, 2, 4, 100])
 def test_d4rl_steps_without_a_successor_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
-    monkeypatch.setattr(dataset_d4rl, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(recording, "BLOCK_ROWS", block_rows)
     arrays = d4rl_arrays()
     transitions = load_transitions(write_d4rl(tmp_path), cache=False)
     kept = [0, 1, 2, 4, 5, 7]
@@ -141,7 +141,7 @@ def test_d4rl_faults(tmp_path: Path, changes: dict[str, Any], message: str) -> N
 
 
 def test_d4rl_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_d4rl, "available_memory", lambda: 100)
+    monkeypatch.setattr(recording, "available_memory", lambda: 100)
     with pytest.raises(DatasetError, match=r"it needs 360 bytes of memory, only 100 bytes are left"):
         load_transitions(write_d4rl(tmp_path))
 
@@ -149,7 +149,9 @@ def test_d4rl_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_d4rl_damaged_or_missing_file(tmp_path: Path) -> None:
     path = write_d4rl(tmp_path)
     path.write_bytes(path.read_bytes()[:-1500])
-    with pytest.raises(DatasetError, match=r"hopper_medium-v2\.hdf5': it cannot be (opened|read).*Download the file again"):
+    with pytest.raises(
+        DatasetError, match=r"hopper_medium-v2\.hdf5': it cannot be (opened|read).*Download or write the file again"
+    ):
         load_transitions(path)
     with pytest.raises(DatasetError, match=r"nothing\.h5' does not exist: check the path"):
         load_transitions(tmp_path / "nothing.h5")
@@ -197,7 +199,7 @@ def test_what_cannot_be_converted(tmp_path: Path, own_root: Path, capsys: pytest
     for arguments, message in (
         ([str(path), "tests/broken-v0"], "episode 0, step 0: the next observation is not"),
         ([str(path), "no id"], "no id for a dataset"),
-        (["x.txt", "tests/x-v0"], "expected an HDF5 file"),
+        (["x.txt", "tests/x-v0"], "neither a Minari id"),
         ([str(path), "tests/x-v0", "--env", "Hoper-v4"], "Did you mean Hopper-v4"),
         ([str(tmp_path / "none.hdf5"), "tests/x-v0"], "does not exist"),
     ):

@@ -116,7 +116,7 @@ def test_unscaled_actions_are_inside_awkward_bounds() -> None:
     ("space", "message"),
     [
         (spaces.Discrete(4), r"Dataset 'x' is Discrete\(4\).*only continuous"),
-        (spaces.Box(-np.inf, np.inf, (2,)), r"unbounded.*RescaleAction"),
+        (spaces.Box(-np.inf, np.inf, (2,)), r"unbounded.*TransformAction"),
         (spaces.Box(-1, 1, (2, 3)), r"shape \(2, 3\), expected one dimension"),
         (spaces.Box(-1, 1, ()), r"expected one dimension"),
         (spaces.Box(0, 5, (2,), np.int64), r"int64"),

@@ -1,5 +1,6 @@
-"""D4RL's original HDF5 files as Minari datasets, so that a run knows its environment and its reference scores."""
+"""Files of D4RL, d3rlpy and OGBench as Minari datasets, so that a run knows its environment and its reference scores."""
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,12 +11,11 @@ from minari.data_collector import EpisodeBuffer
 from tqdm import tqdm
 
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id
-from sb3_dmpo.data import load_transitions
+from sb3_dmpo.data import load_transitions, open_dataset
+from sb3_dmpo.data.minari import MinariSource
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
 from sb3_dmpo.data.recorded_env import register_robotics
 from sb3_dmpo.data.tasks import TASKS, entry_keys, reference_scores
-
-_SUFFIXES = (".hdf5", ".h5")
 
 
 def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
@@ -46,19 +46,29 @@ def run(argv: Sequence[str]) -> None:
     Write a file's transitions, unchanged, as a Minari dataset.
 
     :param argv: arguments
-    :raises UsageError: no HDF5 file, or an unknown environment
+    :raises UsageError: the id of a dataset instead of a file, or an unknown environment
     :raises DatasetError: the file cannot be read, or the id is taken
     """
-    parser = Parser(prog="sb3_dmpo convert", description="Make a Minari dataset of an HDF5 file of the original D4RL.")
-    parser.add_argument("file", help="e.g. hopper-medium-v2.hdf5")
+    parser = Parser(
+        prog="sb3_dmpo convert", description="Make a Minari dataset of a file of the original D4RL, d3rlpy or OGBench."
+    )
+    parser.add_argument("file", help="e.g. hopper-medium-v2.hdf5, a folder of .npz shards")
     parser.add_argument("dataset", help="id of the new dataset, e.g. my/hopper/medium-v0")
     parser.add_argument("--env", help="environment to evaluate in (default: by the name of the file; none: no environment)")
+    parser.add_argument("--clip-actions", action="store_true", help="clip actions outside the bounds, and say how many")
     options = parser.parse_args(argv)
-    if not options.file.lower().endswith(_SUFFIXES):
-        raise UsageError(f"{options.file}: expected an HDF5 file of D4RL ({' or '.join(_SUFFIXES)}).")
     check_new_id(options.dataset)
     spec = environment_spec(options.file, options.env)
-    transitions = load_transitions(options.file, cache=False)
+    source = open_dataset(options.file)
+    if isinstance(source, MinariSource):
+        raise UsageError(f"{options.file} is a Minari dataset already: name a file of D4RL, d3rlpy or OGBench.")
+    if not source.has_rewards:
+        raise UsageError(f"{options.file} holds no rewards, which a Minari dataset needs: write them into the file.")
+    with contextlib.ExitStack() as stack:
+        # What was typed knows the bounds of the actions; what the name of the file says is D4RL's, from -1 to 1.
+        is_named = options.env not in (None, "none")
+        env = stack.enter_context(contextlib.closing(gym.make(options.env))) if is_named else None
+        transitions = load_transitions(source, env=env, cache=False, clip_actions=options.clip_actions)
     reference = None if spec is None else reference_scores(env_id=spec.id)
     scores = {} if reference is None else {"ref_min_score": reference.min, "ref_max_score": reference.max}
 
@@ -72,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
         transitions.observation_space,
         transitions.action_space,
         spec,
-        description=f"The transitions of D4RL's {Path(options.file).name}, converted.",
+        description=f"The transitions of {Path(options.file).name}, converted.",
         **scores,
     )
     print(f"{options.dataset}: {len(transitions):,} transitions in {len(transitions.episode_lengths):,} episodes")

@@ -22,11 +22,15 @@ def run(argv: Sequence[str]) -> None:
     :raises DatasetError: the dataset is not there or not usable
     """
     parser = Parser(prog="sb3_dmpo describe", description="Episodes, returns, actions, and whether DMPO is likely to help.")
-    parser.add_argument("dataset", help="Minari id, or path of a D4RL file or of a replay buffer")
+    parser.add_argument("dataset", help="Minari id, or path of a file (D4RL, d3rlpy, OGBench) or of a replay buffer")
     parser.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
     parser.add_argument("--figure", metavar="FILE.png", help="where the histograms go (default: <dataset>.png in this folder)")
+    parser.add_argument("--clip-actions", action="store_true", help="clip actions outside the bounds, and say how many")
     options = parser.parse_args(argv)
-    report = describe_dataset(load_transitions(options.dataset, download=options.download))
+    transitions = load_transitions(options.dataset, download=options.download, clip_actions=options.clip_actions)
+    report = describe_dataset(transitions)
+    if not transitions.has_rewards:
+        print(f"{'rewards':<14} none are recorded: only BC can learn from it, and the returns below mean nothing")
     for name, value in report_lines(report):
         print(f"{name:<14} {value}")
     path = Path(options.figure or f"{environment_name(options.dataset)}.png")

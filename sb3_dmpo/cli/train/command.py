@@ -44,6 +44,7 @@ class TrainParser(ZooParser):
     def __init__(self, argv: Sequence[str], options: argparse.Namespace) -> None:
         super().__init__(argv, options, prog="sb3_dmpo train", description=__doc__)
         self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
+        self.add_argument("--clip-actions", action="store_true", help="clip actions outside the bounds, and say how many")
         self.add_argument("--memory-map", action="store_true", help="leave the data on disk: for more than fits into memory")
         self.add_argument(
             "--resume", action="store_true", help="finish the newest run of this algorithm, dataset and seed, in its folder"

@@ -158,6 +158,7 @@ class OfflineExperimentManager(ExperimentManager):
         arguments = {key: value for key, value in processed.items() if key == "policy" or key not in RUN_KEYS}
         arguments["dataset"] = self.source
         arguments["memory_map"] = self.args.memory_map
+        arguments["clip_actions"] = self.args.clip_actions
         if "policy" not in arguments:
             is_dict = isinstance(self.source.observation_space, spaces.Dict)
             arguments["policy"] = "MultiInputPolicy" if is_dict else "MlpPolicy"
@@ -255,8 +256,8 @@ class OfflineExperimentManager(ExperimentManager):
 
     def load_arguments(self) -> dict[str, Any]:
         """Arguments of ``load`` that are this run's own, whatever the zip says."""
-        arguments = {"dataset": self.source, "memory_map": self.args.memory_map, "device": self.device}
-        return arguments | {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
+        arguments = {"dataset": self.source, "memory_map": self.args.memory_map, "clip_actions": self.args.clip_actions}
+        return arguments | {"device": self.device, "tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         changed: dict[str, Any] = {}

@@ -1,0 +1,130 @@
+"""Arrays in memory as a dataset."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, spaces_of
+from sb3_dmpo.data.transitions import DatasetError
+from sb3_dmpo.data.validation import checked_spaces
+
+LABEL = "The arrays"
+_SETTINGS = ("action_space", "observation_space", "dataset_id")
+#: gymnasium's words for D4RL's.
+_OTHER_NAMES = {"terminations": "terminals", "truncations": "timeouts"}
+_HOW_TIMEOUTS = (
+    "Pass timeouts=..., True at the last step of each episode that was only cut (all False if every episode has reached its "
+    "end). Without them nobody can tell where the others end"
+)
+
+
+def _as_array(name: str, values: Any) -> Any:
+    try:
+        array = np.asarray(values)
+    except Exception as err:  # tensors on a GPU, ragged lists, objects of other libraries
+        raise DatasetError.at(LABEL, f"{type(err).__name__}: {err}", "Pass NumPy arrays", field=name) from None
+    return array
+
+
+def _entries(name: str, values: Any) -> dict[str, Any]:
+    """The arrays of Dict observations by ``<name>/<key>``, nested ones too."""
+    if not isinstance(values, Mapping):
+        return {name: _as_array(name, values)}
+    found: dict[str, Any] = {}
+    for key, entry in values.items():
+        found |= _entries(f"{name}/{key}", entry)
+    return found
+
+
+@dataclass
+class ArraysSource(RecordingSource):
+    """
+    Arrays in memory, which are copied and never changed.
+
+    :param arrays: by name
+    """
+
+    arrays: Part
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> "ArraysSource":
+        """
+        A ``dict`` of arrays and, perhaps, ``action_space``, ``observation_space`` and ``dataset_id``.
+
+        :param given: the dict
+        :raises DatasetError: an array is missing, or is of another kind or shape
+        """
+        arrays: dict[str, Any] = {}
+        for given_name, values in given.items():
+            name = _OTHER_NAMES.get(given_name, given_name)
+            if name in FIELDS and values is not None:
+                if name in arrays:
+                    raise DatasetError.at(LABEL, f"{given_name!r} and {name!r} are the same", "Pass one of them")
+                arrays |= _entries(name, values) if name.endswith("observations") else {name: _as_array(name, values)}
+        _refuse_misspelt(given)
+        label = f"Dataset {given['dataset_id']!r}" if given.get("dataset_id") else LABEL
+        has_rewards = check_fields(label, arrays, _HOW_TIMEOUTS)
+        infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
+        observation_space, action_space = spaces_of(label, infos)
+        for name in ("observation_space", "action_space"):
+            if not isinstance(given.get(name), spaces.Space | None):
+                raise DatasetError.at(
+                    label, f"it is a {type(given[name]).__name__}, no space", "Pass a gymnasium space", field=name
+                )
+        found = checked_spaces(
+            given.get("observation_space") or observation_space, given.get("action_space") or action_space, label
+        )
+        source = cls(label, given.get("dataset_id"), *found, arrays, has_rewards=has_rewards)
+        # At the door, so that the error comes before a model is built
+        source._check_shapes(arrays, {})
+        return source
+
+    @classmethod
+    def from_episodes(cls, episodes: Sequence[Any]) -> "ArraysSource":
+        """
+        The episodes of a dataset of d3rlpy 2 in memory.
+
+        :param episodes: each with ``observations``, ``actions``, ``rewards`` and ``terminated``
+        :raises DatasetError: there are none, or an array is of another kind or shape
+        """
+        try:
+            lengths = [len(episode.actions) for episode in episodes]
+            ends = np.cumsum(lengths) - 1
+            terminated = np.zeros(sum(lengths), np.bool_)
+            terminated[ends] = [bool(episode.terminated) for episode in episodes]
+            arrays: dict[str, Any] = {
+                name: np.concatenate([getattr(episode, name) for episode in episodes])
+                for name in ("observations", "actions", "rewards")
+            }
+        except (AttributeError, TypeError, ValueError, IndexError) as err:
+            how = "Write them with dump of d3rlpy 2, and pass the path of the file"
+            raise DatasetError(f"The episodes of d3rlpy cannot be read ({type(err).__name__}: {err}). {how}.") from None
+        timeouts = np.zeros_like(terminated)
+        timeouts[ends] = ~terminated[ends]
+        return cls.from_mapping({**arrays, "terminals": terminated, "timeouts": timeouts})
+
+    @property
+    def _has_next(self) -> bool:
+        return any(name.partition("/")[0] == "next_observations" for name in self.arrays)
+
+    @contextlib.contextmanager
+    def parts(self) -> Iterator[Iterator[Part]]:
+        yield iter([self.arrays])
+
+
+def _refuse_misspelt(given: Mapping[str, Any]) -> None:
+    """Names that mean nothing are ignored (D4RL and OGBench give many), but for those that look like one that does."""
+    known = [*FIELDS, *_OTHER_NAMES, *_SETTINGS]
+    for name in given:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(str(name), [word for word in known if word not in given], n=1, cutoff=0.75)
+        if near:
+            raise DatasetError.at(
+                LABEL, f"{name!r} means nothing here", f"If it is {near[0]!r}, call it that; else leave it out"
+            )
