@@ -54,10 +54,10 @@ def to_vec_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
 
     :param env: environment, VecEnv or environment id
     """
-    env = find_environment(env)
-    if isinstance(env, VecEnv):
-        return env
-    wrapped = SuccessInfo(FlattenNestedDict(env) if isinstance(env.observation_space, spaces.Dict) else env)
+    found: Any = find_environment(env)
+    if isinstance(found, VecEnv):
+        return found
+    wrapped = SuccessInfo(FlattenNestedDict(found) if isinstance(found.observation_space, spaces.Dict) else found)
     return DummyVecEnv([lambda: wrapped])
 
 
