@@ -54,7 +54,7 @@ def to_vec_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
 
     :param env: environment, VecEnv or environment id
     """
-    found: gym.Env[Any, Any] | VecEnv = find_environment(env)
+    found: Any = find_environment(env)
     if isinstance(found, VecEnv):
         return found
     wrapped = SuccessInfo(FlattenNestedDict(found) if isinstance(found.observation_space, spaces.Dict) else found)
