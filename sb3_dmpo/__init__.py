@@ -16,6 +16,7 @@ from sb3_dmpo.dmpo import DMPO, InfoDMPO
 from sb3_dmpo.files.safe_zip import DamagedFileError, read_model
 from sb3_dmpo.iql import IQL
 from sb3_dmpo.lapo import LAPO, LPAWAC
+from sb3_dmpo.maple import MAPLE
 from sb3_dmpo.td3_bc import TD3BC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
@@ -34,6 +35,7 @@ ALGOS: dict[str, type[OfflineAlgorithm]] = {
     "lapo": LAPO,
     "diffusion_ql": DiffusionQL,
     "decision_transformer": DecisionTransformer,
+    "maple": MAPLE,
 }
 
 
@@ -62,6 +64,7 @@ __all__ = [
     "IQL",
     "LAPO",
     "LPAWAC",
+    "MAPLE",
     "TD3BC",
     "DecisionTransformer",
     "DiffusionQL",

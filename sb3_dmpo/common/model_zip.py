@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ from sb3_dmpo.files.settings import class_name, encode, encode_schedule
 
 #: Attributes that a model gets after its constructor.
 _KEYS_OF_SETUP = ("action_space", "lr_schedule", "n_envs", "observation_space", "_random_state", "last_evaluation")
+#: Entry of a zip for what is neither a network's nor an optimizer's, see :mod:`sb3_dmpo.files.arrays`.
+ARRAYS = "arrays.npz"
 #: Where classes that zips of release 0.1.0 and before name are today, by module.
 _MOVED = {
     "sb3_dmpo.mix_awac.policies": "sb3_dmpo.awac.policies",
@@ -64,6 +67,32 @@ def read_file(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
     if not path.exists() and not path.suffix:
         path = path.with_suffix(".zip")
     return path.read_bytes()
+
+
+def arrays_entry(content: bytes) -> bytes | None:
+    """
+    The entry of a zip that holds arrays; None: it has none.
+
+    :param content: the zip, checked
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read(ARRAYS) if ARRAYS in archive.namelist() else None
+
+
+def read_arrays_of(path: str | pathlib.Path, algorithm: str) -> bytes | None:
+    """
+    The entry of a model's zip that holds arrays, without loading the model.
+
+    :param path: path of the zip
+    :param algorithm: name of the class that it has to be of
+    :raises FileNotFoundError: there is no such file
+    :raises DamagedFileError: it is no zip, not complete, or of another algorithm
+    """
+    content = read_file(path)
+    found = read_model(content).algorithm
+    if found != algorithm:
+        raise DamagedFileError(f"{path} is no zip of {algorithm}" + (f", but of {shorten(found)}." if found else "."))
+    return arrays_entry(content)
 
 
 # Settings -------------------------------------------------------------------------------------------------------

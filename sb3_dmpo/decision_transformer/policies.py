@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_dmpo.common.memory import checked_starts
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.decision_transformer.transformer import RewardModel, TransformerActor
 
@@ -164,16 +165,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
     ) -> tuple[DecisionTransformerState, np.ndarray]:
         if state is None:
             return self.initial_state(n_envs), np.ones(n_envs, bool)
-        expected = [array.shape for array in self.initial_state(n_envs)]
-        found = [np.shape(array) for array in state]
-        if found != expected:
-            raise ValueError(
-                f"The state has the shapes {found}, expected {expected}: pass the state that `predict` returned for the same "
-                f"{n_envs} environment(s), or None where all episodes begin."
-            )
-        starts = np.zeros(n_envs, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
-        if len(starts) != n_envs:
-            raise ValueError(f"episode_start has {len(starts)} entries for {n_envs} environment(s).")
+        starts = checked_starts(self.initial_state(n_envs), state, episode_start)
         return DecisionTransformerState(*state), starts
 
     def _advance(
