@@ -32,7 +32,7 @@ except ImportError:
     )
 
 HERE = Path(__file__).parent
-#: Our algorithms by the paper's names. MAPLE is a model-based method, quoted by the paper.
+#: Our algorithms by the paper's names.
 METHODS = {
     "BC": "bc",
     "TD3+BC": "td3_bc",
@@ -45,6 +45,7 @@ METHODS = {
     "LAPO": "lapo",
     "Diffusion QL": "diffusion_ql",
     "Decision Transformer": "decision_transformer",
+    "MAPLE": "maple",
     "DMPO": "dmpo",
     "infoDMPO": "infodmpo",
 }

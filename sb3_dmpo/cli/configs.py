@@ -30,6 +30,7 @@ RUN_OPTIONS = {
     "memory_map": "--memory-map",
     "seed": "--seed",
     "device": "--device",
+    "dynamics": "--dynamics",
     "verbose": "--verbose",
     "tensorboard_log": "--tensorboard-log",
 }

@@ -930,7 +930,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
         :param path: file ending in ``.onnx`` (needs the extra ``export``) or ``.pt2`` (a ``torch.export`` program)
         :raises ValueError: another ending
-        :raises NotImplementedError: the policy remembers the episode (Decision Transformer)
         :raises ImportError: onnx or onnxscript is missing
         """
         # Not with the package: the exporter is rarely needed.

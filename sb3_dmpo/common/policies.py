@@ -46,6 +46,8 @@ class OfflinePolicy(BasePolicy):
     scale_eps: ClassVar[float] = 1e-3
     #: Whether actions depend on more than the current observation.
     has_memory: ClassVar[bool] = False
+    #: Names of the arrays of its memory, in the order of the state that ``predict`` takes and returns.
+    state_names: ClassVar[tuple[str, ...]] = ()
     #: Networks that choose among actions by their values; an exported policy has them in double precision.
     gate_networks: ClassVar[tuple[str, ...]] = ()
 
@@ -224,6 +226,23 @@ class OfflinePolicy(BasePolicy):
         """
         actions: th.Tensor = self.actor(self.scale_observations(observation))
         return actions
+
+    def initial_state(self, n_envs: int) -> tuple[np.ndarray, ...]:
+        """
+        The state before the first step, one array for every name in ``state_names``.
+
+        :param n_envs: number of environments
+        """
+        return ()
+
+    def step(self, observation: th.Tensor, *state: th.Tensor) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+        """
+        Deterministic actions in [-1, 1], shape ``(batch, action_size)``, and the state after them.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        :param state: tensors of the state before, in the order of ``state_names``
+        """
+        return self._predict(observation, deterministic=True), ()
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
         """

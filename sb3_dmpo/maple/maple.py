@@ -436,19 +436,22 @@ class MAPLE(OfflineAlgorithm):
         self._setup_dataset()
         if getattr(self, "_logger", None) is None:
             self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, type(self).__name__, True)
-        if not isinstance(callback, BaseCallback):
-            callback = self._init_callback(callback)
+        with self._env_for_callbacks():
+            self._find_ensemble(self._init_callback(callback), progress_bar, log_interval)
+        return self
+
+    def _find_ensemble(self, callback: BaseCallback, progress_bar: bool, log_interval: int | None) -> None:
+        """An ensemble for the dataset: the one that there is, the one that was passed, or a new one."""
         self._unpack()
         key = DataKey.of(self._data)
         if self._dynamics is not None and self._dynamics.data == key:
-            return self
+            return
         self._dynamics = self._dynamics_summary = None
         self._forget_rollouts()
         if self._given_dynamics is not None:
             self._use_dynamics(self._given_dynamics)
-            return self
-        self._fit_ensemble(key, callback, progress_bar, log_interval)
-        return self
+        else:
+            self._fit_ensemble(key, callback, progress_bar, log_interval)
 
     def _fit_ensemble(self, key: DataKey, callback: BaseCallback, progress_bar: bool, log_interval: int | None) -> None:
         training = self._ensemble_training()
@@ -503,7 +506,7 @@ class MAPLE(OfflineAlgorithm):
         return super().has_learned or self._half_trained is not None or self._dynamics is not None
 
     def _prepare_updates(self, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
-        self.learn_model(callback, progress_bar, log_interval=None if log_interval is None else 1)
+        self._find_ensemble(callback, progress_bar, log_interval=None if log_interval is None else 1)
         self._make_environment()
         if self._model_buffer is None:
             self._replay_rollouts()

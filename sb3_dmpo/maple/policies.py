@@ -173,6 +173,7 @@ class MAPLEPolicy(OfflinePolicy):
     """
 
     has_memory: ClassVar[bool] = True
+    state_names: ClassVar[tuple[str, ...]] = MAPLEState._fields
 
     def __init__(self, *args: Any, gru_size: int = 128, context_size: int = 16, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -241,6 +242,17 @@ class MAPLEPolicy(OfflinePolicy):
         after = MAPLEState(hidden.float().cpu().numpy(), scaled_actions.float().cpu().numpy())
         actions = self.unscale_action(after.last_actions)
         return (actions if vectorized else actions[0]), after
+
+    def step(self, observation: th.Tensor, *state: th.Tensor) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+        """
+        Deterministic actions in [-1, 1], shape ``(batch, A)``, and the state after them.
+
+        :param observation: raw, shape ``(batch, S)``
+        :param state: ``hidden`` and ``last_actions``
+        """
+        hidden, last_actions = state
+        actions, after = self.act(observation, hidden, last_actions)
+        return actions, (after, actions)
 
     def _to_tensor(self, array: np.ndarray) -> th.Tensor:
         return th.as_tensor(array, dtype=self.log_alpha.dtype, device=self.observation_mean.device)
