@@ -236,6 +236,19 @@ def input_statistics(transitions: Transitions, rows: th.Tensor) -> tuple[th.Tens
     return th.as_tensor(mean), th.as_tensor(squares / len(rows)).sqrt()
 
 
+def split(n_transitions: int, generator: th.Generator) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Numbers of the transitions that are held out, and of those that are trained on.
+
+    :param n_transitions: how many there are
+    :param generator: draws first for this
+    """
+    order = th.randperm(n_transitions, generator=generator, device=generator.device)
+    n_holdout = min(int(HOLDOUT_SHARE * n_transitions), MAX_HOLDOUT)
+    # With fewer than five transitions they are their own holdout.
+    return order[: n_holdout or n_transitions], order[n_holdout:]
+
+
 class EarlyStopping:
     """
     Which nets were better than ever before, and when to stop.
@@ -299,10 +312,7 @@ class EnsembleTraining:
         self.batch_size = batch_size
         self.max_epochs = max_epochs
         generator = make_generator(0)
-        order = th.randperm(n_transitions, generator=generator, device=generator.device)
-        n_holdout = min(int(HOLDOUT_SHARE * n_transitions), MAX_HOLDOUT)
-        # With fewer than five transitions they are their own holdout.
-        self.holdout, self.rows = order[: n_holdout or n_transitions], order[n_holdout:]
+        self.holdout, self.rows = split(n_transitions, generator)
         shape = (ensemble.n_models, len(self.rows))
         self.bootstrap = th.randint(len(self.rows), shape, generator=generator, device=generator.device)
         ensemble.set_scaler(*input_statistics(transitions, self.rows))

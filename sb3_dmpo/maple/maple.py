@@ -35,7 +35,7 @@ from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from sb3_dmpo.files.arrays import pack_arrays, unpack_arrays
 from sb3_dmpo.files.safe_zip import DamagedFileError
 from sb3_dmpo.files.save_util import preserved_random_state
-from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining
+from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining, split
 from sb3_dmpo.maple.policies import MAPLEPolicy
 from sb3_dmpo.maple.rollouts import (
     CPU_BLOCK_ROWS,
@@ -111,10 +111,47 @@ class FittedDynamics(NamedTuple):
 
     :param ensemble: the ensemble
     :param data: the data
+    :param seed: of the stream that has split the data
     """
 
     ensemble: DynamicsEnsemble
     data: DataKey
+    seed: int
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FittedDynamics":
+        """
+        What :meth:`to_arrays` was called on.
+
+        :param arrays: its return value
+        :raises DamagedFileError: they are not that
+        """
+        rest = dict(arrays)
+        data, seed = DataKey.from_arrays(rest), rest.pop("seed", np.zeros(0))
+        if seed.shape != () or seed.dtype.kind != "i":
+            raise DamagedFileError("The file does not say how the data of its ensemble of dynamics were split.")
+        return cls(DynamicsEnsemble.from_arrays(rest), data, int(seed))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything as arrays."""
+        return self.ensemble.to_arrays() | self.data.to_arrays() | {"seed": np.array(self.seed)}
+
+
+class OpenLoopErrors(NamedTuple):
+    """
+    Errors of an ensemble over the horizon.
+
+    :param observations: root mean squared error of the observations in standard deviations of the dataset, by elite and step,
+        shape ``(n_elites, horizon)``
+    :param rewards: mean absolute error of the rewards, shape ``(n_elites, horizon)``
+    :param unchanged: the first of these if nothing had been predicted but that observations stay as they are, ``(horizon,)``
+    :param n_pieces: number of pieces of episodes
+    """
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    unchanged: np.ndarray
+    n_pieces: int
 
 
 class _Recipe(NamedTuple):
@@ -348,9 +385,7 @@ class MAPLE(OfflineAlgorithm):
 
     def _make_generator(self, device: th.device, *path: int) -> th.Generator:
         """A generator of one of the algorithm's own streams."""
-        generator = th.Generator(device=device)
-        generator.manual_seed(int(np.random.SeedSequence([self._stream_seed, *path]).generate_state(1)[0]))
-        return generator
+        return _generator(device, self._stream_seed, *path)
 
     def _set_termination(self, rule: str | TerminationRule) -> None:
         """Take a rule of the user's. Its name goes into the zip; who loads that names the function again."""
@@ -398,8 +433,7 @@ class MAPLE(OfflineAlgorithm):
         found = _by_prefix(unpack_arrays(content) if content is not None else {})
         if "dynamics" not in found:
             raise ValueError(f"{source} holds no finished ensemble: let `learn_model` come to its end there first.")
-        data = DataKey.from_arrays(found["dynamics"])
-        fitted = FittedDynamics(DynamicsEnsemble.from_arrays(found["dynamics"]), data)
+        fitted = FittedDynamics.from_arrays(found["dynamics"])
         sizes = (fitted.ensemble.mean.weight.shape[1] - 1, len(fitted.ensemble.input_mean))
         own = (self.policy.observation_size, self.policy.observation_size + self.policy.action_size)
         if sizes != own:
@@ -411,7 +445,7 @@ class MAPLE(OfflineAlgorithm):
 
     def _use_dynamics(self, fitted: FittedDynamics) -> None:
         ensemble = fitted.ensemble.to(self.device).requires_grad_(False)
-        self._dynamics = FittedDynamics(ensemble, fitted.data)
+        self._dynamics = fitted._replace(ensemble=ensemble)
         self._dynamics_summary = ensemble.summary()
         self.n_models, self.n_elites = ensemble.n_models, len(ensemble.elites)
         self.model_arch = tuple(layer.weight.shape[1] for layer in ensemble.layers()[:-2])
@@ -468,7 +502,7 @@ class MAPLE(OfflineAlgorithm):
                     bar.set_postfix(holdout_mse=values["model/holdout_mse"], stale=values["model/stale_epochs"])
                     if training.is_over:
                         training.finish()
-                        self._use_dynamics(FittedDynamics(training.ensemble, key))
+                        self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
                     else:
                         self._half_trained = training.to_arrays() | key.to_arrays()
                     if log_interval is not None and training.epoch % log_interval == 0:
@@ -481,7 +515,7 @@ class MAPLE(OfflineAlgorithm):
             self._is_preparing = False
         if self._dynamics is None:  # there was no epoch left to do
             training.finish()
-            self._use_dynamics(FittedDynamics(training.ensemble, key))
+            self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
 
     def _ensemble_training(self) -> EnsembleTraining:
         with preserved_random_state():
@@ -499,6 +533,44 @@ class MAPLE(OfflineAlgorithm):
             patience=self.model_patience,
             max_epochs=self.model_max_epochs,
         )
+
+    @th.no_grad()
+    def open_loop_errors(self, horizon: int | None = None, n_pieces: int = 1000) -> OpenLoopErrors:
+        """
+        How far the elites stray on their own predictions, when they follow recorded actions from steps that were held out.
+        (What comes after such a step may have been among the training data.)
+
+        :param horizon: number of steps; None: ``rollout_length``
+        :param n_pieces: at most so many pieces of episodes
+        :raises ValueError: there is no ensemble, it is of other data, or no held-out step has so many behind it
+        """
+        self._setup_dataset()
+        fitted, data = self.dynamics, self._data
+        if fitted is None or fitted.data != DataKey.of(data):
+            raise ValueError("There is no ensemble that was fitted to these data: call `learn_model` first.")
+        horizon = horizon or self.rollout_length
+        storage = data.generator.device
+        held_out, _ = split(data.n_offline, _generator(storage, fitted.seed, _MODEL_STREAM, 0))
+        starts = held_out[held_out + horizon <= data.episode_ends(held_out)][:n_pieces]
+        if len(starts) == 0:
+            raise ValueError(
+                f"No held-out step of the dataset has {horizon} steps of its episode behind it: shorten the horizon."
+            )
+        found = data.steps(starts.unsqueeze(1) + th.arange(horizon, device=storage))
+        scale = data.observation_std.clamp(min=1e-6)
+        ensemble = fitted.ensemble.to(self.device)
+        observations = found.observations[:, 0].expand(ensemble.n_models, -1, -1)
+        errors, reward_errors, unchanged = [], [], []
+        for step in range(horizon):
+            actions = found.actions[:, step].expand(ensemble.n_models, -1, -1)
+            means, _ = ensemble(th.cat([observations, actions], dim=2))
+            observations = observations + means[:, :, 1:]
+            true = found.next_observations[:, step]
+            errors.append(((observations - true) / scale).square().mean(dim=(1, 2)).sqrt()[ensemble.elites])
+            reward_errors.append((means[:, :, 0] - found.rewards[:, step, 0]).abs().mean(dim=1)[ensemble.elites])
+            unchanged.append(((found.observations[:, 0] - true) / scale).square().mean().sqrt())
+        arrays = (th.stack(errors, dim=1), th.stack(reward_errors, dim=1), th.stack(unchanged))
+        return OpenLoopErrors(*(array.cpu().numpy() for array in arrays), n_pieces=len(starts))
 
     @property
     def has_learned(self) -> bool:
@@ -747,7 +819,7 @@ class MAPLE(OfflineAlgorithm):
             return self._stored_arrays
         parts: dict[str, dict[str, np.ndarray]] = {}
         if self._dynamics is not None:
-            parts["dynamics"] = self._dynamics.ensemble.to_arrays() | self._dynamics.data.to_arrays()
+            parts["dynamics"] = self._dynamics.to_arrays()
         if self._half_trained is not None:
             parts["training"] = self._half_trained
         for done, (policy_encoder, value_encoder) in self._snapshots.items():
@@ -765,8 +837,7 @@ class MAPLE(OfflineAlgorithm):
             return
         found = _by_prefix(unpack_arrays(self._stored_arrays))
         if "dynamics" in found:
-            data = DataKey.from_arrays(found["dynamics"])
-            self._use_dynamics(FittedDynamics(DynamicsEnsemble.from_arrays(found["dynamics"]), data))
+            self._use_dynamics(FittedDynamics.from_arrays(found["dynamics"]))
         self._half_trained = found.get("training")
         encoders = tuple(len(_parameters(module)) for module in (self.policy.policy_encoder, self.policy.value_encoder))
         actor = encoders[0] + len(_parameters(self.policy.actor))
@@ -808,6 +879,12 @@ class MAPLE(OfflineAlgorithm):
         if "termination_fn" in kwargs:
             model._set_termination(kwargs["termination_fn"])
         return model
+
+
+def _generator(device: th.device, *path: int) -> th.Generator:
+    generator = th.Generator(device=device)
+    generator.manual_seed(int(np.random.SeedSequence(path).generate_state(1)[0]))
+    return generator
 
 
 def _in_words(key: DataKey) -> str:

@@ -120,6 +120,23 @@ def test_published_code_freezes_the_encoder_and_asks_another_model_at_every_step
         assert set(noise.members.flatten().tolist()) == set(other.dynamics.ensemble.elites.tolist())
 
 
+def test_open_loop_errors() -> None:
+    """The first step is the plain error on the holdout; a perfect ensemble makes none."""
+    model = maple()
+    with pytest.raises(ValueError, match="call `learn_model` first"):
+        model.open_loop_errors()
+    model.learn_model()
+    ensemble, found = model.dynamics.ensemble, model.open_loop_errors(2)
+    assert found.observations.shape == found.rewards.shape == (2, 2) and found.unchanged.shape == (2,) and found.n_pieces > 3
+    with th.no_grad():
+        for parameter in ensemble.net_parameters():
+            parameter.zero_()
+    still = model.open_loop_errors(2)
+    np.testing.assert_allclose(still.observations, np.broadcast_to(still.unchanged, (2, 2)), rtol=1e-5)
+    with pytest.raises(ValueError, match="has 9 steps of its episode behind it"):
+        model.open_loop_errors(9)
+
+
 # Rollouts -----------------------------------------------------------------------------------------------------------
 
 
@@ -510,3 +527,33 @@ def test_episodes_of_all_lengths() -> None:
             hidden = encoder.step(observations[step : step + 1], last, hidden)
     assert bool((model._hidden.policy[th.from_numpy(np.cumsum(lengths)[:-1])] == 0).all())
     assert model._pieces.sizes.tolist()[:1] == [1] and len(model._pieces.firsts) == int((-(-lengths // 3)).sum())
+
+
+@pytest.mark.slow
+def test_hopper_in_small() -> None:
+    """Everything runs on a real task: the ensemble explains the data, most imagined episodes last, all numbers are finite."""
+    minari = pytest.importorskip("minari")
+    if "zoo/hopper/medium-v0" not in minari.list_local_datasets():
+        pytest.skip("zoo/hopper/medium-v0 is not there")
+    model = MAPLE(
+        "MlpPolicy",
+        dataset="zoo/hopper/medium-v0",
+        **{"n_models": 5, "n_elites": 3, "model_arch": (64, 64, 64), "model_max_epochs": 3},
+        **{"rollout_length": 5, "rollout_batch_size": 2_000, "rollout_interval": 250, "n_retained_rollouts": 4},
+        **{"refresh_interval": 1_000, "gru_size": 32, "context_size": 8, "batch_size": 32, "real_ratio": 0.1},
+        policy_kwargs={"net_arch": [64, 64]},
+        seed=0,
+        device="cpu",
+    )
+    keeper = LogKeeper()
+    model.set_logger(Logger(None, [keeper]))
+    model.learn(2_000, log_interval=500)
+    ensemble = model.dynamics.ensemble
+    assert bool((ensemble.output_errors < ensemble.output_variances).all())
+    logs = [log for log in keeper.written if "rollout/valid_fraction" in log]
+    assert len(logs) == 4 and all(log["rollout/valid_fraction"] > 0.5 for log in logs)
+    # What the ensemble promises the policy, beside what the recorded behaviour got over as many steps
+    assert all({"rollout/mean_return", "rollout/dataset_return"} <= set(log) for log in logs)
+    assert all(np.isfinite(value) for log in keeper.written for value in log.values() if isinstance(value, float))
+    errors = model.open_loop_errors()
+    assert errors.observations[:, 0].mean() < errors.unchanged[0]

@@ -256,7 +256,7 @@ def test_failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_updates_that_depend_on_more_than_their_minibatches() -> None:
-    with pytest.raises(ValueError, match="Several seeds of MAPLE cannot learn at once: .* Train one after the other"):
+    with pytest.raises(ValueError, match=r"Several seeds of MAPLE cannot learn at once: .* Train one after the other"):
         learn_together(models("maple", 2), 1)
 
 
