@@ -569,8 +569,8 @@ class MAPLE(OfflineAlgorithm):
             errors.append(((observations - true) / scale).square().mean(dim=(1, 2)).sqrt()[ensemble.elites])
             reward_errors.append((means[:, :, 0] - found.rewards[:, step, 0]).abs().mean(dim=1)[ensemble.elites])
             unchanged.append(((found.observations[:, 0] - true) / scale).square().mean().sqrt())
-        arrays = (th.stack(errors, dim=1), th.stack(reward_errors, dim=1), th.stack(unchanged))
-        return OpenLoopErrors(*(array.cpu().numpy() for array in arrays), n_pieces=len(starts))
+        found_errors, found_rewards = (th.stack(values, dim=1).cpu().numpy() for values in (errors, reward_errors))
+        return OpenLoopErrors(found_errors, found_rewards, th.stack(unchanged).cpu().numpy(), len(starts))
 
     @property
     def has_learned(self) -> bool:

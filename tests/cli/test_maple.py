@@ -14,6 +14,7 @@ from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
 
+from sb3_dmpo.cli.configs import config_path, find_entry, parse_values
 from sb3_dmpo.maple.dynamics import EnsembleTraining
 from tests.doors import enjoy, inspect, train
 
@@ -92,6 +93,17 @@ def test_ensemble_of_another_run(call: Callable[..., Outcome], tmp_path: Path, w
         call(train, "--algo", "bc", "-n", "1", "--dynamics", str(whole / ZIP)), "--dynamics: bc fits no ensemble", "maple"
     )
     assert_one_line(call(train, *RUN, *SETTINGS, "dynamics:'x.zip'"), "use the option --dynamics")
+
+
+def test_settings_of_the_table() -> None:
+    """Those of the authors' program."""
+    for dataset in ("D4RL/hopper/medium-v2", "walker2d-medium-replay-v2.hdf5", "zoo/hopper/mixed-v0"):
+        found = parse_values(find_entry(str(config_path("maple")), dataset)[1])
+        expected = {"published_code": True, "target_entropy": -3, "n_timesteps": 1_000_000, "penalty_coef": 0.25}
+        assert {key: found[key] for key in expected} == expected
+        assert (found["n_models"], found["n_elites"], found["rollout_length"], found["batch_size"]) == (20, 14, 10, 256)
+    found = parse_values(find_entry(str(config_path("maple")), "D4RL/halfcheetah/medium-expert-v2")[1])
+    assert (found["penalty_coef"], found["reward_slack"], found["n_timesteps"]) == (5.0, 1.2, 2_000_000)
 
 
 def test_inspect_and_enjoy(call: Callable[..., Outcome], whole: Path) -> None:
