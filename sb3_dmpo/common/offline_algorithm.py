@@ -590,7 +590,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
             )
             callback.on_training_start(locals(), globals())
-            self._prepare_updates(callback, log_interval, progress_bar)
+            self._is_preparing = True
+            try:
+                self._prepare_updates(callback, log_interval, progress_bar)
+            finally:
+                self._is_preparing = False
             while self.num_timesteps < total_timesteps:
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 self.train(gradient_steps=1, batch_size=self.batch_size)

@@ -1,5 +1,6 @@
 """MAPLE."""
 
+import copy
 import pathlib
 import time
 import warnings
@@ -493,26 +494,22 @@ class MAPLE(OfflineAlgorithm):
             arrays = dict(self._half_trained)
             if DataKey.from_arrays(arrays) == key:
                 training.restore(arrays)
-        self._is_preparing = True
-        try:
-            with tqdm(desc="Dynamics ensemble", unit="epoch", initial=training.epoch, disable=not progress_bar) as bar:
-                while not training.is_over:
-                    values = training.run_epoch()
-                    bar.update()
-                    bar.set_postfix(holdout_mse=values["model/holdout_mse"], stale=values["model/stale_epochs"])
-                    if training.is_over:
-                        training.finish()
-                        self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
-                    else:
-                        self._half_trained = training.to_arrays() | key.to_arrays()
-                    if log_interval is not None and training.epoch % log_interval == 0:
-                        for name, value in values.items():
-                            self.logger.record(name, value)
-                        self.logger.dump(step=training.epoch)
-                    callback.update_locals(locals())
-                    callback.on_rollout_end()
-        finally:
-            self._is_preparing = False
+        with tqdm(desc="Dynamics ensemble", unit="epoch", initial=training.epoch, disable=not progress_bar) as bar:
+            while not training.is_over:
+                values = training.run_epoch()
+                bar.update()
+                bar.set_postfix(holdout_mse=values["model/holdout_mse"], stale=values["model/stale_epochs"])
+                if training.is_over:
+                    training.finish()
+                    self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
+                else:
+                    self._half_trained = training.to_arrays() | key.to_arrays()
+                if log_interval is not None and training.epoch % log_interval == 0:
+                    for name, value in values.items():
+                        self.logger.record(name, value)
+                    self.logger.dump(step=training.epoch)
+                callback.update_locals(locals())
+                callback.on_rollout_end()
         if self._dynamics is None:  # there was no epoch left to do
             training.finish()
             self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
@@ -641,7 +638,7 @@ class MAPLE(OfflineAlgorithm):
         since = time.monotonic()
         buffer = self._model_buffer or self._new_model_buffer()
         assert self._hidden is not None
-        values = self._fill(buffer, self._n_rollouts, self._hidden)
+        values = self._fill(buffer, self._n_rollouts, self._hidden, self.policy)
         actor = th.cat([_parameters(self.policy.policy_encoder), _parameters(self.policy.actor)])
         self._recipes.append(_Recipe(self._n_rollouts, self._refresh, actor))
         needed = {self._refresh, *(recipe.refresh for recipe in self._recipes)}
@@ -653,15 +650,16 @@ class MAPLE(OfflineAlgorithm):
             self.logger.record(f"rollout/{name}", value)
 
     @th.no_grad()
-    def _fill(self, buffer: ModelBuffer, number: int, hidden: HiddenStates) -> dict[str, float]:
+    def _fill(self, buffer: ModelBuffer, number: int, hidden: HiddenStates, policy: MAPLEPolicy) -> dict[str, float]:
         """
         Imagine the episodes of one rollout and store them; what they are like, by name.
 
         :param buffer: where they go
         :param number: number of the rollout; all that is drawn depends on it alone
         :param hidden: recurrent states of the dataset
+        :param policy: acts
         """
-        environment, policy, data = self._make_environment(), self.policy, self._data
+        environment, data = self._make_environment(), self._data
         assert self._pieces is not None
         ensemble, n, length = environment.ensemble, self.rollout_batch_size, self.rollout_length
         storage = data.generator.device
@@ -709,25 +707,21 @@ class MAPLE(OfflineAlgorithm):
         if not self._snapshots:
             return
         assert self._pieces is not None
-        policy = self.policy
-        modules = {"policy": policy.policy_encoder, "value": policy.value_encoder, "actor": policy.actor}
-        now = {name: _parameters(module) for name, module in modules.items()}
+        # On a copy: an interrupt must not leave the weights of then behind.
+        policy = copy.deepcopy(self.policy)
+        encoders = (policy.policy_encoder, policy.value_encoder)
         buffer = self._new_model_buffer()
-        try:
-            for done, (policy_encoder, value_encoder) in sorted(self._snapshots.items()):
-                _set_parameters(modules["policy"], policy_encoder)
-                _set_parameters(modules["value"], value_encoder)
-                hidden = self._pieces.hidden_states(policy, (policy.policy_encoder, policy.value_encoder))
-                for recipe in self._recipes:
-                    if recipe.refresh == done:
-                        _set_parameters(modules["policy"], recipe.actor[: len(policy_encoder)])
-                        _set_parameters(modules["actor"], recipe.actor[len(policy_encoder) :])
-                        self._fill(buffer, recipe.number, hidden)
-                if done == self._refresh:
-                    self._hidden = hidden
-        finally:
-            for name, module in modules.items():
-                _set_parameters(module, now[name])
+        for done, parameters in sorted(self._snapshots.items()):
+            for encoder, vector in zip(encoders, parameters, strict=True):
+                _set_parameters(encoder, vector)
+            hidden = self._pieces.hidden_states(policy, encoders)
+            for recipe in self._recipes:
+                if recipe.refresh == done:
+                    _set_parameters(policy.policy_encoder, recipe.actor[: len(parameters[0])])
+                    _set_parameters(policy.actor, recipe.actor[len(parameters[0]) :])
+                    self._fill(buffer, recipe.number, hidden, policy)
+            if done == self._refresh:
+                self._hidden = hidden
         self._model_buffer = buffer if self._recipes else None
 
     # Updates ---------------------------------------------------------------------------------------------------------
