@@ -168,7 +168,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--observations", type=int, default=10_000)
     parser.add_argument(
-        "--algorithms", nargs="+", choices=list(ALGOS), default=[n for n in ALGOS if n != "decision_transformer"]
+        "--algorithms",
+        nargs="+",
+        choices=list(ALGOS),
+        default=[n for n in ALGOS if n not in ("decision_transformer", "maple")],
     )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/export_parity.csv"))
     options = parser.parse_args()

@@ -27,6 +27,13 @@ ACTION_SPACE = spaces.Box(-1.0, 2.0, (2,), np.float32)
 
 #: Small networks, so that every algorithm takes seconds.
 SMALL = {"batch_size": 32, "policy_kwargs": {"net_arch": [32, 32]}}
+#: The other checkout does not have the algorithm.
+NEW = "new"
+MODEL_BASED = {
+    **{"n_models": 3, "n_elites": 2, "model_arch": [16, 16], "model_max_epochs": 3, "gru_size": 16, "context_size": 4},
+    **{"rollout_length": 5, "rollout_batch_size": 200, "rollout_interval": 50, "refresh_interval": 100},
+    "termination_fn": "never",
+}
 TRANSFORMER = {"batch_size": 16, "context_length": 5, "embed_dim": 32, "n_layers": 2, "warmup_steps": 100}
 #: What a run of 200 updates would not reach, and variants with a course of their own, by case: algorithm and arguments.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "diffusion_ql": ("diffusion_ql", {"ema_start": 50, "n_action_samples": 8}),
     "diffusion_ql, best of backups": ("diffusion_ql", {"max_q_backup": True, "max_grad_norm": None, "n_action_samples": 8}),
     "decision_transformer": ("decision_transformer", TRANSFORMER),
+    "maple": ("maple", MODEL_BASED),
     "dmpo": ("dmpo", {}),
     "dmpo, wide": ("dmpo", {"batch_size": 256, "policy_kwargs": {"net_arch": [256, 256]}}),
     "dmpo, value targets": ("dmpo", {"value_targets": True, "reward_shift": -1.0}),
@@ -123,7 +131,7 @@ def train(cases: list[str], updates: int, folder: Path) -> dict[str, Any]:
     results = {}
     for case in cases:
         name, arguments = CASES[case]
-        if name not in ALGOS:
+        if name not in ALGOS:  # the other checkout may be older
             continue
         small = {} if name == "decision_transformer" else SMALL
         model = ALGOS[name](
@@ -184,10 +192,12 @@ def compare(other: Path, cases: list[str], updates: int) -> list[tuple[str, str]
             folder.mkdir()
         processes = [_start(root, "train", cases, updates, path) for root, path in zip((other, HERE), folders, strict=True)]
         theirs, ours = map(_result, processes)
-        known = [case for case in cases if case in theirs]
-        loaded = _result(_start(HERE, "load", known, updates, folders[0])) if known else {}
-    outcomes = [(case, "new") for case in cases if case not in theirs]
-    for case in known:
+        loaded = _result(_start(HERE, "load", cases, updates, folders[0]))
+    outcomes = []
+    for case in cases:
+        if case not in theirs:
+            outcomes.append((case, NEW))
+            continue
         differences = [f"{what} after training" for what in ours[case] if ours[case][what] != theirs[case][what]]
         differences += [loaded[case]["error"]] if "error" in loaded[case] else []
         differences += [
@@ -223,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = compare(options.other.resolve(), options.cases, options.updates)
     for case, outcome in outcomes:
         sys.stdout.write(f"{case}: {outcome}\n")
-    return int(any(outcome not in ("same", "new") for _, outcome in outcomes))
+    return int(any(outcome not in ("same", NEW) for _, outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ except ImportError:
     )
 
 HERE = Path(__file__).parent
-#: Our algorithms by the papers' names. MAPLE is a model-based method, quoted by the paper.
-METHODS = {name: algo for algo, name in METHOD_NAMES.items() if algo != "maple"} | {"CQL(rho)": "cql"}
+#: Our algorithms by the papers' names.
+METHODS = {name: algo for algo, name in METHOD_NAMES.items()} | {"CQL(rho)": "cql"}
 MISSING = "-"
 Cells = dict[tuple[str, int, str], TableCell]
 

@@ -17,6 +17,7 @@ from sb3_dmpo.files.plain_text import named_faults
 from sb3_dmpo.files.safe_zip import DamagedFileError, read_model
 from sb3_dmpo.iql import IQL
 from sb3_dmpo.lapo import LAPO, LPAWAC
+from sb3_dmpo.maple import MAPLE
 from sb3_dmpo.td3_bc import TD3BC, ReBRAC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
@@ -37,6 +38,7 @@ ALGOS: dict[str, type[OfflineAlgorithm]] = {
     "lapo": LAPO,
     "diffusion_ql": DiffusionQL,
     "decision_transformer": DecisionTransformer,
+    "maple": MAPLE,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "IQL",
     "LAPO",
     "LPAWAC",
+    "MAPLE",
     "TD3BC",
     "DecisionTransformer",
     "DiffusionQL",

@@ -15,7 +15,7 @@ from tests import test_readme as readme
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.rst"))
 #: Constructing and updating their networks of full size takes seconds.
-SLOW = {f"algorithms/{name}.rst" for name in ("cql", "decision_transformer", "diffusion_ql", "lapo", "mix_awac")}
+SLOW = {f"algorithms/{name}.rst" for name in ("cql", "decision_transformer", "diffusion_ql", "lapo", "maple", "mix_awac")}
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -21,7 +21,14 @@ OBSERVATIONS = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 OURS, STOCK = "sb3_dmpo", "stable-baselines3"
 Row = dict[str, Any]
 
-_SMALL: dict[str, dict[str, Any]] = {"decision_transformer": {"embed_dim": 8, "n_layers": 1, "context_length": 4}}
+_SMALL: dict[str, dict[str, Any]] = {
+    "decision_transformer": {"embed_dim": 8, "n_layers": 1, "context_length": 4},
+    "maple": {
+        **{"n_models": 2, "n_elites": 1, "model_arch": (8,), "model_max_epochs": 1, "gru_size": 8, "context_size": 4},
+        **{"rollout_length": 2, "rollout_batch_size": 8, "rollout_interval": 10, "termination_fn": "never"},
+        "policy_kwargs": {"net_arch": [8, 8]},
+    },
+}
 
 
 def row(campaign: str, system: str, trials: int, passed: int, detail: str) -> Row:

@@ -31,6 +31,7 @@ RUN_OPTIONS = {
     "clip_actions": "--clip-actions",
     "seed": "--seed",
     "device": "--device",
+    "dynamics": "--dynamics",
     "verbose": "--verbose",
     "tensorboard_log": "--tensorboard-log",
 }

@@ -249,10 +249,13 @@ def check_stored_counts(algorithm: type[Any], attributes: Mapping[str, Any]) -> 
     """
     ranges = argument_ranges(algorithm)
     for name, value in attributes.items():
-        is_count = (
-            name in ranges and isinstance(value, int | np.integer) and name not in ("buffer_size", "learning_starts", "seed")
-        )
-        if is_count and int(value) > _MAX_STORED_COUNT:
+        if name not in ranges or name in ("buffer_size", "learning_starts", "seed"):
+            continue
+        counts = value if isinstance(value, list | tuple) else [value]
+        if any(
+            isinstance(count, int | np.integer) and not isinstance(count, bool) and count > _MAX_STORED_COUNT
+            for count in counts
+        ):
             raise UnsafeFileError(f"The file's {name} is {value}; {_MAX_STORED_COUNT} is the most that is accepted.")
 
 

@@ -21,6 +21,8 @@ from sb3_dmpo.files.save_util import atomic_write
 #: Name of the input of a policy with Box observations; Dict observations have one input per key.
 OBSERVATION_INPUT = "observation"
 ACTION_OUTPUT = "action"
+#: The state that goes in as ``hidden`` comes out as ``next_hidden``.
+STATE_PREFIX = "next_"
 #: Version of the operators in ONNX files: old enough for the runtimes of the last years.
 ONNX_OPSET = 18
 #: A number that is the size of nothing else: the exporter takes equal sizes for the same size.
@@ -29,9 +31,10 @@ EXAMPLE_BATCH_SIZE = 1009
 
 class ExportedPolicy(nn.Module):
     """
-    Deterministic ``predict`` as a function of tensors: raw observations in, actions of the environment out.
+    Deterministic ``predict`` as a function of tensors: raw observations in, actions of the environment out; of a policy that
+    remembers the episode, its state in and the state for the next call out.
 
-    :param policy: a policy without memory
+    :param policy: the policy
     """
 
     def __init__(self, policy: OfflinePolicy) -> None:
@@ -50,19 +53,22 @@ class ExportedPolicy(nn.Module):
         self.high: th.Tensor
         self.has_unit_bounds = bool(np.all(policy.action_space.low == -1.0) and np.all(policy.action_space.high == 1.0))
 
-    def forward(self, observation: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+    def forward(self, observation: th.Tensor | dict[str, th.Tensor], *state: th.Tensor) -> th.Tensor | tuple[th.Tensor, ...]:
         """
-        Actions of the environment, shape ``(batch, action_size)``.
+        Actions of the environment, shape ``(batch, action_size)``, and the new state, if the policy has any.
 
         :param observation: raw float32 observations, shape ``(batch, *shape)``, or a dict of them by canonical key
+        :param state: the state, in the order of ``state_names``
         """
         parts = list(observation.values()) if isinstance(observation, dict) else [observation]
         flat = th.cat([part.flatten(start_dim=1) for part in parts], dim=1)
-        actions = self.policy._predict(flat, deterministic=True).clamp(-1.0, 1.0)
+        actions, after = self.policy.step(flat, *state)
+        actions = actions.clamp(-1.0, 1.0)
         if not self.has_unit_bounds:
             actions = self.low + 0.5 * (actions.double() + 1.0) * (self.high - self.low)
             actions = th.minimum(th.maximum(actions, self.low), self.high)
-        return actions.to(self.action_dtype)
+        actions = actions.to(self.action_dtype)
+        return (actions, *after) if after else actions
 
 
 def example_observations(policy: OfflinePolicy, batch_size: int) -> th.Tensor | dict[str, th.Tensor]:
@@ -83,19 +89,15 @@ def export_program(policy: OfflinePolicy) -> th.export.ExportedProgram:
     """
     The policy as a ``torch.export`` program with a dynamic batch.
 
-    :param policy: a policy without memory
-    :raises NotImplementedError: the policy has a memory
+    :param policy: the policy
     """
-    if policy.has_memory:
-        raise NotImplementedError(
-            f"{type(policy).__name__} cannot be exported: it remembers the episode, so that its action is no function of one "
-            "observation. Run it through `predict` with its state, or export an algorithm without memory."
-        )
     observation = example_observations(policy, batch_size=EXAMPLE_BATCH_SIZE)
+    state = tuple(th.from_numpy(array) for array in policy.initial_state(EXAMPLE_BATCH_SIZE))
     batch = {0: th.export.Dim("batch", min=1)}
     shapes: Any = {key: batch for key in observation} if isinstance(observation, dict) else batch
+    dynamic_shapes = (shapes, tuple(batch for _ in state)) if state else (shapes,)
     with th.no_grad():
-        return th.export.export(ExportedPolicy(policy), (observation,), dynamic_shapes=(shapes,), strict=False)
+        return th.export.export(ExportedPolicy(policy), (observation, *state), dynamic_shapes=dynamic_shapes, strict=False)
 
 
 @contextlib.contextmanager
@@ -125,8 +127,8 @@ def _onnx_bytes(policy: OfflinePolicy, metadata: dict[str, str]) -> bytes:
         warnings.simplefilter("ignore")
         program = th.onnx.export(
             export_program(policy),
-            input_names=names,
-            output_names=[ACTION_OUTPUT],
+            input_names=[*names, *policy.state_names],
+            output_names=[ACTION_OUTPUT, *(STATE_PREFIX + name for name in policy.state_names)],
             opset_version=ONNX_OPSET,
             dynamo=True,
             verbose=False,
@@ -149,6 +151,10 @@ def export_policy(policy: OfflinePolicy, path: str | os.PathLike[str], metadata:
     Write a policy as one graph: scaling of the observations, networks, gate, and the way back to the environment's
     actions; what ``predict(observation, deterministic=True)`` returns, for any number of observations.
 
+    A policy that remembers the episode (MAPLE, Decision Transformer) has its state as further inputs, named as the fields of
+    what ``predict`` returns (``hidden``, ``last_actions``), and the state for the next call as further outputs
+    (``next_hidden``, ``next_last_actions``). An episode begins with the state of ``policy.initial_state(n)``.
+
     An ONNX file has an input ``"observation"``, or one per key of a Dict, shape ``(batch, *shape)`` and float32, and the
     output ``"action"``. A ``.pt2`` file holds a ``torch.export`` program that takes a tensor or a dict of tensors. What
     ``predict`` checks (shapes, finite numbers) is not checked in a graph.
@@ -157,7 +163,6 @@ def export_policy(policy: OfflinePolicy, path: str | os.PathLike[str], metadata:
     :param policy: the policy
     :param metadata: texts that go into the file
     :raises ValueError: another ending
-    :raises NotImplementedError: the policy has a memory
     :raises ImportError: onnx or onnxscript is missing
     """
     path = pathlib.Path(path)

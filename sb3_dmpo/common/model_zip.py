@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -28,12 +29,14 @@ from sb3_dmpo.common.arguments import (
 )
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.stored_weights import check_declared, check_networks
+from sb3_dmpo.files.plain_text import named_faults
 from sb3_dmpo.files.safe_values import UnsafeFileError, classes_by_name, shorten
 from sb3_dmpo.files.safe_zip import (
     FORMAT,
     MAX_DATA_BYTES,
     DamagedFileError,
     StoredModel,
+    read_model,
 )
 from sb3_dmpo.files.save_util import (
     check_random_state,
@@ -70,6 +73,23 @@ def read_file(path: str | os.PathLike[str] | io.BufferedIOBase) -> bytes:
     if isinstance(path, str | os.PathLike):
         return path_to_read(path, ".zip").read_bytes()
     return read_stream(path)
+
+
+def read_arrays_of(path: str | pathlib.Path, algorithm: str) -> bytes | None:
+    """
+    The entry of a model's zip that holds arrays, without loading the model.
+
+    :param path: path of the zip
+    :param algorithm: name of the class that it has to be of
+    :raises FileNotFoundError: there is no such file
+    :raises DamagedFileError: it is no zip, not complete, or of another algorithm
+    """
+    with named_faults(path):
+        stored = read_model(read_file(path))
+        if stored.algorithm != algorithm:
+            what = f", but of {shorten(stored.algorithm)}" if stored.algorithm else ""
+            raise DamagedFileError(f"This is no zip of {algorithm}{what}.")
+        return stored.arrays
 
 
 # Settings -------------------------------------------------------------------------------------------------------

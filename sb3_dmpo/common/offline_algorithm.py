@@ -62,7 +62,7 @@ from sb3_dmpo.data.preprocessing import (
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
 from sb3_dmpo.files.plain_text import FileError, named_faults, plain
-from sb3_dmpo.files.safe_zip import SETTINGS, DamagedFileError, read_model
+from sb3_dmpo.files.safe_zip import ARRAYS, SETTINGS, DamagedFileError, read_model
 from sb3_dmpo.files.save_util import atomic_write, path_to_write, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
@@ -149,6 +149,16 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     _is_loading: bool = False
     #: Whether it learns from rewards. What does not imitates.
     learns_from_rewards: ClassVar[bool] = True
+    #: Why not, for messages.
+    why_offline: ClassVar[str] = "has no critic and cannot improve by its own experience"
+    #: Whether an update depends on nothing but its minibatch, so that it can be compiled, and done for several seeds at once.
+    can_be_recorded: ClassVar[bool] = True
+    #: Whether ``learn`` is at what comes before the first update, which may be broken off at any moment.
+    _is_preparing: bool = False
+    #: Whether its zips hold arrays besides networks and optimizers.
+    stores_arrays: ClassVar[bool] = False
+    #: What a zip held as arrays, until it is needed.
+    _stored_arrays: bytes | None = None
     #: Whether ``learn_online`` is running.
     _is_online: bool = False
     #: Random states found in a zip; applied when training continues, never on load.
@@ -527,10 +537,26 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param loss: 0-d
         :param max_grad_norm: bound of the gradient's norm
         """
+        gradients = list(th.autograd.grad(loss, self._optimizers[name][2]))
+        self._step(name, gradients if max_grad_norm is None else clipped(gradients, max_grad_norm))
+
+    def optimize_all(self, losses: dict[str, th.Tensor]) -> None:
+        """
+        One step of several optimizers; all gradients are taken before the first step. Parameters that belong to two of them
+        move by both steps.
+
+        :param losses: 0-d, by the name given to :meth:`add_optimizer`
+        """
+        last = list(losses)[-1]
+        gradients = {
+            name: list(th.autograd.grad(loss, self._optimizers[name][2], retain_graph=name != last))
+            for name, loss in losses.items()
+        }
+        for name, own in gradients.items():
+            self._step(name, own)
+
+    def _step(self, name: str, gradients: list[th.Tensor]) -> None:
         optimizer, _, parameters = self._optimizers[name]
-        gradients = list(th.autograd.grad(loss, parameters))
-        if max_grad_norm is not None:
-            gradients = clipped(gradients, max_grad_norm)
         if self._compiled.is_recording:
             adam_step(optimizer, parameters, gradients, self._rates[name])
         else:
@@ -599,6 +625,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param n_updates: updates to come
         :param continuing: whether a run goes on
         """
+        if not self.can_be_recorded:
+            self._is_compiled = False
+            return
         before = self._is_compiled if continuing else None
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
         self._is_compiled = self._compiled.decide(self.compile, before, n_updates, optimizers, self.device)
@@ -696,6 +725,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
             )
             callback.on_training_start(locals(), globals())
+            self._is_preparing = True
+            try:
+                self._prepare_updates(callback, log_interval, progress_bar)
+            finally:
+                self._is_preparing = False
             while self.num_timesteps < total_timesteps:
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 self.train(gradient_steps=1, batch_size=self.batch_size)
@@ -705,6 +739,20 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self._flush_metrics()
             callback.on_training_end()
         return self
+
+    def _prepare_updates(self, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
+        """
+        Whatever comes before the updates of ``learn``.
+
+        :param callback: as in :meth:`learn`
+        :param log_interval: as in :meth:`learn`
+        :param progress_bar: as in :meth:`learn`
+        """
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether there is something that is worth saving."""
+        return self.num_timesteps > 0
 
     @contextlib.contextmanager
     def _env_for_callbacks(self) -> Iterator[None]:
@@ -872,9 +920,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     def _check_online(self) -> None:
         name = type(self).__name__
         if not self.learns_online:
-            raise ValueError(
-                f"{name} has no critic and cannot improve by its own experience: use an actor-critic algorithm, e.g. DMPO."
-            )
+            raise ValueError(f"{name} {self.why_offline}: use an actor-critic algorithm, e.g. DMPO.")
         if self.env is None:
             raise ValueError(f"{name} has no environment to learn in: call `set_env` first, or pass `env=` to `load`.")
 
@@ -962,6 +1008,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             "_is_online",
             "action_noise",
             "_last_good",
+            "_is_preparing",
+            "_stored_arrays",
         ]
         return [*super()._excluded_save_params(), *runtime]
 
@@ -1002,8 +1050,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             raise (error if name is None else cannot_be_saved(name, error)) from error
         finally:
             self._random_state = pending
+        arrays = self._packed_arrays()
         with zipfile.ZipFile(content, "a") as archive:
             archive.writestr(SETTINGS, settings)
+            if arrays is not None:
+                archive.writestr(ARRAYS, arrays)
         if not isinstance(path, str | os.PathLike):
             path.write(content.getbuffer())
             return
@@ -1011,6 +1062,10 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         with atomic_write(path) as file:
             file.write(content.getbuffer())
         self._last_good = path
+
+    def _packed_arrays(self) -> bytes | None:
+        """What else goes into the zip, see :mod:`sb3_dmpo.files.npz`; read when ``_stored_arrays`` are needed."""
+        return None
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """
@@ -1047,7 +1102,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
         :param path: file ending in ``.onnx`` (needs the extra ``export``) or ``.pt2`` (a ``torch.export`` program)
         :raises ValueError: another ending
-        :raises NotImplementedError: the policy remembers the episode (Decision Transformer)
         :raises ImportError: onnx or onnxscript is missing
         """
         # Not with the package: the exporter is rarely needed.
@@ -1113,6 +1167,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 if kwargs or isinstance(error, FileError):
                     raise
                 raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
+        model._stored_arrays = stored.arrays
         model._last_good = pathlib.Path(path) if isinstance(path, str | os.PathLike) else None
         if env is not None:
             model.set_env(env, force_reset)

@@ -52,6 +52,8 @@ class OfflinePolicy(BasePolicy):
     has_memory: ClassVar[bool] = False
     #: Number of hidden layers that actor and critics have at least.
     min_hidden_layers: ClassVar[int] = 0
+    #: Names of the arrays of its memory, in the order of the state that ``predict`` takes and returns.
+    state_names: ClassVar[tuple[str, ...]] = ()
     #: Networks that choose among actions by their values; an exported policy has them in double precision.
     gate_networks: ClassVar[tuple[str, ...]] = ()
     #: Networks that ``predict`` uses, but for those that follow others slowly.
@@ -277,6 +279,23 @@ class OfflinePolicy(BasePolicy):
         """
         actions: th.Tensor = self.acting("actor")(self.scale_observations(observation))
         return actions
+
+    def initial_state(self, n_envs: int) -> tuple[np.ndarray, ...]:
+        """
+        The state before the first step, one array for every name in ``state_names``.
+
+        :param n_envs: number of environments
+        """
+        return ()
+
+    def step(self, observation: th.Tensor, *state: th.Tensor) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+        """
+        Deterministic actions in [-1, 1], shape ``(batch, action_size)``, and the state after them.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        :param state: tensors of the state before, in the order of ``state_names``
+        """
+        return self._predict(observation, deterministic=True), ()
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
         """

@@ -222,6 +222,8 @@ def check_declared(cls: type[Any], stored: StoredModel) -> None:
         name = shorten(stored.algorithm)[1:-1]
         article = "an" if name.startswith(tuple("AEIO")) else "a"
         raise DamagedFileError(f"This is {article} {name} zip: use {name}.load (sb3_dmpo.load takes zips of every algorithm).")
+    if stored.arrays is not None and not cls.stores_arrays:
+        raise UnsafeFileError(f"The file holds arrays, which no zip of {cls.__name__} has.")
     for name, structure in stored.tensors.items():
         is_empty = name == "pytorch_variables" and structure in ({}, None)
         if not is_empty and name != "policy" and not (name.endswith("_optimizer") and name.isidentifier()):

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.data import Transitions
@@ -99,6 +100,14 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         """Undiscounted return of every episode, shape ``(n_episodes,)``."""
         return self.returns_to_go[self._episode_starts].squeeze(1)
 
+    def episode_ends(self, steps: th.Tensor) -> th.Tensor:
+        """
+        The step behind the last one of the episode that a step belongs to, same shape.
+
+        :param steps: numbers of steps, where the data lie
+        """
+        return self._episode_stops[th.searchsorted(self._episode_stops, steps, right=True)]
+
     def sample_sequences(self, batch_size: int, length: int) -> SequenceBatch:
         """
         Pieces of episodes, on the device, without noise. An episode is drawn with a probability in proportion to its
@@ -130,6 +139,15 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         batch.actions.clamp_(-self.action_clip, self.action_clip)
         moved: dict[str, Any] = {name: getattr(batch, name).to(self.device) for name in SequenceBatch._fields[:-1]}
         return batch._replace(**moved)
+
+    def steps(self, numbers: th.Tensor) -> ReplayBufferSamples:
+        """
+        Transitions by number, on the device, with the axes of the numbers in front, e.g. observations ``(n, length, S)``.
+
+        :param numbers: numbers of transitions, any shape, where the data lie
+        """
+        flat = self._get_samples(numbers.reshape(-1))
+        return ReplayBufferSamples(*(tensor.view(*numbers.shape, -1) for tensor in flat[:5]))
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """

@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_dmpo.common.memory import checked_starts
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.decision_transformer.transformer import RewardModel, TransformerActor
 
@@ -47,9 +48,9 @@ def observe_rewards(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
 UNKNOWN = np.inf
 
 
-def _newest_last(window: np.ndarray, newest: np.ndarray) -> np.ndarray:
+def _newest_last(window: th.Tensor, newest: th.Tensor) -> th.Tensor:
     """The window moved on by one step, same shape; a copy, as the caller may want to go back."""
-    return np.concatenate([window[:, 1:], newest[:, None]], axis=1)
+    return th.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
 
 
 class DecisionTransformerPolicy(OfflinePolicy):
@@ -75,6 +76,7 @@ class DecisionTransformerPolicy(OfflinePolicy):
 
     scale_eps: ClassVar[float] = 1e-6
     has_memory: ClassVar[bool] = True
+    state_names: ClassVar[tuple[str, ...]] = DecisionTransformerState._fields
 
     def __init__(
         self,
@@ -141,69 +143,60 @@ class DecisionTransformerPolicy(OfflinePolicy):
         if self.training:
             self.set_training_mode(False)
         observations, vectorized = self.prepare_observation(observation)
-        new_state = self._advance(observations, *self._check_state(len(observations), state, episode_start))
-        n_known = np.minimum(new_state.lengths, self.context_length)[:, None]
-        steps = np.arange(self.context_length) - self.context_length
+        before = self._check_state(len(observations), state, episode_start)
         with th.inference_mode():
-            scaled_actions = self.acting("actor")(
-                self.scale_observations(self._to_tensor(new_state.observations)),
-                self._to_tensor(new_state.actions),
-                self._to_tensor(new_state.returns_to_go[:, :, None]),
-                th.as_tensor(np.maximum(new_state.lengths[:, None] + steps, 0), device=self.device),
-                th.as_tensor(steps >= -n_known, device=self.device),
-            )[:, -1]
-        new_state.actions[:, -1] = scaled_actions.cpu().numpy()
-        actions = self.unscale_action(new_state.actions[:, -1])
+            given = [th.as_tensor(array, device=self.device) for array in (observations, *before)]
+            scaled_actions, after = self.step(*given)
+        actions = self.unscale_action(scaled_actions.cpu().numpy())
+        new_state = DecisionTransformerState(*(tensor.cpu().numpy() for tensor in after))
         return (actions if vectorized else actions[0]), new_state
 
-    def _to_tensor(self, array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(array, dtype=th.float32, device=self.device)
+    def step(self, observation: th.Tensor, *state: th.Tensor) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+        """
+        Actions in [-1, 1], shape ``(batch, action_size)``, and the state after them.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        :param state: tensors of a :class:`DecisionTransformerState`; an episode begins where ``lengths`` is 0
+        """
+        observations, actions, returns_to_go, lengths, rewards = state
+        starts = lengths == 0
+        observed = rewards.isfinite() | starts
+        rewards = th.where(observed, rewards, self._predicted_rewards(observations[:, -1], actions[:, -1], observation))
+        return_to_go = th.where(starts, self.target_return.double(), returns_to_go[:, -1] - rewards)
+        observations = _newest_last(observations, observation)
+        actions = _newest_last(actions, th.zeros_like(actions[:, 0]))
+        returns_to_go = _newest_last(returns_to_go, return_to_go)
+        lengths = lengths + 1
+        steps = th.arange(self.context_length, device=lengths.device) - self.context_length
+        n_known = lengths.clamp(max=self.context_length)
+        newest = self.acting("actor")(
+            self.scale_observations(observations),
+            actions,
+            returns_to_go.float().unsqueeze(2),
+            (lengths.unsqueeze(1) + steps).clamp(min=0),
+            steps >= -n_known.unsqueeze(1),
+        )[:, -1]
+        actions = th.cat([actions[:, :-1], newest.unsqueeze(1)], dim=1)
+        return newest, (observations, actions, returns_to_go, lengths, th.full_like(rewards, UNKNOWN))
 
     def _check_state(
         self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
-    ) -> tuple[DecisionTransformerState, np.ndarray]:
-        if state is None:
-            return self.initial_state(n_envs), np.ones(n_envs, bool)
-        expected = [array.shape for array in self.initial_state(n_envs)]
-        found = [np.shape(array) for array in state]
-        if found != expected:
-            raise ValueError(
-                f"The state has the shapes {found}, expected {expected}: pass the state that `predict` returned for the same "
-                f"{n_envs} environment(s), or None where all episodes begin."
-            )
-        starts = np.zeros(n_envs, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
-        if len(starts) != n_envs:
-            raise ValueError(f"episode_start has {len(starts)} entries for {n_envs} environment(s).")
-        return DecisionTransformerState(*state), starts
-
-    def _advance(
-        self, observations: np.ndarray, state: DecisionTransformerState, starts: np.ndarray
     ) -> DecisionTransformerState:
-        """The state with the new observations and returns-to-go, its newest actions still 0."""
-        is_known = np.isfinite(state.rewards) | starts
-        predicted = np.zeros(len(starts)) if is_known.all() else self._predicted_rewards(state, observations)
-        rewards = np.where(is_known, state.rewards, predicted)
-        returns_to_go = np.where(starts, self.target_return.item(), state.returns_to_go[:, -1] - rewards)
-        return DecisionTransformerState(
-            observations=_newest_last(state.observations, observations),
-            actions=_newest_last(state.actions, np.zeros_like(state.actions[:, 0])),
-            returns_to_go=_newest_last(state.returns_to_go, returns_to_go),
-            lengths=np.where(starts, 0, state.lengths) + 1,
-            rewards=np.full_like(state.rewards, UNKNOWN),
-        )
+        """The state before a step, with a length of 0 where episodes begin."""
+        initial = self.initial_state(n_envs)
+        if state is None:
+            return initial
+        starts = checked_starts(initial, state, episode_start)
+        found = DecisionTransformerState(*state)
+        return found._replace(lengths=np.where(starts, 0, found.lengths))
 
-    def _predicted_rewards(self, state: DecisionTransformerState, next_observations: np.ndarray) -> np.ndarray:
+    def _predicted_rewards(self, observations: th.Tensor, actions: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
         """What the last actions have probably brought, shape ``(n,)``; 0 without a model."""
         if self.reward_model is None:
-            return np.zeros(len(next_observations))
-        with th.inference_mode():
-            rewards = self.reward_model(
-                self.scale_observations(self._to_tensor(state.observations[:, -1])),
-                self._to_tensor(state.actions[:, -1]),
-                self.scale_observations(self._to_tensor(next_observations)),
-            )
-        predicted: np.ndarray = rewards.squeeze(1).double().cpu().numpy()
-        return predicted
+            return th.zeros_like(next_observations[:, 0], dtype=th.float64)
+        scaled, scaled_next = self.scale_observations(observations), self.scale_observations(next_observations)
+        rewards: th.Tensor = self.reward_model(scaled, actions, scaled_next)
+        return rewards.squeeze(1).double()
 
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         # Without a state there is nothing but the first step of an episode.

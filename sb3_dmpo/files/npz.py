@@ -1,7 +1,9 @@
-"""Reading NumPy's ``.npz`` of unknown origin: plain numbers, for which the bytes are there."""
+"""NumPy's ``.npz``; read from files of unknown origin, it is plain numbers and texts for which the bytes are there."""
 
 import io
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,3 +39,14 @@ def read_npz(content: bytes) -> dict[str, npt.NDArray[np.generic]]:
         values = np.frombuffer(entry, dtype, offset=file.tell()) if n_bytes else np.zeros(0, dtype)
         arrays[name.removesuffix(".npy")] = values.reshape(shape, order="F" if is_fortran else "C")
     return arrays
+
+
+def pack_npz(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """
+    Arrays as bytes, for :func:`read_npz`; ``np.load`` reads them too.
+
+    :param arrays: by name
+    """
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()

@@ -21,6 +21,8 @@ MAX_DATA_BYTES = 4 * 2**20
 SETTINGS, FORMAT = "settings.json", 1
 #: The other entries of Stable-Baselines3's format that are not tensors.
 _DATA, _SYSTEM = "data", "system_info.txt"
+#: Our entry for what is neither a network's nor an optimizer's; of algorithms that have such things.
+ARRAYS = "arrays.npz"
 _NOTES = {SETTINGS, _DATA, _SYSTEM, "_stable_baselines3_version"}
 
 
@@ -35,6 +37,7 @@ class StoredModel:
     :param policy: alias of the policy, or the name of its class
     :param system: on what it was made
     :param data: the attributes as Stable-Baselines3 has pickled them; they are read if the caller trusts the file
+    :param arrays: the entry for :func:`sb3_dmpo.files.npz.read_npz`; None: there is none
     """
 
     tensors: dict[str, Any]
@@ -43,6 +46,7 @@ class StoredModel:
     policy: str | None = None
     system: str = ""
     data: bytes = b""
+    arrays: bytes | None = None
 
     def decode(
         self, allowed_keys: Collection[str], classes: Mapping[str, type], replaced: Collection[str] = ()
@@ -116,9 +120,9 @@ def _check_entries(content: bytes) -> tuple[dict[str, bytes], dict[str, Any]]:
     for name, entry in entries.items():
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,99}\.pth", name):
             tensors[name.removesuffix(".pth")] = _check_tensors(name, entry, budget)
-        elif name not in _NOTES:
+        elif name not in {*_NOTES, ARRAYS}:
             raise UnsafeFileError(f"The file holds the entry '{name[:100]}', which no model has.")
-        elif len(entry) > MAX_DATA_BYTES:
+        elif name != ARRAYS and len(entry) > MAX_DATA_BYTES:
             raise UnsafeFileError(f"The attributes in '{name}' take {len(entry)} bytes; {MAX_DATA_BYTES} are allowed.")
     return entries, tensors
 
@@ -156,7 +160,7 @@ def read_model(content: bytes) -> StoredModel:
         raise DamagedFileError("The attributes of the model are not a JSON object.")
     if stored.get("format") != FORMAT:
         raise UnsafeFileError("The attributes of the model are in the format of another version: update sb3_dmpo.")
-    return StoredModel(tensors, stored["attributes"], stored["algorithm"], stored["policy"], system, data)
+    return StoredModel(tensors, stored["attributes"], stored["algorithm"], stored["policy"], system, data, entries.get(ARRAYS))
 
 
 def _json(read: Callable[[], Any]) -> Any:

@@ -129,6 +129,27 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
     return plain_text(", ".join(parts))
 
 
+def dynamics_text(found: Any) -> str | None:
+    """
+    A fitted ensemble of dynamics in words; None where there is none.
+
+    :param found: as :meth:`sb3_dmpo.maple.dynamics.DynamicsEnsemble.summary` has it
+    """
+    if not isinstance(found, dict):
+        return None
+    try:
+        errors = [float(error) for error in found["holdout_mse_by_output"]]
+        variances = [float(variance) for variance in found["holdout_variance_by_output"]]
+        unexplained = [error / variance for error, variance in zip(errors, variances, strict=True) if variance > 0]
+        parts = [f"{int(found['n_models'])} nets, elites {', '.join(str(int(elite)) for elite in found['elites'])}"]
+        parts.append(f"holdout error {float(found['holdout_mse']):.4g} (reward {errors[0]:.4g})")
+        if unexplained:
+            parts.append(f"{100 * max(unexplained):.0f}% of the variance unexplained in the worst output")
+        return plain_text("; ".join(parts))
+    except (KeyError, TypeError, ValueError, IndexError):
+        return "cannot be read"
+
+
 def _score(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "none: it was not evaluated in training"
@@ -149,6 +170,7 @@ def summary_lines(summary: ModelSummary) -> list[tuple[str, str]]:
     algorithm = f"{class_name} (--algo {summary.algorithm})" if class_name else "none of this package"
     settings = [f"{name}={plain_text(value)}" for name, value in sorted(summary.hyperparameters.items())]
     fingerprint = attributes.get("dataset_fingerprint")
+    dynamics = dynamics_text(attributes.get("_dynamics_summary"))
     dataset = plain_text(attributes.get("dataset_id") or "data without a name")
     return [
         ("file", plain_text(f"{summary.path}, complete, all checksums right")),
@@ -160,6 +182,7 @@ def summary_lines(summary: ModelSummary) -> list[tuple[str, str]]:
         ("actions", _space(attributes.get("action_space"))),
         ("seed", plain_text(attributes.get("seed"))),
         ("weights", f"{summary.weight_bytes / 1e6:.2f} MB"),
+        *([] if dynamics is None else [("dynamics", dynamics)]),
         ("settings", ", ".join(settings) or "unknown"),
         ("made with", ", ".join(summary.system) or "unknown"),
     ]

@@ -86,6 +86,8 @@ def check_together(models: Sequence[OfflineAlgorithm]) -> None:
                     f"{value} in number {i}."
                 )
     obstacle = missing_for_recording([optimizer for optimizer, _, _ in first._optimizers.values()])
+    if not first.can_be_recorded:
+        obstacle = "its updates depend on more than their minibatches"
     if obstacle is not None:
         raise ValueError(
             f"Several seeds of {type(first).__name__} cannot learn at once: {obstacle}. Train one after the other."

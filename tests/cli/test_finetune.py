@@ -67,6 +67,7 @@ def test_killed_and_resumed(call: Callable[..., Outcome], tmp_path: Path) -> Non
     ("arguments", "words"),
     [
         (["--algo", "bc", "--finetune", "5"], ["bc has no critic", "td3_bc"]),
+        (["--algo", "maple", "--finetune", "5"], ["maple learns from episodes that its model", "td3_bc"]),
         (["--finetune", "5", "--finetune-params", "noise_sdt:1"], ["noise_sdt", "noise_std"]),
         (["--finetune", "5", "--finetune-params", "n_envs:0"], ["n_envs is 0", "at least 1"]),
         (["--finetune", "5", "--finetune-params", "noise_std:True"], ["noise_std", "at least 0"]),

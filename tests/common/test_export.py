@@ -1,5 +1,6 @@
 """Exported graphs act as ``predict`` does, in other runtimes and for any number of observations."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from tests.contract import DATA, DICT_DATA, make
 from tests.toy_data import EPISODE_LENGTH, DriftEnv, make_transitions
 
 TOLERANCE = 1e-5
-WITHOUT_MEMORY = [name for name in ALGOS if name != "decision_transformer"]
+WITH_MEMORY = ("decision_transformer", "maple")
+WITHOUT_MEMORY = [name for name in ALGOS if name not in WITH_MEMORY]
 #: The exporter takes seconds for most of them.
 ONNX_ALGORITHMS = [name if name in ("dmpo", "bc") else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_MEMORY]
 
@@ -76,6 +78,46 @@ def test_onnx(name: str, tmp_path: Path) -> None:
         observation, *_ = env.step(action[0])
 
 
+def assert_same_episodes(model: OfflineAlgorithm, run: Callable[..., list[np.ndarray]]) -> None:
+    """Two environments, longer than any context: with the state handed on, the graph acts as ``predict`` does."""
+    policy = model.policy
+    observations = np.cumsum(random_observations(model, 24).reshape(12, 2, 3), axis=0).astype(np.float32)
+    state: Any = policy.initial_state(2)
+    expected_state: Any = None
+    for observation in observations:
+        expected, expected_state = model.predict(observation, expected_state, deterministic=True)
+        actions, *state = run(observation, *state)
+        assert actions.dtype == expected.dtype and [array.dtype for array in state] == [a.dtype for a in expected_state]
+        np.testing.assert_allclose(actions, expected, atol=TOLERANCE, rtol=0.0)
+        for found, known in zip(state, expected_state, strict=True):
+            np.testing.assert_allclose(found, known, atol=1e-4, rtol=1e-4)
+    fresh, *_ = run(observations[0], *policy.initial_state(2))
+    np.testing.assert_allclose(fresh, model.predict(observations[0], deterministic=True)[0], atol=TOLERANCE, rtol=0.0)
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_torch_export_with_a_state(name: str, tmp_path: Path) -> None:
+    model = make(name, dataset=DATA).learn(8)
+    model.export(tmp_path / "policy.pt2")
+    program = th.export.load(tmp_path / "policy.pt2").module()
+    assert_same_episodes(model, lambda *given: [out.detach().numpy() for out in program(*map(th.from_numpy, given))])
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_onnx_with_a_state(name: str, tmp_path: Path) -> None:
+    model = make(name, dataset=DATA).learn(8)
+    model.export(tmp_path / "policy.onnx")
+    session = onnx_session(tmp_path / "policy.onnx")
+    names = list(model.policy.state_names)
+    assert [entry.name for entry in session.get_inputs()] == ["observation", *names]
+    assert [entry.name for entry in session.get_outputs()] == ["action", *(f"next_{name}" for name in names)]
+
+    def run(*given: np.ndarray) -> list[np.ndarray]:
+        return list(session.run(None, dict(zip(["observation", *names], given, strict=True))))
+
+    assert_same_episodes(model, run)
+
+
 def test_onnx_multiplies_nothing_that_is_transposed_on_the_way(tmp_path: Path) -> None:
     """ONNX Runtime up to 1.23 would fuse both into an operator that it does not have for doubles."""
     onnx = pytest.importorskip("onnx")
@@ -131,8 +173,6 @@ def test_exporting_leaves_the_model_alone(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotImplementedError, match="remembers the episode"):
-        make("decision_transformer", dataset=DATA).export(tmp_path / "policy.onnx")
     model = make("bc", dataset=DATA)
     with pytest.raises(ValueError, match=r"\.onnx .*\.pt2"):
         model.export(tmp_path / "policy.pt")

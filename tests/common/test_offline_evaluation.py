@@ -24,7 +24,7 @@ from sb3_dmpo.data import DatasetError
 from tests.contract import DATA, UPDATES, assert_same, make, random_states
 from tests.toy_data import make_transitions
 
-WITHOUT_MEMORY = [name for name in ALGOS if name != "decision_transformer"]
+WITHOUT_MEMORY = [name for name in ALGOS if name not in ("decision_transformer", "maple")]
 QUICK: dict[str, Any] = {"n_updates": 600, "net_arch": (32,), "batch_size": 128, "tau": 0.05, "learning_rate": 3e-3}
 
 
@@ -123,6 +123,7 @@ def test_actions_are_those_of_predict() -> None:
     [
         (fitted_q_evaluation, "decision_transformer", "remembers the episode"),
         (action_distance, "decision_transformer", "remembers the episode"),
+        (action_distance, "maple", "remembers the episode"),
         (initial_state_value, "bc", "no critic"),
         (component_usage, "td3_bc", "no sub-policies"),
     ],

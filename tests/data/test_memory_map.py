@@ -22,6 +22,7 @@ from sb3_dmpo.data import loading as datasets
 from sb3_dmpo.data import transitions as dataset_types
 from sb3_dmpo.data.transitions import new_mapped_array
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
+from tests.contract import SMALL
 from tests.data.test_properties import episode_lists, in_pytest
 from tests.dataset_helpers import ACTIONS, make_dataset, random_episodes
 from tests.doors import train
@@ -186,11 +187,16 @@ def test_what_a_mapped_buffer_cannot_do() -> None:
         pickle.dumps(buffer)
 
 
-@pytest.mark.parametrize("name", ["bc", "iql", "lapo", "rebrac", "decision_transformer"])
+@pytest.mark.parametrize("name", ["bc", "iql", "lapo", "rebrac", "decision_transformer", "maple"])
 def test_training_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     """Also when a run in memory goes on mapped: the data are the same, and so is their hash."""
     dataset = recorded()
-    small = {"embed_dim": 8, "context_length": 4} if name == "decision_transformer" else {"policy_kwargs": {"net_arch": [8]}}
+    small: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
+    if name == "decision_transformer":
+        small = {"embed_dim": 8, "context_length": 4}
+
+    if name == "maple":
+        small |= SMALL["maple"]
 
     def model(memory_map: bool) -> Any:
         return ALGOS[name]("MlpPolicy", dataset=dataset, batch_size=8, seed=0, memory_map=memory_map, device="cpu", **small)

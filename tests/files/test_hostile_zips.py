@@ -21,6 +21,7 @@ from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.files.safe_zip import MAX_DATA_BYTES, DamagedFileError, UnsafeFileError, check_archive
 from sb3_dmpo.files.settings import encode
+from tests.contract import SMALL
 from tests.files.test_hostile_pickles import named
 from tests.files.test_safe_zip import pickled, rewritten, with_attribute, with_setting
 from tests.toy_data import make_transitions
@@ -39,6 +40,8 @@ def contents() -> Callable[[str], bytes]:
             small: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
             if name == "decision_transformer":
                 small = {"embed_dim": 8, "n_layers": 1, "context_length": 4}
+            if name == "maple":
+                small |= SMALL["maple"]
             model = ALGOS[name]("MlpPolicy", dataset=make_transitions(), seed=0, device="cpu", batch_size=4, **small)
             file = io.BytesIO()
             model.learn(1).save(file)

@@ -69,6 +69,7 @@ def report_lines(report: DatasetReport) -> list[tuple[str, str]]:
         ),
         ("multimodality", _multimodality(report.multimodality)),
         ("advice", report.advice),
+        ("model-based", report.cost_of_a_model),
     ]
 
 

@@ -192,6 +192,32 @@ def interrupts_handled(handler: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+class SaveBeforeUpdates(BaseCallback):
+    """
+    Saves the model while what comes before the first update goes on (MAPLE fits an ensemble), so that ``--resume`` finds it.
+
+    :param folder: where the checkpoint goes
+    """
+
+    #: Saving takes at most this share of the time.
+    largest_share = 0.05
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "rl_model_0_steps.zip"
+        self._not_before = 0.0
+
+    def _on_rollout_end(self) -> None:
+        now = time.monotonic()
+        if self.model.num_timesteps == 0 and now >= self._not_before:
+            self.model.save(self.path)
+            seconds = time.monotonic() - now
+            self._not_before = now + seconds / self.largest_share
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class StopOnInterrupt(BaseCallback):
     """Ends training after the current update (or evaluation) on the first Ctrl-C, and at once on the second."""
 
@@ -218,7 +244,8 @@ class StopOnInterrupt(BaseCallback):
         is_first, self.requested = not self.requested, True
         if self._is_over:
             return
-        if not (is_first and self._training):
+        # What comes before the first update may take long, and goes on where it was broken off.
+        if not (is_first and self._training) or getattr(self.model, "_is_preparing", False):
             raise KeyboardInterrupt
         sys.stderr.write("\nStopping after this update (or evaluation), then saving. Ctrl-C again stops at once.\n")
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import sb3_dmpo
 from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_seeds
@@ -15,6 +16,7 @@ from sb3_dmpo.cli.train.finetune import FineTuningManager, finetune_settings
 from sb3_dmpo.cli.train.resume import find_run
 from sb3_dmpo.cli.train.seeds import SeveralSeedsManager
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
+from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.hub.summary import read_summary
 
@@ -63,6 +65,12 @@ class TrainParser(ZooParser):
             metavar="SEED",
             help="instead of --seed: train these at once, e.g. 0-4 or 0,2,5; each ends as its own run would",
         )
+        self.add_argument(
+            "--dynamics",
+            default="",
+            metavar="MODEL.zip",
+            help="maple: take the fitted ensemble of another run on the same data",
+        )
         self.add_argument("--results", default="", metavar="FILE.csv", help="append a row for every evaluation")
 
     def prepare(self, options: argparse.Namespace) -> None:
@@ -78,6 +86,10 @@ class TrainParser(ZooParser):
         options.finetune_params = finetune_settings(options)
         if options.memory_map and options.finetune > 0:
             raise UsageError("--finetune adds transitions to the data, and --memory-map leaves those on disk: choose one.")
+        if options.dynamics and "dynamics" not in constructor_arguments(sb3_dmpo.ALGOS[options.algo]):
+            raise UsageError(f"--dynamics: {options.algo} fits no ensemble of dynamics, maple does.")
+        if options.dynamics and not os.path.isfile(options.dynamics):
+            raise UsageError(f"--dynamics {options.dynamics} is no file: name the zip of a MAPLE model.")
         options.argv = list(self.argv)
         is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
         self.open_dataset(options, is_stepped=is_evaluated or options.finetune > 0)

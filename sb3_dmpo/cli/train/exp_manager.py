@@ -25,7 +25,14 @@ from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import plain
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
-from sb3_dmpo.cli.train.callbacks import ProgressFile, ResultHandler, RunEvalCallback, StopOnInterrupt, TrialProgress
+from sb3_dmpo.cli.train.callbacks import (
+    ProgressFile,
+    ResultHandler,
+    RunEvalCallback,
+    SaveBeforeUpdates,
+    StopOnInterrupt,
+    TrialProgress,
+)
 from sb3_dmpo.cli.train.resume import InterruptedRun, lock_run
 from sb3_dmpo.cli.zoo import swapped
 from sb3_dmpo.common.evaluation import EvaluationResult
@@ -159,6 +166,8 @@ class OfflineExperimentManager(ExperimentManager):
         arguments["dataset"] = self.source
         arguments["memory_map"] = self.args.memory_map
         arguments["clip_actions"] = self.args.clip_actions
+        if self.args.dynamics:
+            arguments["dynamics"] = self.args.dynamics
         if "policy" not in arguments:
             is_dict = isinstance(self.source.observation_space, spaces.Dict)
             arguments["policy"] = "MultiInputPolicy" if is_dict else "MlpPolicy"
@@ -225,6 +234,7 @@ class OfflineExperimentManager(ExperimentManager):
             return
         self.progress_file = ProgressFile(Path(self.save_path) / "progress.csv")
         self.callbacks.append(self.progress_file)
+        self.callbacks.append(SaveBeforeUpdates(Path(self.save_path)))
         self.eval_callback = self.make_eval_callback(self.save_path, self._on_result)
         if self.eval_callback is not None:
             self.callbacks.append(self.eval_callback)
@@ -263,6 +273,8 @@ class OfflineExperimentManager(ExperimentManager):
         changed: dict[str, Any] = {}
         if self.resumed is not None:
             print(f"Resuming {self.trained_agent}")
+            # A function is never imported because a file names it: here the config does.
+            changed = {key: hyperparams[key] for key in ("termination_fn",) if key in hyperparams}
         else:
             print(f"Continuing {self.trained_agent}, with its own hyperparameters but for those of -params")
             changed = {key: hyperparams[key] for key in self.custom_hyperparams or {} if key in hyperparams}
@@ -381,7 +393,7 @@ class OfflineExperimentManager(ExperimentManager):
         :raises KeyboardInterrupt: training was interrupted (after saving)
         """
         with self._until_saved:
-            if model.num_timesteps == 0:
+            if not getattr(model, "has_learned", model.num_timesteps > 0):
                 print("Interrupted before the first update: nothing to save.")
                 raise KeyboardInterrupt
             if self._is_finished:

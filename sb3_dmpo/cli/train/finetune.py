@@ -54,7 +54,8 @@ def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--finetune continues a run: it does not go with -optimize.")
     if not sb3_dmpo.ALGOS[options.algo].learns_online:
         known = ", ".join(name for name, algorithm in sb3_dmpo.ALGOS.items() if algorithm.learns_online)
-        raise UsageError(f"{options.algo} has no critic and cannot be fine-tuned in an environment; these can: {known}.")
+        why = sb3_dmpo.ALGOS[options.algo].why_offline
+        raise UsageError(f"{options.algo} {why}, so that it cannot be fine-tuned in an environment; these can: {known}.")
     settings = dict(DEFAULTS)
     for text in options.finetune_params:
         name, _, value = text.partition(":")

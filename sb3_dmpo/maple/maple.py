@@ -1,0 +1,927 @@
+"""MAPLE."""
+
+import copy
+import pathlib
+import time
+import warnings
+from collections import deque
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common import utils
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from torch.nn.utils import parameters_to_vector
+from tqdm import tqdm
+
+from sb3_dmpo.common.arguments import (
+    COUNT,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Range,
+    is_whole,
+    one_of,
+    optional,
+)
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.model_zip import read_arrays_of
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
+from sb3_dmpo.data import DatasetError
+from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
+from sb3_dmpo.files.npz import pack_npz, read_npz
+from sb3_dmpo.files.safe_zip import DamagedFileError
+from sb3_dmpo.files.save_util import preserved_random_state
+from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining, split
+from sb3_dmpo.maple.policies import MAPLEPolicy
+from sb3_dmpo.maple.rollouts import (
+    CPU_BLOCK_ROWS,
+    GPU_BLOCK_NET_ROWS,
+    EpisodePieces,
+    HiddenStates,
+    LearnedEnvironment,
+    ModelBuffer,
+    RolloutNoise,
+    Sequences,
+    observation_limits,
+)
+from sb3_dmpo.maple.termination import RULES, TerminationRule, find_rule, known_rule, rule_name
+
+SelfMAPLE = TypeVar("SelfMAPLE", bound="MAPLE")
+
+#: The target entropy of the published code, on every task.
+PUBLISHED_TARGET_ENTROPY = -3.0
+#: What the algorithm's own streams of random numbers are for.
+_MODEL_STREAM, _ROLLOUT_STREAM = 0, 1
+
+
+def _is_arch(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(is_whole(width, 1) for width in value)
+
+
+class DataKey(NamedTuple):
+    """
+    What an ensemble was fitted to.
+
+    :param fingerprint: hash of the dataset
+    :param transform: scale and shift of the rewards, and the bound of the actions
+    """
+
+    fingerprint: str
+    transform: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, buffer: OfflineReplayBuffer) -> "DataKey":
+        """
+        That of a dataset.
+
+        :param buffer: the dataset
+        """
+        return cls(buffer.fingerprint, (float(buffer.reward_scale), float(buffer.reward_shift), float(buffer.action_clip)))
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "DataKey":
+        """
+        That of :meth:`to_arrays`.
+
+        :param arrays: what it returned; the entries are taken out
+        :raises DamagedFileError: it is not there
+        """
+        try:
+            fingerprint, transform = arrays.pop("fingerprint"), arrays.pop("transform")
+            scale, shift, clip = map(float, transform)
+            return cls(fingerprint.astype(np.uint8).tobytes().decode(), (scale, shift, clip))
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedFileError(f"The file does not say what its ensemble of dynamics was fitted to ({error}).") from None
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """As arrays."""
+        return {
+            "fingerprint": np.frombuffer(self.fingerprint.encode(), np.uint8),
+            "transform": np.array(self.transform),
+        }
+
+
+class FittedDynamics(NamedTuple):
+    """
+    An ensemble, and what it was fitted to.
+
+    :param ensemble: the ensemble
+    :param data: the data
+    :param seed: of the stream that has split the data
+    """
+
+    ensemble: DynamicsEnsemble
+    data: DataKey
+    seed: int
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FittedDynamics":
+        """
+        What :meth:`to_arrays` was called on.
+
+        :param arrays: its return value
+        :raises DamagedFileError: they are not that
+        """
+        rest = dict(arrays)
+        data, seed = DataKey.from_arrays(rest), rest.pop("seed", np.zeros(0))
+        if seed.shape != () or seed.dtype.kind != "i":
+            raise DamagedFileError("The file does not say how the data of its ensemble of dynamics were split.")
+        return cls(DynamicsEnsemble.from_arrays(rest), data, int(seed))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything as arrays."""
+        return self.ensemble.to_arrays() | self.data.to_arrays() | {"seed": np.array(self.seed)}
+
+
+class OpenLoopErrors(NamedTuple):
+    """
+    Errors of an ensemble over the horizon.
+
+    :param observations: root mean squared error of the observations in standard deviations of the dataset, by elite and step,
+        shape ``(n_elites, horizon)``
+    :param rewards: mean absolute error of the rewards, shape ``(n_elites, horizon)``
+    :param unchanged: the first of these if nothing had been predicted but that observations stay as they are, ``(horizon,)``
+    :param n_pieces: number of pieces of episodes
+    """
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    unchanged: np.ndarray
+    n_pieces: int
+
+
+class _Recipe(NamedTuple):
+    """
+    What made a rollout: enough to make it again.
+
+    :param number: number of the rollout
+    :param refresh: number of updates at the refresh whose hidden states it began with
+    :param actor: parameters of the policy's encoder and of the actor
+    """
+
+    number: int
+    refresh: int
+    actor: th.Tensor
+
+
+class MAPLE(OfflineAlgorithm):
+    """
+    MAPLE: a model-based method. An ensemble of dynamics models is fitted to the dataset; a recurrent soft actor-critic learns
+    from short imagined episodes in them and from the data. What a model gets wrong is not forbidden by a large penalty: the
+    policy learns to recognise, from the steps so far, which dynamics it faces, and adapts when it acts.
+
+    Paper: Chen, Yu, Li, Luo, Qin, Shang, Ye: *Offline Model-based Adaptable Policy Learning*, NeurIPS 2021. Details follow the
+    published code, but for three points in which that contradicts the idea of the method: there the policy's encoder is never
+    trained, every step of an imagined episode is answered by another model, and the target entropy is -3 on every task.
+    ``published_code=True`` does the same.
+
+    :meth:`learn` first fits the ensemble, which takes no timestep (:meth:`learn_model`), and then counts one timestep per
+    update. Where the same data serve several runs, ``dynamics=`` takes the ensemble of another one.
+
+    Observations are not scaled; the ensemble has a scaler of its own. ``policy_delay`` and ``compile`` have no effect.
+
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment; optional
+    :param dataset: Minari id, ``MinariDataset``, SB3 ``ReplayBuffer``, path to a D4RL HDF5 file, ...
+    :param learning_rate: learning rate of actor, critics and entropy coefficient
+    :param batch_size: number of sequences in a minibatch
+    :param n_models: number of networks in the ensemble
+    :param n_elites: how many of them answer in imagined episodes, the best on held-out data
+    :param model_arch: widths of their hidden layers
+    :param model_learning_rate: their learning rate
+    :param model_batch_size: transitions in a minibatch of each of them
+    :param model_patience: the ensemble is finished when more epochs than this in a row have improved no network
+    :param model_max_epochs: or after so many epochs; None: no limit
+    :param dynamics: ensemble to take instead of fitting one: the path of a MAPLE zip, or ``other_model.dynamics``; it has to
+        be fitted to the same data. Its number of networks, elites and widths are taken over
+    :param rollout_length: steps of an imagined episode, and of a piece of the dataset
+    :param rollout_batch_size: imagined episodes at a time
+    :param rollout_interval: updates between them
+    :param n_retained_rollouts: how many times' episodes are kept
+    :param real_ratio: share of the minibatch that comes from the dataset
+    :param penalty: ``"aleatoric"``: largest norm of the standard deviations that a network predicts; ``"disagreement"``:
+        largest distance of a network's prediction to the mean of all
+    :param penalty_coef: weight of the penalty in imagined rewards
+    :param penalty_clip: the largest penalty
+    :param reward_slack: factor on the penalty's share in the lower bound of imagined rewards
+    :param termination_fn: when an imagined episode ends: ``"auto"`` (by the names of dataset and environment), the name of a
+        rule (``"hopper"``, ``"walker2d"``, ``"halfcheetah"``, ``"ant"``, ``"humanoid"``, ``"never"``, ``"two_goals"``), or a
+        function ``f(observations, actions, next_observations)`` of tensors to a bool tensor ``(n,)``, at the top of a module
+    :param gru_size: width of the recurrent states
+    :param context_size: size of the context
+    :param target_entropy: target of the policy's entropy; None: minus the number of action entries
+    :param refresh_interval: updates after which the recurrent states of the dataset are computed anew
+    :param published_code: see above
+    :param kwargs: further arguments of :class:`OfflineAlgorithm`
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MAPLEPolicy, "MultiInputPolicy": MAPLEPolicy}
+    policy: MAPLEPolicy
+    argument_ranges: ClassVar[dict[str, Range]] = {
+        **dict.fromkeys(("n_models", "n_elites", "model_batch_size", "rollout_length", "rollout_batch_size"), COUNT),
+        **dict.fromkeys(("rollout_interval", "n_retained_rollouts", "gru_size", "context_size", "refresh_interval"), COUNT),
+        "model_arch": Range(_is_arch, "widths of the hidden layers, e.g. (200, 200, 200, 200)"),
+        "model_learning_rate": POSITIVE,
+        "model_max_epochs": optional(COUNT),
+        "model_patience": COUNT,
+        "penalty": one_of("aleatoric", "disagreement"),
+        "penalty_clip": NOT_NEGATIVE,
+        "penalty_coef": NOT_NEGATIVE,
+        "real_ratio": UNIT,
+        "reward_slack": NOT_NEGATIVE,
+        "target_entropy": optional(FINITE),
+        "compile": one_of(False, "auto"),
+    }
+    learns_online: ClassVar[bool] = False
+    why_offline: ClassVar[str] = "learns from episodes that its model of the recorded data imagines, and not online"
+    can_be_recorded: ClassVar[bool] = False
+    stores_arrays: ClassVar[bool] = True
+    replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = SequenceReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        dataset: Any = None,
+        learning_rate: float | Schedule = 3e-4,
+        batch_size: int = 256,
+        n_models: int = 20,
+        n_elites: int = 14,
+        model_arch: tuple[int, ...] | list[int] = (200, 200, 200, 200),
+        model_learning_rate: float = 1e-3,
+        model_batch_size: int = 256,
+        model_patience: int = 5,
+        model_max_epochs: int | None = None,
+        dynamics: Any = None,
+        rollout_length: int = 10,
+        rollout_batch_size: int = 50_000,
+        rollout_interval: int = 1000,
+        n_retained_rollouts: int = 5,
+        real_ratio: float = 0.05,
+        penalty: Literal["aleatoric", "disagreement"] = "aleatoric",
+        penalty_coef: float = 0.25,
+        penalty_clip: float = 20.0,
+        reward_slack: float = 1.0,
+        termination_fn: str | TerminationRule = "auto",
+        gru_size: int = 128,
+        context_size: int = 16,
+        target_entropy: float | None = None,
+        refresh_interval: int = 4000,
+        published_code: bool = False,
+        normalize_observations: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.n_models = n_models
+        self.n_elites = n_elites
+        self.model_arch = model_arch
+        self.model_learning_rate = model_learning_rate
+        self.model_batch_size = model_batch_size
+        self.model_patience = model_patience
+        self.model_max_epochs = model_max_epochs
+        self.rollout_length = rollout_length
+        self.rollout_batch_size = rollout_batch_size
+        self.rollout_interval = rollout_interval
+        self.n_retained_rollouts = n_retained_rollouts
+        self.real_ratio = real_ratio
+        self.penalty = penalty
+        self.penalty_coef = penalty_coef
+        self.penalty_clip = penalty_clip
+        self.reward_slack = reward_slack
+        self.gru_size = gru_size
+        self.context_size = context_size
+        self.target_entropy = target_entropy
+        self.refresh_interval = refresh_interval
+        self.published_code = published_code
+        self._set_termination(termination_fn)
+        self._dynamics: FittedDynamics | None = None
+        self._dynamics_summary: dict[str, Any] | None = None
+        self._given_dynamics: FittedDynamics | None = None
+        #: The ensemble after the last epoch, until it is finished.
+        self._half_trained: dict[str, np.ndarray] | None = None
+        self._pieces: EpisodePieces | None = None
+        self._rule: TerminationRule | None = None
+        self._environment: LearnedEnvironment | None = None
+        self._forget_rollouts()
+        super().__init__(
+            policy, env, dataset, learning_rate, batch_size, normalize_observations=normalize_observations, **kwargs
+        )
+        # Ensemble and rollouts draw from streams of their own, so that each can be made again.
+        self._stream_seed = int(np.random.SeedSequence(self.seed).spawn(1)[0].generate_state(1)[0])
+        if dynamics is not None:
+            self._given_dynamics = self._read_dynamics(dynamics)
+        if self.n_elites > self.n_models:
+            raise ValueError(f"MAPLE: n_elites is {n_elites}, expected at most n_models, which is {n_models}.")
+
+    def _forget_rollouts(self) -> None:
+        """There are no imagined episodes (any more)."""
+        self._hidden: HiddenStates | None = None
+        self._model_buffer: ModelBuffer | None = None
+        self._n_rollouts = 0
+        #: Number of updates at the last one.
+        self._rolled_out_at = -1
+        self._recipes: deque[_Recipe] = deque(maxlen=self.n_retained_rollouts)
+        self._refresh = 0
+        #: Parameters of both encoders at the refreshes that are still needed, by number of updates.
+        self._snapshots: dict[int, tuple[th.Tensor, th.Tensor]] = {}
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        return {"gru_size": self.gru_size, "context_size": self.context_size}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        policy = self.policy
+        policy.policy_encoder.requires_grad_(not self.published_code)
+        self.add_optimizer("actor", [policy.actor] if self.published_code else [policy.actor, policy.policy_encoder])
+        # The value encoder follows both critics, with moments of its own in each optimizer.
+        self.add_optimizer("critic_1", [policy.critics.q1, policy.value_encoder])
+        self.add_optimizer("critic_2", [policy.critics.q2, policy.value_encoder])
+        self.add_optimizer("alpha", [policy.log_alpha])
+        self.add_target(policy.critics, policy.critics_target, every=1)
+
+    # Dataset ---------------------------------------------------------------------------------------------------------
+
+    def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
+        if not isinstance(buffer, SequenceReplayBuffer):
+            raise DatasetError(
+                "MAPLE learns from whole episodes, and an OfflineReplayBuffer cannot tell where they end: pass what it was "
+                "made from, or SequenceReplayBuffer.from_transitions(load_transitions(...))."
+            )
+        if self._given_dynamics is not None and self._given_dynamics.data != DataKey.of(buffer):
+            raise DatasetError(
+                f"The ensemble that was passed as `dynamics` was fitted to other data "
+                f"({_in_words(self._given_dynamics.data)}) than {buffer.dataset_id or 'this dataset'} "
+                f"({_in_words(DataKey.of(buffer))}): pass that of a run on the same data and rewards, or leave `dynamics` out "
+                "to fit one."
+            )
+        self._rule = self._rule_of(buffer)
+        super()._on_dataset(buffer)
+        self._pieces = EpisodePieces(buffer, self.rollout_length)
+        self._environment = None
+        self._hidden = self._model_buffer = None
+
+    def set_dataset(self, dataset: Any) -> None:
+        """
+        Learn from another dataset from the next call of ``learn`` on. An ensemble that was fitted to other data is then
+        replaced by a new one.
+
+        :param dataset: as in the constructor
+        """
+        super().set_dataset(dataset)
+        self._pieces = self._environment = None
+
+    @property
+    def _data(self) -> SequenceReplayBuffer:
+        assert isinstance(self.replay_buffer, SequenceReplayBuffer)
+        return self.replay_buffer
+
+    def _transitions(self, rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Inputs and targets of the ensemble, rows by number."""
+        found = self._data.steps(rows)
+        targets = th.cat([found.rewards, found.next_observations - found.observations], dim=-1)
+        return th.cat([found.observations, found.actions], dim=-1), targets
+
+    def _make_generator(self, device: th.device, *path: int) -> th.Generator:
+        """A generator of one of the algorithm's own streams."""
+        return _generator(device, self._stream_seed, *path)
+
+    def _set_termination(self, rule: str | TerminationRule) -> None:
+        """Take a rule of the user's. Its name goes into the zip; who loads that names the function again."""
+        self.termination_fn: str = rule_name(rule)
+        is_own = self.termination_fn != "auto" and self.termination_fn not in RULES
+        self._own_rule: TerminationRule | None = find_rule(self.termination_fn) if is_own else None
+
+    def _rule_of(self, buffer: OfflineReplayBuffer) -> TerminationRule:
+        if self._own_rule is not None:
+            return self._own_rule
+        if self.termination_fn in RULES:
+            return RULES[self.termination_fn]
+        if self.termination_fn != "auto":
+            raise ValueError(
+                f"The model's file names the termination rule {self.termination_fn!r}, and nothing is imported because a file "
+                "says so: pass the function to `load` as `termination_fn`."
+            )
+        names = [str(self.dataset_id)]
+        if self.env is not None:
+            names += [spec.id for spec in self.env.get_attr("spec") if spec is not None]
+        name = known_rule(names, self.policy.observation_size)
+        if name is None and bool((buffer.dones[: buffer.n_offline] > 0).any()):
+            warnings.warn(
+                f"MAPLE knows no termination rule for {names[0]}, but episodes of the dataset end in terminal states: "
+                "imagined ones only will when a coordinate leaves [-100, 100]. Pass termination_fn, a function "
+                "f(observations, actions, next_observations) of tensors to a bool tensor (n,), or the name of a rule.",
+                stacklevel=2,
+            )
+        return RULES[name or "halfcheetah"]
+
+    # The ensemble ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dynamics(self) -> FittedDynamics | None:
+        """The fitted ensemble, which can be passed to another model as ``dynamics``; None before there is one."""
+        self._unpack()
+        return self._dynamics or self._given_dynamics
+
+    def _read_dynamics(self, source: Any) -> FittedDynamics:
+        if isinstance(source, FittedDynamics):
+            return source
+        if not isinstance(source, str | pathlib.Path):
+            raise TypeError(f"dynamics is a {type(source).__name__}, expected the path of a MAPLE zip or `model.dynamics`.")
+        content = read_arrays_of(source, type(self).__name__)
+        found = _by_prefix(read_npz(content) if content is not None else {})
+        if "dynamics" not in found:
+            raise ValueError(f"{source} holds no finished ensemble: let `learn_model` come to its end there first.")
+        fitted = FittedDynamics.from_arrays(found["dynamics"])
+        sizes = (fitted.ensemble.mean.weight.shape[1] - 1, len(fitted.ensemble.input_mean))
+        own = (self.policy.observation_size, self.policy.observation_size + self.policy.action_size)
+        if sizes != own:
+            raise ValueError(
+                f"The ensemble in {source} is of observations of size {sizes[0]} and actions of size {sizes[1] - sizes[0]}; "
+                f"here it is {own[0]} and {own[1] - own[0]}."
+            )
+        return fitted
+
+    def _use_dynamics(self, fitted: FittedDynamics) -> None:
+        ensemble = fitted.ensemble.to(self.device).requires_grad_(False)
+        self._dynamics = fitted._replace(ensemble=ensemble)
+        self._dynamics_summary = ensemble.summary()
+        self.n_models, self.n_elites = ensemble.n_models, len(ensemble.elites)
+        self.model_arch = tuple(layer.weight.shape[1] for layer in ensemble.layers()[:-2])
+        self._half_trained = None
+
+    def learn_model(
+        self: SelfMAPLE, callback: MaybeCallback = None, progress_bar: bool = False, log_interval: int | None = 1
+    ) -> SelfMAPLE:
+        """
+        Fit the ensemble of dynamics to the dataset, unless there is one already; :meth:`learn` does it by itself.
+
+        It takes no timestep. After every epoch the log is written, with the epoch as its step, and callbacks get
+        ``on_rollout_end`` (not ``on_step``): a model that is saved there, or after an interrupt, goes on with the next epoch.
+
+        :param callback: callback(s) called after every epoch
+        :param progress_bar: show a progress bar
+        :param log_interval: write the log every so many epochs; None switches it off
+        :raises DatasetError: the dataset is not there or not usable, or ``dynamics`` was fitted to other data
+        :raises FloatingPointError: the loss is no longer finite
+        :return: the model itself
+        """
+        self._setup_dataset()
+        if getattr(self, "_logger", None) is None:
+            self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, type(self).__name__, True)
+        with self._env_for_callbacks():
+            self._find_ensemble(self._init_callback(callback), progress_bar, log_interval)
+        return self
+
+    def _find_ensemble(self, callback: BaseCallback, progress_bar: bool, log_interval: int | None) -> None:
+        """An ensemble for the dataset: the one that there is, the one that was passed, or a new one."""
+        self._unpack()
+        key = DataKey.of(self._data)
+        if self._dynamics is not None and self._dynamics.data == key:
+            return
+        self._dynamics = self._dynamics_summary = None
+        self._forget_rollouts()
+        if self._given_dynamics is not None:
+            self._use_dynamics(self._given_dynamics)
+        else:
+            self._fit_ensemble(key, callback, progress_bar, log_interval)
+
+    def _fit_ensemble(self, key: DataKey, callback: BaseCallback, progress_bar: bool, log_interval: int | None) -> None:
+        training = self._ensemble_training()
+        if self._half_trained is not None:
+            arrays = dict(self._half_trained)
+            if DataKey.from_arrays(arrays) == key:
+                training.restore(arrays)
+        with tqdm(desc="Dynamics ensemble", unit="epoch", initial=training.epoch, disable=not progress_bar) as bar:
+            while not training.is_over:
+                values = training.run_epoch()
+                bar.update()
+                bar.set_postfix(holdout_mse=values["model/holdout_mse"], stale=values["model/stale_epochs"])
+                if training.is_over:
+                    training.finish()
+                    self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
+                else:
+                    self._half_trained = training.to_arrays() | key.to_arrays()
+                if log_interval is not None and training.epoch % log_interval == 0:
+                    for name, value in values.items():
+                        self.logger.record(name, value)
+                    self.logger.dump(step=training.epoch)
+                callback.update_locals(locals())
+                callback.on_rollout_end()
+        if self._dynamics is None:  # there was no epoch left to do
+            training.finish()
+            self._use_dynamics(FittedDynamics(training.ensemble, key, self._stream_seed))
+
+    def _ensemble_training(self) -> EnsembleTraining:
+        with preserved_random_state():
+            th.manual_seed(self._stream_seed)
+            sizes = (self.policy.observation_size, self.policy.action_size)
+            ensemble = DynamicsEnsemble(*sizes, self.n_models, self.n_elites, tuple(self.model_arch)).to(self.device)
+        storage = self._data.generator.device
+        return EnsembleTraining(
+            ensemble,
+            self._transitions,
+            self._data.n_offline,
+            lambda number: self._make_generator(storage, _MODEL_STREAM, number),
+            learning_rate=self.model_learning_rate,
+            batch_size=self.model_batch_size,
+            patience=self.model_patience,
+            max_epochs=self.model_max_epochs,
+        )
+
+    @th.no_grad()
+    def open_loop_errors(self, horizon: int | None = None, n_pieces: int = 1000) -> OpenLoopErrors:
+        """
+        How far the elites stray on their own predictions, when they follow recorded actions from steps that were held out.
+        (What comes after such a step may have been among the training data.)
+
+        :param horizon: number of steps; None: ``rollout_length``
+        :param n_pieces: at most so many pieces of episodes
+        :raises ValueError: there is no ensemble, it is of other data, or no held-out step has so many behind it
+        """
+        self._setup_dataset()
+        fitted, data = self.dynamics, self._data
+        if fitted is None or fitted.data != DataKey.of(data):
+            raise ValueError("There is no ensemble that was fitted to these data: call `learn_model` first.")
+        horizon = horizon or self.rollout_length
+        storage = data.generator.device
+        held_out, _ = split(data.n_offline, _generator(storage, fitted.seed, _MODEL_STREAM, 0))
+        starts = held_out[held_out + horizon <= data.episode_ends(held_out)][:n_pieces]
+        if len(starts) == 0:
+            raise ValueError(
+                f"No held-out step of the dataset has {horizon} steps of its episode behind it: shorten the horizon."
+            )
+        found = data.steps(starts.unsqueeze(1) + th.arange(horizon, device=storage))
+        scale = data.observation_std.clamp(min=1e-6)
+        ensemble = fitted.ensemble.to(self.device)
+        observations = found.observations[:, 0].expand(ensemble.n_models, -1, -1)
+        errors, reward_errors, unchanged = [], [], []
+        for step in range(horizon):
+            actions = found.actions[:, step].expand(ensemble.n_models, -1, -1)
+            means, _ = ensemble(th.cat([observations, actions], dim=2))
+            observations = observations + means[:, :, 1:]
+            true = found.next_observations[:, step]
+            errors.append(((observations - true) / scale).square().mean(dim=(1, 2)).sqrt()[ensemble.elites])
+            reward_errors.append((means[:, :, 0] - found.rewards[:, step, 0]).abs().mean(dim=1)[ensemble.elites])
+            unchanged.append(((found.observations[:, 0] - true) / scale).square().mean().sqrt())
+        found_errors, found_rewards = (th.stack(values, dim=1).cpu().numpy() for values in (errors, reward_errors))
+        return OpenLoopErrors(found_errors, found_rewards, th.stack(unchanged).cpu().numpy(), len(starts))
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether there is something that is worth saving."""
+        return super().has_learned or self._half_trained is not None or self._dynamics is not None
+
+    def _prepare_updates(self, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
+        self._find_ensemble(callback, progress_bar, log_interval=None if log_interval is None else 1)
+        self._make_environment()
+        if self._model_buffer is None:
+            self._replay_rollouts()
+
+    def _make_environment(self) -> LearnedEnvironment:
+        if self._environment is None:
+            assert self._dynamics is not None and self._rule is not None
+            buffer = self._data
+            low, high = observation_limits(buffer.observations[: buffer.n_offline])
+            slack = self.penalty_coef * self.penalty_clip * self.reward_slack
+            self._environment = LearnedEnvironment(
+                self._dynamics.ensemble,
+                self._rule,
+                self.penalty,
+                self.penalty_coef,
+                self.penalty_clip,
+                (buffer.min_reward - slack, buffer.max_reward),
+                low.to(self.device),
+                high.to(self.device),
+            )
+        return self._environment
+
+    # Imagined episodes -----------------------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Imagine episodes when it is time, sample minibatches and do the updates.
+
+        :param gradient_steps: number of updates
+        :param batch_size: minibatch size
+        """
+        for _ in range(gradient_steps):
+            self._imagine()
+            super().train(1, batch_size)
+
+    def _imagine(self) -> None:
+        """What belongs to the next update. An interrupt in here loses nothing: the same is done again."""
+        done = self._n_updates
+        is_refresh = done % self.refresh_interval == self.rollout_interval % self.refresh_interval
+        if self._hidden is None or (is_refresh and self._refresh != done):
+            self._refresh_hidden(done)
+        if self._model_buffer is None or (done % self.rollout_interval == 0 and self._rolled_out_at != done):
+            self._roll_out(done)
+
+    def _refresh_hidden(self, done: int) -> None:
+        """Compute the recurrent states of the dataset with the encoders of now."""
+        policy = self.policy
+        encoders = (policy.policy_encoder, policy.value_encoder)
+        assert self._pieces is not None
+        self._hidden = self._pieces.hidden_states(policy, encoders)
+        self._refresh = done
+        self._snapshots[done] = (_parameters(encoders[0]), _parameters(encoders[1]))
+
+    def _new_model_buffer(self) -> ModelBuffer:
+        sizes = (self.n_retained_rollouts, self.rollout_batch_size, self.rollout_length)
+        return ModelBuffer(*sizes, self.policy)
+
+    def _roll_out(self, done: int) -> None:
+        """Imagine episodes with the policy of now."""
+        since = time.monotonic()
+        buffer = self._model_buffer or self._new_model_buffer()
+        assert self._hidden is not None
+        values = self._fill(buffer, self._n_rollouts, self._hidden, self.policy)
+        actor = th.cat([_parameters(self.policy.policy_encoder), _parameters(self.policy.actor)])
+        self._recipes.append(_Recipe(self._n_rollouts, self._refresh, actor))
+        needed = {self._refresh, *(recipe.refresh for recipe in self._recipes)}
+        self._snapshots = {done: found for done, found in self._snapshots.items() if done in needed}
+        self._model_buffer = buffer
+        self._n_rollouts, self._rolled_out_at = self._n_rollouts + 1, done
+        self.logger.record("time/rollout_seconds", time.monotonic() - since)
+        for name, value in values.items():
+            self.logger.record(f"rollout/{name}", value)
+
+    @th.no_grad()
+    def _fill(self, buffer: ModelBuffer, number: int, hidden: HiddenStates, policy: MAPLEPolicy) -> dict[str, float]:
+        """
+        Imagine the episodes of one rollout and store them; what they are like, by name.
+
+        :param buffer: where they go
+        :param number: number of the rollout; all that is drawn depends on it alone
+        :param hidden: recurrent states of the dataset
+        :param policy: acts
+        """
+        environment, data = self._make_environment(), self._data
+        assert self._pieces is not None
+        ensemble, n, length = environment.ensemble, self.rollout_batch_size, self.rollout_length
+        storage = data.generator.device
+        draw_starts = self._make_generator(storage, _ROLLOUT_STREAM, number, 0)
+        generator = self._make_generator(self.device, _ROLLOUT_STREAM, number, 1)
+        starts = th.randint(data.n_offline, (n,), generator=draw_starts, device=storage)
+        first = buffer.slot(number)
+        size = CPU_BLOCK_ROWS if self.device.type == "cpu" else max(GPU_BLOCK_NET_ROWS // ensemble.n_models, 1)
+        penalties = []
+        for begin in range(0, n, size):
+            steps = starts[begin : begin + size]
+            rows = slice(first + begin, first + begin + len(steps))
+            noise = self._rollout_noise(len(steps), generator, ensemble)
+            penalties.append(buffer.roll_out(rows, environment, policy, self._starts(steps, hidden), noise))
+        buffer.n_filled = max(buffer.n_filled, first + n)
+        statistics = buffer.statistics(slice(first, first + n), th.cat(penalties), self.penalty_coef)
+        values = {name: float(value) for name, value in statistics._asdict().items()}
+        # What the recorded behaviour got over as many steps from the same ones
+        to_go, ends = data.returns_to_go, data.episode_ends(starts)
+        beyond = starts + length
+        later = th.where(beyond < ends, to_go[beyond.clamp(max=data.n_offline - 1)].squeeze(1), 0.0)
+        values["dataset_return"] = float((to_go[starts].squeeze(1) - later).mean())
+        return values
+
+    def _starts(self, steps: th.Tensor, hidden: HiddenStates) -> Sequences:
+        """Steps of the dataset as sequences of one step."""
+        assert self._pieces is not None
+        found, rows = self._data.steps(steps.unsqueeze(1)), steps.to(self.device)
+        valid, last_actions = th.ones_like(found.rewards), self._pieces.last_actions(steps)
+        transitions = (found.observations, found.actions, found.next_observations, found.rewards, found.dones)
+        return Sequences(*transitions, valid, last_actions, hidden.policy[rows], hidden.value[rows], {})
+
+    def _rollout_noise(self, n: int, generator: th.Generator, ensemble: DynamicsEnsemble) -> RolloutNoise:
+        options: dict[str, Any] = {"generator": generator, "device": generator.device}
+        length, policy = self.rollout_length, self.policy
+        actions = th.randn((length, n, policy.action_size), **options)
+        model = th.randn((length, n, 1 + policy.observation_size), **options)
+        shape = (length, n) if self.published_code else (1, n)
+        chosen = th.randint(len(ensemble.elites), shape, **options).expand(length, n)
+        return RolloutNoise(actions, model, ensemble.elites[chosen])
+
+    @th.no_grad()
+    def _replay_rollouts(self) -> None:
+        """Make the retained episodes again, with the weights of the time: they are not in the zip."""
+        if not self._snapshots:
+            return
+        assert self._pieces is not None
+        # On a copy: an interrupt must not leave the weights of then behind.
+        policy = copy.deepcopy(self.policy)
+        encoders = (policy.policy_encoder, policy.value_encoder)
+        buffer = self._new_model_buffer()
+        for done, parameters in sorted(self._snapshots.items()):
+            for encoder, vector in zip(encoders, parameters, strict=True):
+                _set_parameters(encoder, vector)
+            hidden = self._pieces.hidden_states(policy, encoders)
+            for recipe in self._recipes:
+                if recipe.refresh == done:
+                    _set_parameters(policy.policy_encoder, recipe.actor[: len(parameters[0])])
+                    _set_parameters(policy.actor, recipe.actor[len(parameters[0]) :])
+                    self._fill(buffer, recipe.number, hidden, policy)
+            if done == self._refresh:
+                self._hidden = hidden
+        self._model_buffer = buffer if self._recipes else None
+
+    # Updates ---------------------------------------------------------------------------------------------------------
+
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """The random numbers that one update consumes, by name."""
+        spec = NoiseSpec("normal", (batch_size, self.rollout_length, self.policy.action_size))
+        return {"noise": spec, "next_noise": spec}
+
+    def sample_batch(self, batch_size: int) -> Sequences:  # type: ignore[override]
+        """
+        Pieces of the dataset's episodes and imagined ones, with scaled observations and the noise of one update.
+
+        :param batch_size: number of sequences
+        """
+        assert self._pieces is not None and self._hidden is not None and self._model_buffer is not None
+        n_real = int(self.real_ratio * batch_size)
+        data = self._data
+        pieces = data._draw(len(self._pieces.firsts), n_real)
+        rows = data._draw(self._model_buffer.n_filled, batch_size - n_real).to(self.device)
+        batch = self._pieces.sequences(pieces, self._hidden).and_then(self._model_buffer.sequences(rows))
+        return batch._replace(
+            observations=self.policy.scale_observations(batch.observations),
+            next_observations=self.policy.scale_observations(batch.next_observations),
+            noise=self.sample_noise(batch_size),
+        )
+
+    @property
+    def entropy_target(self) -> float:
+        """The target entropy in use."""
+        if self.target_entropy is not None:
+            return self.target_entropy
+        return PUBLISHED_TARGET_ENTROPY if self.published_code else -float(self.policy.action_size)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Where targets of the critics are clipped: the returns that imagined rewards allow."""
+        low, high = self._make_environment().reward_range
+        horizon = 1.0 - self.gamma
+        return (low / horizon, high / horizon) if horizon > 0 else (-np.inf, np.inf)
+
+    def losses(self, batch: Sequences) -> tuple[dict[str, th.Tensor], Metrics]:
+        """
+        The loss of every optimizer, 0-d, all from the same parameters; and what is to be logged.
+
+        :param batch: the minibatch
+        """
+        policy = self.policy
+        observations, actions = batch.observations, batch.actions
+        contexts, next_contexts = _contexts(policy.policy_encoder, batch, batch.policy_hidden)
+        value_contexts, next_value_contexts = _contexts(policy.value_encoder, batch, batch.value_hidden)
+        alpha = policy.log_alpha.detach().exp()
+        with th.no_grad():
+            next_actions, next_log_probs = policy.actor(next_contexts, batch.next_observations).sample(
+                batch.noise["next_noise"]
+            )
+            next_values = th.minimum(*policy.critics_target(next_value_contexts, batch.next_observations, next_actions))
+            targets = batch.rewards + self.gamma * (1.0 - batch.dones) * (next_values - alpha * next_log_probs)
+            targets = targets.clamp(*self.value_range)
+        q_values = policy.critics(value_contexts, observations, actions)
+        critic_1_loss, critic_2_loss = (0.5 * batch.mean((targets - values).square()) for values in q_values)
+        sampled, log_probs = policy.actor(contexts, observations).sample(batch.noise["noise"])
+        sampled_values = th.minimum(*policy.critics(value_contexts.detach(), observations, sampled))
+        actor_loss = batch.mean(alpha * log_probs - sampled_values)
+        alpha_loss = -batch.mean(policy.log_alpha * (log_probs.detach() + self.entropy_target))
+        losses = {"actor": actor_loss, "critic_1": critic_1_loss, "critic_2": critic_2_loss, "alpha": alpha_loss}
+        metrics = {f"{name}_loss": loss for name, loss in losses.items()}
+        metrics |= {"alpha": alpha, "entropy": -batch.mean(log_probs.detach()), "q_value": batch.mean(q_values[0].detach())}
+        return losses, metrics | {"target_q": batch.mean(targets)}
+
+    def update(self, batch: Sequences) -> Metrics:  # type: ignore[override]
+        """One update of everything but the ensemble."""
+        losses, metrics = self.losses(batch)
+        self.optimize_all(losses)
+        return metrics
+
+    def bellman_errors(self, batch: OfflineBatch) -> th.Tensor | None:
+        """None: targets need sequences, and the log has their mean."""
+        return None
+
+    # Saving and loading ----------------------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        runtime = ["_dynamics", "_given_dynamics", "_half_trained", "_pieces", "_environment", "_hidden", "_model_buffer"]
+        return [*super()._excluded_save_params(), *runtime, "_recipes", "_snapshots", "_own_rule", "_rule"]
+
+    def _packed_arrays(self) -> bytes | None:
+        if self._stored_arrays is not None:  # loaded, and never needed since
+            return self._stored_arrays
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        if self._dynamics is not None:
+            parts["dynamics"] = self._dynamics.to_arrays()
+        if self._half_trained is not None:
+            parts["training"] = self._half_trained
+        for done, (policy_encoder, value_encoder) in self._snapshots.items():
+            vectors = {"policy": policy_encoder.numpy(), "value": value_encoder.numpy()}
+            parts["refreshes"] = parts.get("refreshes", {}) | {f"{done}/{name}": v for name, v in vectors.items()}
+        for recipe in self._recipes:
+            name = f"{recipe.number}/{recipe.refresh}"
+            parts["rollouts"] = parts.get("rollouts", {}) | {name: recipe.actor.numpy()}
+        arrays = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        return pack_npz(arrays) if arrays else None
+
+    def _unpack(self) -> None:
+        """Read what the zip held besides networks and optimizers; not before it is needed, which it is not for acting."""
+        if self._stored_arrays is None:
+            return
+        found = _by_prefix(read_npz(self._stored_arrays))
+        if "dynamics" in found:
+            self._use_dynamics(FittedDynamics.from_arrays(found["dynamics"]))
+        self._half_trained = found.get("training")
+        encoders = tuple(len(_parameters(module)) for module in (self.policy.policy_encoder, self.policy.value_encoder))
+        actor = encoders[0] + len(_parameters(self.policy.actor))
+        try:
+            for name in found.get("refreshes", {}):
+                done, kind = name.split("/")
+                if kind == "policy":
+                    vectors = [found["refreshes"][f"{done}/{which}"] for which in ("policy", "value")]
+                    policy_encoder, value_encoder = map(_checked_vector, vectors, encoders)
+                    self._snapshots[int(done)] = (policy_encoder, value_encoder)
+            recipes = []
+            for name, vector in found.get("rollouts", {}).items():
+                number, refresh = map(int, name.split("/"))
+                recipes.append(_Recipe(number, refresh, _checked_vector(vector, actor)))
+            needed = {self._refresh, *(recipe.refresh for recipe in recipes)} if recipes else {*self._snapshots}
+            if needed != {*self._snapshots}:
+                raise ValueError("the weights at a refresh are missing")
+        except (KeyError, ValueError) as error:
+            raise DamagedFileError(f"The imagined episodes in the file cannot be made again ({error}).") from None
+        self._recipes = deque(sorted(recipes), maxlen=self.n_retained_rollouts)
+        self._stored_arrays = None
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> "MAPLE":
+        """
+        Load a model. No dataset and no environment are needed, and global random generators are left alone. The ensemble is
+        read when training goes on, not for acting.
+
+        :param args: arguments of SB3's ``load``: the path, optionally an environment, a device, ...
+        :param kwargs: the same by name, and attributes to change, e.g. ``dataset=...``, ``dynamics=...`` or
+            ``termination_fn=...``
+        :return: the model
+        """
+        dynamics = kwargs.pop("dynamics", None)
+        model = super().load(*args, **kwargs)
+        assert isinstance(model, MAPLE)
+        if dynamics is not None:
+            model._given_dynamics = model._read_dynamics(dynamics)
+        if "termination_fn" in kwargs:
+            model._set_termination(kwargs["termination_fn"])
+        return model
+
+
+def _generator(device: th.device, *path: int) -> th.Generator:
+    generator = th.Generator(device=device)
+    generator.manual_seed(int(np.random.SeedSequence(path).generate_state(1)[0]))
+    return generator
+
+
+def _in_words(key: DataKey) -> str:
+    scale, shift, _ = key.transform
+    return f"hash {key.fingerprint}, reward_scale {scale:g}, reward_shift {shift:g}"
+
+
+def _by_prefix(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays by what stands before the first ``/`` of their names."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in arrays.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = value
+    return parts
+
+
+def _parameters(module: th.nn.Module) -> th.Tensor:
+    """All parameters of a module as one vector in main memory."""
+    return parameters_to_vector(module.parameters()).detach().cpu().clone()
+
+
+def _set_parameters(module: th.nn.Module, vector: th.Tensor) -> None:
+    parameters = list(module.parameters())
+    for parameter, values in zip(parameters, th.split(vector, [parameter.numel() for parameter in parameters]), strict=True):
+        parameter.copy_(values.view_as(parameter))
+
+
+def _checked_vector(vector: np.ndarray, size: int) -> th.Tensor:
+    if vector.shape != (size,) or vector.dtype != np.float32:
+        raise ValueError(f"there are {vector.shape} numbers for {size} weights")
+    return th.from_numpy(vector)
+
+
+def _contexts(encoder: Any, batch: Sequences, hidden: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Contexts of all steps and, without gradient, of the next ones, shape ``(batch, T, C)`` each, in one pass.
+
+    :param encoder: a :class:`~sb3_dmpo.maple.policies.ContextEncoder`
+    :param batch: the minibatch
+    :param hidden: its states before the first step, shape ``(batch, G)``
+    """
+    observations = th.cat([batch.observations[:, :1], batch.next_observations], dim=1)
+    last_actions = th.cat([batch.last_actions.unsqueeze(1), batch.actions], dim=1)
+    contexts = encoder.contexts(encoder.hidden_states(observations, last_actions, hidden))
+    return contexts[:, :-1], contexts[:, 1:].detach()
