@@ -298,7 +298,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         return made
 
     def _setup_model(self) -> None:
-        super().set_random_seed(self.seed)
+        # Loading leaves the global generators alone, from which other threads draw.
+        if not self._is_loading:
+            super().set_random_seed(self.seed)
+        elif self.seed is not None:
+            self.action_space.seed(self.seed)
         self.policy = self.make_policy().to(self.device)
         self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
         self._targets: list[Target] = []
@@ -315,11 +319,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
         :param seed: the seed; None leaves all generators as they are
         """
-        if self._is_loading:
-            # Loading leaves the global generators alone, from which other threads draw.
-            if seed is not None:
-                self.action_space.seed(seed)
-            return
         super().set_random_seed(seed)
         if seed is None:
             return

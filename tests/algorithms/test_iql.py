@@ -72,7 +72,7 @@ class ByHand:
         return [p.squeeze(1) if i % 2 else p for i, p in enumerate(critic.parameters())]
 
     def update(self, batch: Any, progress: float) -> dict[str, float]:
-        s, a, following, r, d, noise = batch
+        s, a, following, r, d, noise, *_ = batch
         value_optimizer, actor_optimizer, critic_optimizer = self.optimizers
         with th.no_grad():
             q = th.minimum(*(mlp(th.cat([s, a], 1), target) for target in self.targets))
