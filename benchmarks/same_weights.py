@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dmpo, wide": ("dmpo", {"batch_size": 256, "policy_kwargs": {"net_arch": [256, 256]}}),
     "dmpo, value targets": ("dmpo", {"value_targets": True, "reward_shift": -1.0}),
     "dmpo, gated by the targets": ("dmpo", {"target_gate": "target", "latent_embedding": "none"}),
+    "one_step_dmpo": ("one_step_dmpo", {"ema_decay": 0.99}),
     "infodmpo": ("infodmpo", {"info_learning_rate": 1e-4}),
     "infodmpo, published code": ("infodmpo", {"published_code": True, "min_q_weight": 0.7}),
 }
@@ -192,7 +193,8 @@ def compare(other: Path, cases: list[str], updates: int) -> list[tuple[str, str]
             folder.mkdir()
         processes = [_start(root, "train", cases, updates, path) for root, path in zip((other, HERE), folders, strict=True)]
         theirs, ours = map(_result, processes)
-        loaded = _result(_start(HERE, "load", cases, updates, folders[0]))
+        known = [case for case in cases if case in theirs]
+        loaded = _result(_start(HERE, "load", known, updates, folders[0])) if known else {}
     outcomes = []
     for case in cases:
         if case not in theirs:

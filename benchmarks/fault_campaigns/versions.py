@@ -1,5 +1,6 @@
 """Zips of other versions, other machines and other libraries: they open as they were, or a clear error says why not."""
 
+import base64
 import io
 import json
 import warnings
@@ -68,7 +69,10 @@ def _from_cuda(entries: Entries) -> Entries:
 
     def change(attributes: dict[str, Any]) -> None:
         if "_random_state" in attributes:
-            attributes["_random_state"] |= {"device": "cuda", "cuda": [attributes["_random_state"]["torch"]]}
+            # CUDA's generators have a seed and an offset of 8 bytes each.
+            state = base64.b64encode(bytes(16)).decode()
+            of_device = {name: state for name in ("noise", "buffer") if name in attributes["_random_state"]}
+            attributes["_random_state"] |= {"device": "cuda", "cuda": [state], **of_device}
 
     return _attributes(change)(entries)
 

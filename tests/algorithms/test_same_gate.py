@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.data import DatasetError
 from sb3_dmpo.files.safe_zip import UnsafeFileError
 from sb3_dmpo.hub import load_from_hub
 from tests.cli.test_train import Outcome, assert_one_line
@@ -107,7 +106,7 @@ def test_arrays_beside_a_run(call: Callable[..., Outcome], run: Path) -> None:
     assert_one_line(call(train, *RUN, *SETTINGS, "--resume"), str(evaluations), code=1)
     model = DMPO("MlpPolicy", dataset=make_transitions(), policy_kwargs={"net_arch": [8]}, device="cpu").learn(1)
     np.savez(run / "collected.npz", observations=np.array([make_transitions], object))
-    with pytest.raises(DatasetError, match=r"collected\.npz"):
+    with pytest.raises(UnsafeFileError, match=r"collected\.npz"):
         model.load_replay_buffer(run / "collected")
 
 
