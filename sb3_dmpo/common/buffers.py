@@ -851,12 +851,12 @@ def read_added(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, npt.ND
     if isinstance(path, str | os.PathLike):
         source = path_to_read(_unless_npz(pathlib.Path(path)), ".npz")
     content = source.read_bytes() if isinstance(source, pathlib.Path) else read_stream(source)
-    if content[:1] == pickle.PROTO:
-        raise DatasetError(
-            f"{source} holds no transitions that `save_replay_buffer` has written: it is a pickle, as that of SB3 writes it. "
-            "Pass a pickled ReplayBuffer as `dataset=` to learn from it."
-        )
     with named_faults(source):
+        if content[:1] == pickle.PROTO:
+            raise DamagedFileError(
+                "This holds no transitions that `save_replay_buffer` has written: it is a pickle, as that of SB3 writes it. "
+                "Pass a pickled ReplayBuffer as `dataset=` to learn from it."
+            )
         try:
             arrays = read_npz(content)
         except DamagedFileError as error:

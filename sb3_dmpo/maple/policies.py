@@ -173,6 +173,7 @@ class MAPLEPolicy(OfflinePolicy):
     """
 
     has_memory: ClassVar[bool] = True
+    acting_networks: ClassVar[tuple[str, ...]] = ("policy_encoder", "actor")
     state_names: ClassVar[tuple[str, ...]] = MAPLEState._fields
 
     def __init__(self, *args: Any, gru_size: int = 128, context_size: int = 16, **kwargs: Any) -> None:
@@ -196,7 +197,12 @@ class MAPLEPolicy(OfflinePolicy):
         return MAPLEState(np.zeros((n_envs, self.gru_size), np.float32), np.zeros((n_envs, self.action_size), np.float32))
 
     def act(
-        self, observations: th.Tensor, hidden: th.Tensor, last_actions: th.Tensor, noise: th.Tensor | None = None
+        self,
+        observations: th.Tensor,
+        hidden: th.Tensor,
+        last_actions: th.Tensor,
+        noise: th.Tensor | None = None,
+        in_training: bool = False,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         Actions in [-1, 1], shape ``(n, A)``, and the recurrent state after the step, shape ``(n, G)``.
@@ -205,10 +211,12 @@ class MAPLEPolicy(OfflinePolicy):
         :param hidden: state before the step, shape ``(n, G)``
         :param last_actions: in [-1, 1], shape ``(n, A)``
         :param noise: standard normal, shape ``(n, A)``; None: the mode
+        :param in_training: whether the newest networks act, also where ``predict`` has averages
         """
         scaled = self.scale_observations(observations)
-        hidden = self.policy_encoder.step(scaled, last_actions, hidden)
-        distribution = self.actor(self.policy_encoder.contexts(hidden), scaled)
+        encoder, actor = (getattr(self, name) if in_training else self.acting(name) for name in self.acting_networks)
+        hidden = encoder.step(scaled, last_actions, hidden)
+        distribution = actor(encoder.contexts(hidden), scaled)
         return (distribution.mode() if noise is None else distribution.sample(noise)[0]), hidden
 
     def predict(

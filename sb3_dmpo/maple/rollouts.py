@@ -332,7 +332,7 @@ class ModelBuffer:
         self.policy_hidden[rows], self.value_hidden[rows] = hidden, start.value_hidden
         all_penalties = []
         for step in range(self.length):
-            actions, hidden = policy.act(observations, hidden, last_actions, noise.actions[step])
+            actions, hidden = policy.act(observations, hidden, last_actions, noise.actions[step], in_training=True)
             answer = environment.step(observations, actions, noise.model[step], noise.members[step])
             rewards, observations, dones, penalties = answer
             self.actions[rows, step + 1], self.observations[rows, step + 1] = actions, observations

@@ -23,8 +23,8 @@ from sb3_dmpo import ALGOS, BC, DMPO, LAPO, TD3BC
 from sb3_dmpo.common.arguments import plain
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.common.evaluation import evaluate_policy
-from sb3_dmpo.data import DatasetError
 from sb3_dmpo.dmpo.policies import MixturePolicy
+from sb3_dmpo.files.plain_text import DamagedFileError
 from sb3_dmpo.iql import IQLPolicy
 from tests.contract import DATA, DICT_DATA, assert_same, make, vec_env
 from tests.dataset_helpers import make_dataset
@@ -158,7 +158,7 @@ def test_names_of_replay_buffers(tmp_path: Path) -> None:
 
 def test_replay_buffer_of_sb3_is_a_dataset(tmp_path: Path) -> None:
     SAC("MlpPolicy", DriftEnv(), buffer_size=50, device="cpu").learn(20).save_replay_buffer(tmp_path / "sac.pkl")
-    with pytest.raises(DatasetError, match=r"it is a pickle.*`dataset=`"):
+    with pytest.raises(DamagedFileError, match=r"it is a pickle.*`dataset=`"):
         make("td3_bc", dataset=DATA).load_replay_buffer(tmp_path / "sac.pkl")
     assert make("td3_bc", dataset=tmp_path / "sac.pkl").learn(2).replay_buffer.size() == 20
 
@@ -535,7 +535,7 @@ def test_arguments_of_the_optimizer() -> None:
 
 @pytest.mark.parametrize("name", ALGOS)
 def test_linear_networks(name: str, tmp_path: Path) -> None:
-    if name in ("dmpo", "infodmpo", "mix_awac"):
+    if name in ("dmpo", "infodmpo", "one_step_dmpo", "mix_awac"):
         with pytest.raises(ValueError, match=r"net_arch'\] is \[\], but the policy needs 1 hidden layer or more"):
             make(name, dataset=DATA, policy_kwargs={"net_arch": []})
         return
