@@ -218,9 +218,9 @@ def test_exported_policies_choose_alike(options: dict[str, Any]) -> None:
 
 def test_several_seeds_keep_their_own_variances() -> None:
     together = [mixture(**EVERYTHING | {"seed": seed}) for seed in range(2)]
-    learn_together(list(together), 10)
+    learn_together(list(together), 4)
     for seed, model in enumerate(together):
-        alone = mixture(**EVERYTHING | {"seed": seed}).learn(10)
+        alone = mixture(**EVERYTHING | {"seed": seed}).learn(4)
         for key, value in model.policy.state_dict().items():
             assert th.allclose(value, alone.policy.state_dict()[key], atol=2e-5), key
     first, second = (model.policy.decoder_variance for model in together)
@@ -259,7 +259,7 @@ def test_sub_policies_part() -> None:
             policy_kwargs={"net_arch": [64, 64]},
             seed=0,
             device="cpu",
-        ).learn(400)
+        ).learn(300)
         found[algorithm] = model.diagnostics(model.sample_batch(1024))["mutual_information"].item()
     assert found[DMPO] < 0.05 < 0.3 < found[OneStepDMPO] < math.log(8)
 

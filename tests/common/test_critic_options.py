@@ -18,6 +18,9 @@ from sb3_dmpo.several_seeds.several_seeds import learn_together
 from tests.contract import DATA, assert_same, make
 
 WITH_CRITICS = [name for name, algorithm in ALGOS.items() if algorithm.learns_online]
+#: What takes seconds per algorithm is done for these, and for the others in the slow tests.
+QUICK = ("dmpo", "td3_bc", "iql")
+EACH_SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WITH_CRITICS]
 OPTIONS: dict[str, Any] = {"net_arch": [16, 16], "n_critics": 3, "critic_layer_norm": True}
 
 Array = npt.NDArray[np.float64]
@@ -118,7 +121,7 @@ def test_learn_save_and_resume(name: str, tmp_path: Path) -> None:
     assert not th.equal(before, after) and not th.equal(after[0], after[1])
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_recorded_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(th, "compile", lambda graph, **options: graph)
     eager = make(name, dataset=DATA, compile=False, policy_kwargs=OPTIONS).learn(8)
@@ -127,7 +130,7 @@ def test_recorded_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         th.testing.assert_close(first, second, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_several_seeds(name: str) -> None:
     arguments: dict[str, Any] = {"dataset": DATA, "policy_kwargs": OPTIONS, "compile": False}
     together = [make(name, **arguments | {"seed": seed}) for seed in (0, 1)]
@@ -138,7 +141,7 @@ def test_several_seeds(name: str) -> None:
             th.testing.assert_close(first, second, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_exported_graph(name: str) -> None:
     model = make(name, dataset=DATA, policy_kwargs=OPTIONS).learn(2)
     model.policy.set_training_mode(False)

@@ -104,7 +104,7 @@ def test_mixture_shows_what_it_acts_by() -> None:
     np.testing.assert_allclose(usage, np.bincount(policy.select_component(DATA.observations), minlength=8) / len(DATA))
 
 
-@pytest.mark.parametrize("name", ["dmpo", "iql"])
+@pytest.mark.parametrize("name", [pytest.param("dmpo", marks=pytest.mark.slow), "iql"])
 def test_recorded_updates_and_several_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(th, "compile", lambda graph, **options: graph)
     arguments: dict[str, Any] = {"dataset": DATA, "ema_decay": DECAY, "learning_rate": 1e-3}

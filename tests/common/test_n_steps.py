@@ -210,7 +210,7 @@ def test_learn_save_and_resume(name: str, tmp_path: Path) -> None:
     assert not th.equal(single.policy.critic.layers[0].weight, whole.policy.critic.layers[0].weight)
 
 
-@pytest.mark.parametrize("name", ["dmpo", "lapo", "cql", "rebrac"])
+@pytest.mark.parametrize("name", ["rebrac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dmpo", "lapo", "cql"))])
 def test_recorded_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(th, "compile", lambda graph, **options: graph)
     eager, recorded = (make(name, dataset=DATA, compile=compiled, n_steps=3).learn(8) for compiled in (False, True))
