@@ -179,6 +179,7 @@ class DMPO(OfflineAlgorithm):
             "use_prior": self.prior == "learned",
             "calibrated_decoder": self.decoder == "calibrated",
             "use_info_posterior": False,
+            "use_posterior": self.assignment == "posterior",
         }
 
     def _setup_model(self) -> None:
@@ -187,7 +188,7 @@ class DMPO(OfflineAlgorithm):
         if policy.value is not None:
             self.add_optimizer("value", [policy.value])
         self.add_optimizer("critic", [policy.critic])
-        assigning = [policy.posterior] if self.assignment == "posterior" else []
+        assigning = [] if policy.posterior is None else [policy.posterior]
         fitted = [] if policy.prior is None else [policy.prior]
         self.add_optimizer("actor", [*assigning, policy.actor, *fitted])
         self.add_target(policy.critic, policy.critic_target)
@@ -286,7 +287,7 @@ class DMPO(OfflineAlgorithm):
         policy = self.policy
         weights = self._weights(batch)
         uniform = batch.noise["gumbel_uniform"]
-        if self.assignment == "exact":
+        if policy.posterior is None:
             prior = self._prior(batch)
             actions = policy.actor.all_components(batch.observations)
             errors = (actions - batch.actions.unsqueeze(1)).square()
@@ -358,7 +359,7 @@ class DMPO(OfflineAlgorithm):
         policy = self.policy
         scores, actions = policy.scored_actions(batch.observations, *policy.choosing_networks)
         chosen = scores.argmax(dim=1, keepdim=True)
-        if self.assignment == "exact":
+        if policy.posterior is None:
             posterior = self._exact_assignment(self._prior(batch), (actions - batch.actions.unsqueeze(1)).square())
         else:
             posterior = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)

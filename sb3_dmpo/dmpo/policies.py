@@ -49,6 +49,7 @@ class MixturePolicy(OfflinePolicy):
     :param min_q_weight: c of ``c * min + (1 - c) * max`` over the critics; 1 is the plain minimum
     :param use_value_network: add the state-value network of the AntMaze variant
     :param use_info_posterior: add infoDMPO's auxiliary network g(z|s, a)
+    :param use_posterior: add the network ``q(z|s, a)``; without it the decoder says whose an action is
     :param gate: ``"values"`` (the paper), ``"supported"`` or ``"learned"``
     :param gate_support: least probability of a sub-policy for the gate ``"supported"``, as a share of the largest one
     :param use_prior: add the network ``p(z|s)``, which the gates but the paper's need anyway
@@ -66,6 +67,7 @@ class MixturePolicy(OfflinePolicy):
         min_q_weight: float = 1.0,
         use_value_network: bool = False,
         use_info_posterior: bool = False,
+        use_posterior: bool = True,
         gate: Gate = "values",
         gate_support: float = 0.5,
         use_prior: bool = False,
@@ -83,7 +85,7 @@ class MixturePolicy(OfflinePolicy):
         self.actor_target = self.make_target(self.actor)
         self.critic = self.make_critic()
         self.critic_target = self.make_target(self.critic)
-        self.posterior = Posterior(*sizes, self.critic_arch, self.activation_fn)
+        self.posterior: Posterior | None = Posterior(*sizes, self.critic_arch, self.activation_fn) if use_posterior else None
         self.value: ValueNetwork | None = self.make_value_network() if use_value_network else None
         self.info_posterior: Posterior | None = (
             Posterior(*sizes, self.critic_arch, self.activation_fn) if use_info_posterior else None
@@ -244,7 +246,7 @@ class MixturePolicy(OfflinePolicy):
     def acts_as_one(self, observation: Any) -> bool:
         """
         Whether the sub-policies are as good as the same: on average over the observations their actions lie within 1% of the
-        largest distance between two actions, or the posterior cannot tell from an action whose it is (mutual information
+        largest distance between two actions, or nobody can tell from an action whose it is (mutual information
         below 2% of log K).
 
         :param observation: a batch of raw observations
@@ -253,7 +255,13 @@ class MixturePolicy(OfflinePolicy):
         _, actions = self.component_table(observations, self.actor, self.critic)
         n, k, size = actions.shape
         farthest = (actions - actions.mean(dim=1, keepdim=True)).norm(dim=2).amax(dim=1)
-        posterior = th.softmax(self.posterior(observations.repeat_interleave(k, dim=0), actions.reshape(n * k, size)), dim=1)
+        if self.posterior is None:
+            variance = 0.5 if self.decoder_variance is None else self.decoder_variance
+            errors = (actions.unsqueeze(1) - actions.unsqueeze(2)).square() / (2.0 * variance)
+            logits = -errors.sum(dim=3).view(n * k, k)
+        else:
+            logits = self.posterior(observations.repeat_interleave(k, dim=0), actions.reshape(n * k, size))
+        posterior = th.softmax(logits, dim=1)
         information = entropy(posterior.mean(dim=0)) - entropy(posterior).mean()
         is_near = farthest.mean() < ONE_POLICY_SHARE * 2.0 * math.sqrt(size)
         return k == 1 or bool(is_near) or bool(information < PARTED_SHARE * math.log(k))
@@ -284,6 +292,7 @@ class MixturePolicy(OfflinePolicy):
             "min_q_weight": self.min_q_weight,
             "use_value_network": self.value is not None,
             "use_info_posterior": self.info_posterior is not None,
+            "use_posterior": self.posterior is not None,
             "gate": self.gate,
             "gate_support": self.gate_support,
             "use_prior": self.prior is not None,

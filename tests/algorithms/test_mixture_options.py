@@ -261,6 +261,13 @@ def test_sub_policies_part() -> None:
             device="cpu",
         ).learn(300)
         found[algorithm] = model.diagnostics(model.sample_batch(1024))["mutual_information"].item()
+        states = make_two_goals_dataset()[0].observations
+        # Without a network that says whose an action is, the decoder says it: the sharper it is, the better.
+        assert (model.policy.posterior is None) == (algorithm is OneStepDMPO)
+        for variance, is_one in ((10.0, True), (1e-3, algorithm is DMPO)):
+            if model.policy.decoder_variance is not None:
+                model.policy.decoder_variance.fill_(variance)
+            assert model.policy.acts_as_one(states) == is_one
     assert found[DMPO] < 0.05 < 0.3 < found[OneStepDMPO] < math.log(8)
 
 
