@@ -22,6 +22,8 @@ class OneStepDMPO(DMPO):
     * Every sub-policy climbs the critics where the data are its own (``q_coef``), without advantage weights.
     * The gate is the argmax of the values over the sub-policies that the data support in that state.
 
+    The setting is not confirmed on long runs: the documentation has what was measured.
+
     One step of improvement stays near the data: where good behaviour must be put together from pieces of bad one (AntMaze),
     use an algorithm that evaluates its own policy, e.g. :class:`IQL` or :class:`ReBRAC`.
 
@@ -59,7 +61,7 @@ class OneStepDMPO(DMPO):
         assignment: Literal["posterior", "exact"] = "exact",
         prior: Literal["values", "learned"] = "learned",
         gate: Gate = "supported",
-        q_coef: float = 3.0,
+        q_coef: float = 1.0,
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
