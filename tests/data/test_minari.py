@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo.data import DatasetError, Transitions, dataset_identifier, dataset_spaces, load_transitions
 from sb3_dmpo.data import transitions as dataset_types
+from sb3_dmpo.data.minari_download import near_ids
 from sb3_dmpo.data.preprocessing import canonical_observation, canonical_observation_space, flatten_observations, scale_actions
 from tests.dataset_helpers import (
     ACTIONS,
@@ -415,3 +416,20 @@ def test_minari_is_not_asked_to_make_environments(monkeypatch: pytest.MonkeyPatc
     make_dataset()
     monkeypatch.setattr(MinariStorage, "read", lambda *_: pytest.fail("this would import what the file names"))
     load_transitions("tests/mixed-v0")
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        ("d4rl/pen/human-v2", "D4RL/pen/human-v2"),
+        ("DRL4/pen/human-v2", "D4RL/pen/human-v2"),
+        ("pen/human-v1", "D4RL/pen/human-v2"),
+        ("zo/hopper/mixed-v0", "zoo/hopper/mixed-v0"),
+        ("hopper/mixed-v3", "zoo/hopper/mixed-v0"),
+    ],
+)
+def test_near_ids(asked: str, first: str) -> None:
+    """Misspelt and missing namespaces, the case and the version."""
+    known = ["D4RL/door/human-v2", "D4RL/pen/human-v2", "my/toy-v0", "zoo/hopper/medium-v0", "zoo/hopper/mixed-v0"]
+    assert near_ids(asked, known)[0] == first
+    assert near_ids("nothing-like/this-v9", known) == []
