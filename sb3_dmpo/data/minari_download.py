@@ -58,6 +58,7 @@ def near_ids(dataset_id: str, known: Iterable[str]) -> list[str]:
 
     tail = without_version(without_namespace(wanted))
     same = [name for name in by_lower_case if without_version(name).endswith(tail) and tail]
+    same.sort(key=lambda name: difflib.SequenceMatcher(None, wanted, name).ratio(), reverse=True)
     near = difflib.get_close_matches(wanted, by_lower_case, n=5, cutoff=0.5)
     return [by_lower_case[name] for name in dict.fromkeys([*same, *near])][:5]
 
