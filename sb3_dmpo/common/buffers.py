@@ -332,6 +332,8 @@ class OfflineReplayBuffer(ReplayBuffer):
                 digest.update(getattr(copy, name)[self.n_offline :].cpu().numpy().tobytes())
             copy.n_offline = copy.buffer_size = self.size()
             copy.fingerprint = digest.hexdigest()
+            copy.episode_lengths = None
+        copy._episodes = None
         if storage != copy.observations.device:
             for name in _TRANSITION_TENSORS:
                 setattr(copy, name, getattr(copy, name).to(storage))
@@ -463,18 +465,27 @@ class OfflineReplayBuffer(ReplayBuffer):
                 "action. Use an algorithm that needs none, e.g. TD3BC."
             )
 
+    def known_episode_lengths(self) -> npt.NDArray[np.int64]:
+        """
+        Number of transitions of every episode of the dataset, in order.
+
+        :raises DatasetError: the buffer does not know them
+        """
+        if self.episode_lengths is None:
+            raise DatasetError(
+                "An OfflineReplayBuffer that was not built by `from_transitions`, or had transitions added before it became a "
+                "dataset, cannot tell where its episodes end, which n_steps, next actions and sequences need: pass what it "
+                "was made from."
+            )
+        return self.episode_lengths
+
     def _index_episodes(self) -> _Episodes:
         if self._episodes is not None:
             return self._episodes
-        if self.episode_lengths is None:
-            raise DatasetError(
-                "An OfflineReplayBuffer that was not built by `from_transitions` cannot tell where its episodes end, which "
-                "n_steps and next actions need: pass what it was made from."
-            )
         storage = self.observations.device
         is_done = self.dones[: self.n_offline, 0] > 0
         ends = th.zeros(self.n_offline, dtype=th.bool, device=storage)
-        ends[th.from_numpy(np.cumsum(self.episode_lengths) - 1).to(storage)] = True
+        ends[th.from_numpy(np.cumsum(self.known_episode_lengths()) - 1).to(storage)] = True
         ends |= is_done
         dropped = (ends & ~is_done).nonzero().squeeze(1)
         early_ends = ends.clone()

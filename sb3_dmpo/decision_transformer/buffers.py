@@ -84,13 +84,13 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         return copy
 
     def _index_sequences(self) -> None:
-        assert self.episode_lengths is not None
-        stops = np.cumsum(self.episode_lengths)
-        starts = stops - self.episode_lengths
+        lengths = self.known_episode_lengths()
+        stops = np.cumsum(lengths)
+        starts = stops - lengths
         rewards = self.rewards[: self.n_offline].cpu().numpy().astype(np.float64)
         # Rewards from each step to the end of the dataset, less those that belong to later episodes
         to_the_end = np.append(np.cumsum(rewards[::-1])[::-1], 0.0)
-        returns = to_the_end[:-1] - np.repeat(to_the_end[stops], self.episode_lengths)
+        returns = to_the_end[:-1] - np.repeat(to_the_end[stops], lengths)
         storage = self.observations.device
         self.returns_to_go = th.from_numpy(returns.astype(np.float32).reshape(-1, 1)).to(storage)
         self._episode_starts = th.from_numpy(starts).to(storage)

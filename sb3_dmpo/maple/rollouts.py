@@ -87,8 +87,7 @@ class EpisodePieces:
 
     def __init__(self, buffer: SequenceReplayBuffer, length: int) -> None:
         self.buffer, self.length = buffer, length
-        lengths = buffer.episode_lengths
-        assert lengths is not None
+        lengths = buffer.known_episode_lengths()
         stops = np.cumsum(lengths)
         self.episode_starts, self.episode_lengths = stops - lengths, lengths
         n_pieces = -(-lengths // length)

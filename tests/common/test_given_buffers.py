@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 from sb3_dmpo import BC, TD3BC
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.evaluation import evaluate_policy
-from sb3_dmpo.data import load_transitions
+from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.data.transitions import Transitions
 from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
@@ -84,6 +84,18 @@ def test_added_transitions_of_a_buffer_belong_to_the_dataset() -> None:
     before = model.replay_buffer.observations.clone()
     buffer.add(one * 9, one, np.zeros((1, 2)), np.zeros(1), np.array([False]), [{}])
     assert th.equal(model.replay_buffer.observations, before)
+
+
+@pytest.mark.parametrize("was_asked", [False, True])
+def test_nothing_says_where_episodes_of_added_transitions_end(was_asked: bool) -> None:
+    """Sums over several steps would otherwise run from one episode into the next."""
+    buffer = make_buffer(extra_capacity=2)
+    if was_asked:
+        buffer.sample_steps(4, 3, 0.9, next_actions=True)
+    one = np.ones((1, 3), np.float32)
+    buffer.add(one, one, np.zeros((1, 2)), np.ones(1), np.array([False]), [{}])
+    with pytest.raises(DatasetError, match="cannot tell where its episodes end"):
+        TD3BC(dataset=buffer, n_steps=3, seed=0, **SMALL).learn(1)
 
 
 def test_decision_transformer_takes_the_buffer_that_knows_its_episodes() -> None:
