@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from sb3_dmpo.data.transitions import Advice, DatasetError
+from sb3_dmpo.files.plain_text import plain
 
 _LOCK_HELD = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 #: What reading a file raises when its content is not what it should be. HDF5 raises OSError without a number.
@@ -25,8 +26,7 @@ def shown(text: object, length: int = 300) -> str:
     :param text: what is to be shown
     :param length: characters to keep
     """
-    line = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:length])
+    return plain(" ".join(str(text).split())[:length])
 
 
 def reading_fault(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from sb3_dmpo.data.faults import readable_or_fault, reading_fault, shown
-from sb3_dmpo.data.minari_download import ROOT_VARIABLE, download_minari, local_dataset_ids, near_ids
+from sb3_dmpo.data.minari_download import LONGEST_ID, ROOT_VARIABLE, download_minari, local_dataset_ids, near_ids
 from sb3_dmpo.data.minari_episodes import EpisodeReader, Hdf5EpisodeReader, StorageEpisodeReader
 from sb3_dmpo.data.preprocessing import flat_slices, leaf_shapes
 from sb3_dmpo.data.recorded_env import make_recorded_environment
@@ -24,8 +24,6 @@ T = TypeVar("T")
 #: Datasets that are made here when they are first asked for, by id. Filled by who can make them.
 MADE_ON_FIRST_USE: dict[str, Callable[[], Any]] = {}
 _HOW_OLD = "Take a newer version of the dataset, or install the Minari that wrote it"
-#: Characters of an id that are compared and shown: what is longer is none.
-_LONGEST_ID = 200
 _HOW_LEFT_OUT = "Leave the episode out: dataset=minari.load_dataset(...).filter_episodes(lambda episode: episode.id != ...)"
 _HOW_TORN = "Delete the dataset's folder and download or record it again"
 
@@ -100,7 +98,7 @@ def find_minari(dataset_id: str, download: bool) -> Path:
         raise DatasetError(f"{dataset_label(dataset_id)} has no version: write e.g. {dataset_id + '-v0'!r}.{hint}") from None
     except ValueError:
         raise DatasetError(
-            f"{shown(repr(dataset_id), _LONGEST_ID)} is neither a Minari id (namespace/name-v0) nor a path to a file of D4RL "
+            f"{shown(repr(dataset_id), LONGEST_ID)} is neither a Minari id (namespace/name-v0) nor a path to a file of D4RL "
             "or d3rlpy (*.hdf5, *.h5), to one of OGBench (*.npz, or a folder of them) or to a pickled ReplayBuffer (*.pkl)."
         ) from None
     data_path = root / dataset_id / "data"

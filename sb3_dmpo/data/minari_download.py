@@ -17,8 +17,8 @@ from sb3_dmpo.data.transitions import DatasetError
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 REMOTE_VARIABLE = "MINARI_REMOTE"
-#: Of a longer id only the beginning is compared
-_LONGEST_ID = 200
+#: Characters of an id that are compared and shown: what is longer is none
+LONGEST_ID = 200
 #: Hidden, so that Minari does not take a folder under way for a namespace
 _STAGING_PREFIX = ".download-"
 #: Minari reads its root from the environment, which belongs to the whole process
@@ -47,7 +47,7 @@ def near_ids(dataset_id: str, known: Iterable[str]) -> list[str]:
     :param dataset_id: what was asked for
     :param known: the ids that there are
     """
-    wanted = dataset_id.lower()[:_LONGEST_ID]
+    wanted = dataset_id.lower()[:LONGEST_ID]
     by_lower_case = {name.lower(): name for name in known}
 
     def without_namespace(name: str) -> str:

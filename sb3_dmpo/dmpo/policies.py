@@ -252,7 +252,7 @@ class MixturePolicy(OfflinePolicy):
         :param observation: a batch of raw observations
         """
         observations = self._scaled(observation)
-        _, actions = self.component_table(observations, self.actor, self.critic)
+        actions = self.actor.all_components(observations)
         n, k, size = actions.shape
         farthest = (actions - actions.mean(dim=1, keepdim=True)).norm(dim=2).amax(dim=1)
         if self.posterior is None:
