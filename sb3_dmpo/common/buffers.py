@@ -79,6 +79,7 @@ class StepSamples(NamedTuple):
     :param discounts: gamma to the power of the number of steps, shape ``(batch, 1)``
     :param next_actions: actions at ``next_observations``, shape ``(batch, A)``; anything where there is none
     :param has_next_action: 1 where there is one, else 0, shape ``(batch, 1)``
+    :param episodes: numbers of their episodes, int64, shape ``(batch,)``; of added transitions the number of episodes
     """
 
     observations: th.Tensor
@@ -89,6 +90,7 @@ class StepSamples(NamedTuple):
     discounts: th.Tensor
     next_actions: th.Tensor
     has_next_action: th.Tensor
+    episodes: th.Tensor
 
 
 class _Episodes(NamedTuple):
@@ -98,11 +100,13 @@ class _Episodes(NamedTuple):
 
     :param ends: whether a step is the last one of its episode, shape ``(n_offline,)``
     :param early_ends: the same once steps are dropped, shape ``(n_offline,)``
+    :param last_rows: numbers of the last steps of the episodes, shape ``(n_episodes,)``
     :param kept_before: how many steps are kept before each of those that are dropped, shape ``(n_dropped,)``
     """
 
     ends: th.Tensor
     early_ends: th.Tensor
+    last_rows: th.Tensor
     kept_before: th.Tensor
 
 
@@ -485,13 +489,14 @@ class OfflineReplayBuffer(ReplayBuffer):
         storage = self.observations.device
         is_done = self.dones[: self.n_offline, 0] > 0
         ends = th.zeros(self.n_offline, dtype=th.bool, device=storage)
-        ends[th.from_numpy(np.cumsum(self.known_episode_lengths()) - 1).to(storage)] = True
+        last_rows = th.from_numpy(np.cumsum(self.known_episode_lengths()) - 1).to(storage)
+        ends[last_rows] = True
         ends |= is_done
         dropped = (ends & ~is_done).nonzero().squeeze(1)
         early_ends = ends.clone()
         # What is before a step that is dropped is in its episode, or an end already.
         early_ends[(dropped - 1).clamp(min=0)] = True
-        self._episodes = _Episodes(ends, early_ends, dropped - th.arange(len(dropped), device=storage))
+        self._episodes = _Episodes(ends, early_ends, last_rows, dropped - th.arange(len(dropped), device=storage))
         return self._episodes
 
     def _next_rows(self, rows: th.Tensor, ends: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -535,6 +540,7 @@ class OfflineReplayBuffer(ReplayBuffer):
             discounts=discounts,
             next_actions=self.actions.index_select(0, following),
             has_next_action=has_next.unsqueeze(1).to(rewards.dtype),
+            episodes=th.searchsorted(self._index_episodes().last_rows, rows),
         )
         if not self.memory_map:
             return samples

@@ -143,6 +143,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     learns_online: ClassVar[bool] = True
     #: Whether the losses need the actions that the dataset has at the next observations.
     needs_next_actions: bool = False
+    #: Whether the losses need to know the transitions' episodes.
+    needs_episodes: bool = False
     #: Range of the value targets, of algorithms that clip them.
     value_bounds: tuple[float, float] | None
     #: Whether a file is being loaded into it.
@@ -396,7 +398,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         )
         expected = self.dataset_fingerprint if continuing else None
         check_buffer(buffer, self.observation_space, self.action_space, expected, self.learns_from_rewards)
-        if self.n_steps > 1 or self.needs_next_actions:
+        if self.n_steps > 1 or self.needs_next_actions or self.needs_episodes:
             buffer.check_episodes(self.needs_next_actions)
         self._on_dataset(buffer)
         self.replay_buffer = buffer
@@ -450,13 +452,15 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         assert isinstance(buffer, OfflineReplayBuffer)
         further: dict[str, th.Tensor] = {}
         data: StepSamples | ReplayBufferSamples
-        if self.n_steps == 1 and not self.needs_next_actions:
+        if self.n_steps == 1 and not (self.needs_next_actions or self.needs_episodes):
             data = buffer.sample(batch_size)
         else:
             data = buffer.sample_steps(batch_size, self.n_steps, self.gamma, self.needs_next_actions)
             further["discounts"] = data.discounts
             if self.needs_next_actions:
                 further |= {"next_actions": data.next_actions, "has_next_action": data.has_next_action}
+            if self.needs_episodes:
+                further["episodes"] = data.episodes
         return OfflineBatch(
             self.policy.scale_observations(data.observations),
             data.actions,
@@ -480,7 +484,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     @th.no_grad()
     def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
         """
-        Target of the critics, shape ``(batch, 1)``.
+        Target of the critics, shape ``(batch, 1)`` or of what they return.
 
         :param batch: the minibatch
         """

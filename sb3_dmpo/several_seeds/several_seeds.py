@@ -113,7 +113,9 @@ def _sorted_tensors(models: Sequence[OfflineAlgorithm]) -> tuple[list[list[th.Te
             raise ValueError("Models that learn together have made the same updates: the counters of their optimizers differ.")
     for named in zip(*(model.policy.named_buffers() for model in models), strict=True):
         # What the updates change is equal at the start only.
-        is_common = named[0][0] != "decoder_variance" and all(th.equal(buffer, named[0][1]) for _, buffer in named)
+        is_common = named[0][0] not in ("decoder_variance", "episode_evidence") and all(
+            th.equal(buffer, named[0][1]) for _, buffer in named
+        )
         for tensors_of_model, (_, buffer) in zip(common if is_common else own, named, strict=True):
             tensors_of_model.append(buffer)
     return own, common
