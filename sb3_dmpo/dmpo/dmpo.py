@@ -369,19 +369,19 @@ class DMPO(OfflineAlgorithm):
         return th.softmax(th.log(prior + LOG_EPS) + self.evidence_steps * evidence, dim=1).detach()
 
     @th.no_grad()
-    def _gathered_evidence(self, episodes: th.Tensor, errors: th.Tensor) -> th.Tensor:
+    def _gathered_evidence(self, batch: OfflineBatch) -> th.Tensor:
         """
         The episodes' evidence with what a minibatch says, shape ``(n_episodes + 1, n_components)``. The last row is that of
         transitions that are in no episode of the dataset, 0.
 
-        :param episodes: the transitions' episodes, shape ``(batch,)``
-        :param errors: squared errors of the sub-policies, shape ``(batch, n_components, action_size)``
+        :param batch: the minibatch
         """
         evidence = self.policy.episode_evidence
-        assert evidence is not None
+        assert evidence is not None and batch.episodes is not None
+        errors = (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
         shares = th.log_softmax(-(errors * self._precision()).sum(dim=2), dim=1)
-        counts = evidence.new_zeros(len(evidence), 1).index_add(0, episodes, th.ones_like(shares[:, :1]))
-        means = th.zeros_like(evidence).index_add(0, episodes, shares) / counts.clamp(min=1.0)
+        counts = evidence.new_zeros(len(evidence), 1).index_add(0, batch.episodes, th.ones_like(shares[:, :1]))
+        means = th.zeros_like(evidence).index_add(0, batch.episodes, shares) / counts.clamp(min=1.0)
         # As if the steps had come one after the other, each with the mean of those of its episode.
         rates = 1.0 - (1.0 - EVIDENCE_RATE) ** counts
         gathered = evidence + rates * (means - evidence)
@@ -393,16 +393,18 @@ class DMPO(OfflineAlgorithm):
         weights = self._weights(batch)
         uniform = batch.noise["gumbel_uniform"]
         evidence: th.Tensor | None = None
-        if policy.posterior is None:
+        if self.assignment == "episode":
+            prior = self._prior(batch)
+            evidence = self._gathered_evidence(batch)
+            probabilities = self._episode_assignment(prior, evidence[batch.episodes])
+            # Nearly all of it is one sub-policy's: a gradient of one instead of K.
+            z = policy.actor.one_hots[sampled_component(probabilities, uniform)]
+            errors = (policy.actor(batch.observations, z) - batch.actions).square()
+        elif policy.posterior is None:
             prior = self._prior(batch)
             actions = policy.actor.all_components(batch.observations)
             errors = (actions - batch.actions.unsqueeze(1)).square()
-            if self.assignment == "episode":
-                assert batch.episodes is not None
-                evidence = self._gathered_evidence(batch.episodes, errors)
-                probabilities = self._episode_assignment(prior, evidence[batch.episodes])
-            else:
-                probabilities = self._exact_assignment(prior, errors)
+            probabilities = self._exact_assignment(prior, errors)
             errors = (probabilities.unsqueeze(2) * errors).sum(dim=1)
         else:
             probabilities = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)

@@ -51,7 +51,7 @@ class OneStepDMPO(DMPO):
         env: GymEnv | str | None = None,
         dataset: Any = None,
         learning_rate: float | Schedule = 1e-3,
-        policy_delay: int = 1,
+        policy_delay: int = 2,
         n_components: int = 8,
         *,
         n_steps: int = 20,
