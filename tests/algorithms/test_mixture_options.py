@@ -273,7 +273,7 @@ def test_sub_policies_part() -> None:
 
 def test_a_setting_of_its_own_name() -> None:
     model = make("one_step_dmpo", dataset=DATA)
-    assert isinstance(model, OneStepDMPO) and model.bootstrap == "data" and model.n_steps == 20
-    assert model.policy.critic.norms and model.policy_kwargs["critic_layer_norm"] is True
+    assert isinstance(model, OneStepDMPO) and model.bootstrap == "component" and model.n_steps == 20
+    assert model.policy.critic.norms and model.assignment == "episode" and model.policy_kwargs["critic_layer_norm"] is True
     plain = make("one_step_dmpo", dataset=DATA, policy_kwargs={"net_arch": [16], "critic_layer_norm": False})
     assert isinstance(plain, OneStepDMPO) and not plain.policy.critic.norms
