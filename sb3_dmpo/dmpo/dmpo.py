@@ -95,9 +95,6 @@ class DMPO(OfflineAlgorithm):
     :param prior: p(z|s), ``"values"``, the paper's softmax of the components' values, or ``"learned"``, a network
     :param gate: which sub-policy acts, in the target, in the baseline and in :meth:`predict`; see :class:`MixturePolicy`
     :param gate_support: see :class:`MixturePolicy`
-    :param q_coef: weight, relative to the squared error, of ``-min_j Q_j(s, mu(s, z)) / mean |min_j Q_j|`` in the actor's
-        loss, z drawn from q(z|s, a): every sub-policy climbs the critics where the data are its own (the step of TD3+BC,
-        Fujimoto and Gu, NeurIPS 2021)
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
@@ -118,7 +115,6 @@ class DMPO(OfflineAlgorithm):
         "min_q_weight": UNIT,
         "n_components": whole_number(2),
         "prior": one_of("values", "learned"),
-        "q_coef": NOT_NEGATIVE,
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,
         "value_bounds": BOUNDS,
@@ -151,7 +147,6 @@ class DMPO(OfflineAlgorithm):
         prior: Literal["values", "learned"] = "values",
         gate: Gate = "values",
         gate_support: float = 0.5,
-        q_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.n_components = n_components
@@ -176,15 +171,12 @@ class DMPO(OfflineAlgorithm):
         self.prior = prior
         self.gate: Gate = gate
         self.gate_support = gate_support
-        self.q_coef = q_coef
         if value_targets and bootstrap != "policy":
             raise ValueError(f'value_targets=True regresses on the gated policy: it does not go with bootstrap="{bootstrap}".')
         if bootstrap == "component" and assignment == "posterior":
             raise ValueError('bootstrap="component" needs assignment="episode" or "exact": who goes on must be known.')
-        if bootstrap == "component" and (advantage_scale > 0.0 or q_coef > 0.0):
-            raise ValueError(
-                'bootstrap="component" has no values of actions, which advantage_scale and q_coef need: set both to 0.'
-            )
+        if bootstrap == "component" and advantage_scale > 0.0:
+            raise ValueError('bootstrap="component" has no values of actions, which advantage_scale needs: set it to 0.')
         if assignment == "exact" and kl_coef == 0.0:
             raise ValueError('assignment="exact" divides by kl_coef: give it a positive one, 1 is the tight bound.')
         super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
@@ -420,12 +412,6 @@ class DMPO(OfflineAlgorithm):
             fit = -(weights * (probabilities.detach() * policy.prior(batch.observations)).sum(dim=1, keepdim=True)).mean()
             loss = loss + fit
             parts["prior_loss"] = fit
-        if self.q_coef > 0.0:
-            drawn = policy.actor.one_hots[sampled_component(probabilities, uniform)]
-            q_values = min_max_q(policy.critic(batch.observations, policy.actor(batch.observations, drawn)), self.min_q_weight)
-            # In units of the squared error: a decoder that grows wider would else free the actor from the data.
-            scale = precision if isinstance(precision, float) else precision.mean()
-            loss = loss - self.q_coef * scale * q_values.mean() / q_values.detach().abs().mean()
         if evidence is not None:
             parts["episode_evidence"] = evidence
         if policy.decoder_variance is not None:
