@@ -20,9 +20,9 @@ class OneStepDMPO(DMPO):
       told from a step, but from an episode (``assignment="episode"``).
     * The decoder is calibrated (Rybkin et al., ICML 2021, eq. 7), the prior ``p(z|s)`` learned, so that the
       sub-policies are the components of a mixture density of the data.
-    * The critics ``Q_j(s, z)`` have layer norm and evaluate the sub-policies, ``n_steps`` rewards at a time: one step of policy
-      improvement (Brandfonbrener et al., NeurIPS 2021, *Offline RL Without Off-Policy Evaluation*). No action that the data
-      lack enters a target, and nothing is weighted by advantages.
+    * The critics ``Q_j(s, z)`` have layer norm and evaluate the sub-policies, ``n_steps`` rewards at a time: one step of
+      policy improvement (Brandfonbrener et al., NeurIPS 2021, *Offline RL Without Off-Policy Evaluation*). No action that
+      the data lack enters a target, and nothing is weighted by advantages.
     * The gate is the argmax of the values over the sub-policies that the data support in that state.
 
     One step of improvement stays near the data: where good behaviour must be put together from pieces of bad one (AntMaze),
