@@ -37,7 +37,8 @@ PARTED_AFTER = 5_000
 ONE_POLICY = (
     "The sub-policies have not parted: which one a transition belongs to says next to nothing about its action "
     "(train/mutual_information is below 2% of log n_components), so this mixture acts like a single policy. A smaller "
-    "kl_coef, e.g. 0.2, lets them part; if the data have one way of acting (`sb3_dmpo describe`), TD3BC or BC is simpler."
+    "kl_coef, e.g. 0.2, lets them part, OneStepDMPO tells them apart by their episodes; if the data have one way of acting "
+    "(`sb3_dmpo describe`), TD3BC or BC is simpler."
 )
 #: Hidden layers from this width on gain from bfloat16.
 BFLOAT16_WIDTH = 128
