@@ -148,7 +148,7 @@ class _Stack:
         self._first_states = [(optimizer, next(iter(optimizer.state.values()))["exp_avg"]) for optimizer in optimizers]
         self._previous = self._first._compiled
         self._recorder = CompiledUpdate(self._first._update_all)
-        self._recorder.use([*self._own[0], *self._common[0]])
+        self._recorder.use([*self._own[0], *self._common[0]], {})
         # Recorded updates have their learning rates in tensors.
         self._recorder.is_on = True
         self._first._compiled = self._recorder
