@@ -5,7 +5,7 @@ drawing of its minibatch and its noise and the noting of its metrics included. T
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch as th
 
@@ -64,7 +64,7 @@ def cuda_graph(
     """
     with th.cuda.device(device):
         # What is captured is not on the stream that everything else runs on, and the first runs must not be either.
-        stream = th.cuda.Stream()
+        stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(th.cuda.current_stream())
         with th.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -74,10 +74,40 @@ def cuda_graph(
         for generator in generators:
             # Without this, every replay would draw the same numbers.
             graph.register_generator_state(generator)
-        # Other threads, which evaluate or copy data, may go on meanwhile.
-        with th.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            results = body()
+        try:
+            # Other threads, which evaluate or copy data, may go on meanwhile.
+            with th.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                results = body()
+        except BaseException:
+            for generator in (*generators, th.cuda.default_generators[th.cuda.current_device()]):
+                _take_back(generator)
+            raise
     return graph.replay, results
+
+
+def _take_back(generator: th.Generator) -> None:
+    """
+    Give a generator a state of its own again. A capture that breaks off keeps the one it had, and nothing can be drawn then.
+
+    :param generator: a CUDA generator
+    """
+    fresh = th.Generator(device=generator.device)
+    fresh.set_state(generator.get_state())
+    generator.graphsafe_set_state(fresh.graphsafe_get_state())
+
+
+class _Graph(NamedTuple):
+    """
+    A captured update.
+
+    :param replay: does it again
+    :param results: what it returned
+    :param data: what it reads, which has to stay: else others' numbers could lie there later on
+    """
+
+    replay: Callable[[], Any]
+    results: Any
+    data: Sequence[th.Tensor]
 
 
 class CapturedUpdates:
@@ -93,8 +123,7 @@ class CapturedUpdates:
         self._option: CaptureOption = "auto"
         self._state: list[th.Tensor] = []
         self._addresses: list[int] = []
-        # What a graph reads is kept with it: else others' numbers could lie there later on.
-        self._graphs: dict[Hashable, tuple[Callable[[], Any], Any, Sequence[th.Tensor]]] = {}
+        self._graphs: dict[Hashable, _Graph] = {}
         self._inputs: dict[Hashable, Any] = {}
         #: Whether updates are captured.
         self.is_on = False
@@ -165,7 +194,7 @@ class CapturedUpdates:
         key = variant, tuple(generators), tuple(tensor.data_ptr() for tensor in data)
         if key not in self._graphs:
             try:
-                self._graphs[key] = *self._capture(body, device, generators), data
+                self._graphs[key] = _Graph(*self._capture(body, device, generators), data)
             except Exception as error:
                 if self._option is True:
                     raise
@@ -175,8 +204,9 @@ class CapturedUpdates:
                     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                     warnings.warn(f"Capturing has failed ({reason}); the updates go on without, slower.", stacklevel=4)
                 return None
-        replay, results, _ = self._graphs[key]
-        replay()
+        graph = self._graphs[key]
+        graph.replay()
+        results: Results = graph.results
         return results
 
     def _capture(

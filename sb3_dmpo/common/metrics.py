@@ -176,9 +176,8 @@ class MetricAverager:
         """
         self._unchecked = 0
         self.make_room()
-        found = [
-            (update, names[i], value) for names, group in self._groups.items() if group.count for update, i, value in group.bad()
-        ]
+        groups = [(names, group) for names, group in self._groups.items() if group.count > 0]
+        found = [(update, names[i], value) for names, group in groups for update, i, value in group.bad()]
         if found:
             update, name, value = min(found, key=lambda bad: bad[0])
             raise FloatingPointError(f"{name} is {value} at update {update}: {_ADVICE}")

@@ -684,10 +684,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Let recorded updates work on the tensors and with the settings of now."""
         if not self._compiled.is_on:
             return
-        settings = {name: getattr(self, name, None) for name in (*arguments.constructor_arguments(type(self)), "value_bounds")}
-        plain_settings = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str | tuple)}
+        names = {*arguments.constructor_arguments(type(self)), "value_bounds"} & vars(self).keys()
+        settings = {name: getattr(self, name) for name in names}
         state = self._update_state()
-        if not self._compiled.use(state, plain_settings):
+        # Plain numbers become part of the recorded update.
+        plain_ones = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str | tuple)}
+        if not self._compiled.use(state, plain_ones):
             self._captured.forget()
         self._captured.use(state)
 
