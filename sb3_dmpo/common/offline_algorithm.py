@@ -684,7 +684,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Let recorded updates work on the tensors and with the settings of now."""
         if not self._compiled.is_on:
             return
-        names = {*arguments.constructor_arguments(type(self)), "value_bounds"} & vars(self).keys()
+        names = {*arguments.constructor_arguments(type(self)), "value_bounds"} & vars(self).keys() - {"capture", "compile"}
         settings = {name: getattr(self, name) for name in names}
         state = self._update_state()
         # Plain numbers become part of the recorded update.

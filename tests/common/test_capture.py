@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
 from sb3_dmpo.common import buffers, capture, compilation, offline_algorithm
+from sb3_dmpo.several_seeds.several_seeds import learn_together
 from tests.common.test_compilation import NoSynchronisation
 from tests.contract import DATA, assert_same, make
 from tests.toy_data import DriftEnv
@@ -163,6 +164,17 @@ class At(BaseCallback):
         return True
 
 
+class EndsAt(BaseCallback):
+    """Ends the run after an update."""
+
+    def __init__(self, update: int) -> None:
+        super().__init__()
+        self.update = update
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.update
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_replays_equal_learn(name: str, stand_in: StandIn) -> None:
     """
@@ -233,6 +245,20 @@ def test_resumed_run_is_the_undisturbed_one(name: str, stand_in: StandIn, tmp_pa
     assert stand_in.n_replays == 6 and resumed.capture is True
     whole = make(name, **options).learn(3).learn(3, reset_num_timesteps=False)
     assert_same_models(resumed, whole)
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "iql"])
+def test_several_seeds_are_captured(name: str, stand_in: StandIn) -> None:
+    """One replay updates all models, each of which draws from its own generators; one leaves before the others."""
+    sets = []
+    for captures in (True, False):
+        models = [make(name, dataset=DATA, compile=True, capture=captures, seed=seed, policy_delay=2) for seed in range(3)]
+        learn_together(models, 8, callbacks=[None, EndsAt(5), None], log_interval=3)
+        sets.append(models)
+    assert stand_in.n_replays == 8
+    assert [model._n_updates for model in sets[0]] == [8, 5, 8]
+    for captured, plain in zip(*sets, strict=True):
+        assert_same_models(captured, plain)
 
 
 @pytest.mark.parametrize(
