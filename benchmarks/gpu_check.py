@@ -14,6 +14,7 @@ compile: it is the script that is tried there.
 import argparse
 import contextlib
 import csv
+import itertools
 import platform
 import shlex
 import statistics
@@ -395,7 +396,7 @@ class Check:
         borders = [first + i * length for i in range(self.effort.blocks + 1)]
         timer = At({border: lambda: marks.append(self.mark()) for border in borders})
         learn_together(models, borders[-1], callbacks=[timer, *[None] * (len(models) - 1)], log_interval=None)
-        rates = [length / self.between(one, other) for one, other in zip(marks, marks[1:], strict=False)]
+        rates = [length / self.between(one, other) for one, other in itertools.pairwise(marks)]
         rate, low, high = statistics.median(rates), min(rates), max(rates)
         n = len(models)
         yield Row(f"{n} seeds at once", algorithm, FASTEST, rate, "updates/s of each", low, high)

@@ -188,7 +188,7 @@ class CapturedUpdates:
         :param generators: those that it draws from
         :param data: where it reads its data
         """
-        addresses = [tensor.data_ptr() for tensor in self._state]
+        addresses = list(map(th.Tensor.data_ptr, self._state))
         if addresses != self._addresses:
             self._addresses, self._graphs = addresses, {}
         key = variant, tuple(generators), tuple(tensor.data_ptr() for tensor in data)

@@ -594,15 +594,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self.policy.set_training_mode(True)
         for _ in range(gradient_steps):
             self._begin_update()
-            batch, names = None, None
-            if self._captured.is_on:
-                batch, names = self._replay_update(batch_size)
+            batch, names = self._replay_update(batch_size) if self._captured.is_on else (None, None)
+            self._last_batch = self.sample_batch(batch_size) if batch is None else batch
             if names is None:
-                batch = self.sample_batch(batch_size) if batch is None else batch
-                self._metrics.append(self._run_update(batch, batch_size), self._n_updates)
+                self._metrics.append(self._run_update(self._last_batch, batch_size), self._n_updates)
             else:
                 self._metrics.written(names, self._n_updates)
-            self._last_batch = batch
 
     def _begin_update(self) -> None:
         """Set the learning rates of the next update, and count it."""
