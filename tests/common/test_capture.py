@@ -237,7 +237,7 @@ def test_options_are_captured(name: str, arguments: dict[str, Any], stand_in: St
     assert stand_in.n_replays == 10
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "iql", "cql"])
+@pytest.mark.parametrize("name", ["td3_bc", "iql"])
 def test_resumed_run_is_the_undisturbed_one(name: str, stand_in: StandIn, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dataset": DATA, "compile": True, "capture": True}
     make(name, **options).learn(3).save(tmp_path / "part")
@@ -247,16 +247,15 @@ def test_resumed_run_is_the_undisturbed_one(name: str, stand_in: StandIn, tmp_pa
     assert_same_models(resumed, whole)
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "iql"])
-def test_several_seeds_are_captured(name: str, stand_in: StandIn) -> None:
+def test_several_seeds_are_captured(stand_in: StandIn) -> None:
     """One replay updates all models, each of which draws from its own generators; one leaves before the others."""
     sets = []
     for captures in (True, False):
-        models = [make(name, dataset=DATA, compile=True, capture=captures, seed=seed, policy_delay=2) for seed in range(3)]
-        learn_together(models, 8, callbacks=[None, EndsAt(5), None], log_interval=3)
+        models = [make("td3_bc", dataset=DATA, compile=True, capture=captures, seed=seed, policy_delay=1) for seed in range(3)]
+        learn_together(models, 6, callbacks=[None, EndsAt(3), None], log_interval=3)
         sets.append(models)
-    assert stand_in.n_replays == 8
-    assert [model._n_updates for model in sets[0]] == [8, 5, 8]
+    assert stand_in.n_replays == 6
+    assert [model._n_updates for model in sets[0]] == [6, 3, 6]
     for captured, plain in zip(*sets, strict=True):
         assert_same_models(captured, plain)
 
@@ -276,13 +275,13 @@ def test_several_seeds_are_captured(name: str, stand_in: StandIn) -> None:
     ],
 )
 def test_changes_while_learning_are_seen(change: Callable[[OfflineAlgorithm], Any], stand_in: StandIn) -> None:
-    captured, plain = pair("dmpo")
+    captured, plain = pair("td3_bc")
     for model in (captured, plain):
         model.learn(10, callback=At(5, change))
     assert_same_models(captured, plain)
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "dmpo"])
+@pytest.mark.parametrize("name", ["td3_bc"])
 def test_added_transitions_are_drawn_before_the_replay(name: str, stand_in: StandIn) -> None:
     """Online learning in between; afterwards the buffer lies elsewhere."""
     captured, plain = pair(name, env=DriftEnv())
@@ -298,7 +297,7 @@ def test_added_transitions_are_drawn_before_the_replay(name: str, stand_in: Stan
 
 def test_data_on_disk_are_read_before_the_replay(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers.OfflineReplayBuffer, "fixed_data", lambda buffer: [])
-    captured, plain = pair("infodmpo", policy_delay=2)
+    captured, plain = pair("td3_bc", policy_delay=2)
     assert_same_models(captured.learn(6), plain.learn(6))
     assert stand_in.n_replays == 6 and stand_in.n_captured == 2
 
@@ -331,11 +330,11 @@ def test_failing_capture(fails_at: str, is_drawn_before: bool, stand_in: StandIn
     with pytest.warns(
         UserWarning, match=r"Capturing has failed \(operation not permitted.*capturing\); the updates"
     ) as warned:
-        model = make("dmpo", dataset=DATA, compile=True, capture="auto").learn(6)
+        model = make("td3_bc", dataset=DATA, compile=True, capture="auto").learn(6)
     assert len(warned) == 1 and model._compiled.is_on and not model._captured.is_on
-    assert_same_models(model, make("dmpo", dataset=DATA, compile=True, capture=False).learn(6))
+    assert_same_models(model, make("td3_bc", dataset=DATA, compile=True, capture=False).learn(6))
     with pytest.raises(RuntimeError, match="not permitted"):
-        make("dmpo", dataset=DATA, compile=True, capture=True).learn(4)
+        make("td3_bc", dataset=DATA, compile=True, capture=True).learn(4)
 
 
 def test_interrupted_capture_loses_nothing(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +342,7 @@ def test_interrupted_capture_loses_nothing(stand_in: StandIn, monkeypatch: pytes
         body()
         raise KeyboardInterrupt
 
-    model = make("dmpo", dataset=DATA, compile=True, capture=True).learn(2)
+    model = make("td3_bc", dataset=DATA, compile=True, capture=True).learn(2)
     before = (
         copy.deepcopy(model.get_parameters()),
         model._noise_generator.get_state(),
@@ -365,9 +364,9 @@ def test_failing_compiler_is_warned_of_once(stand_in: StandIn, monkeypatch: pyte
     monkeypatch.setattr(th, "compile", lambda graph, **options: fail)
     monkeypatch.setattr(compilation, "AUTO_UPDATES", 4)
     with pytest.warns(UserWarning) as warned:
-        model = make("dmpo", dataset=DATA, compile="auto", capture="auto").learn(4)
+        model = make("td3_bc", dataset=DATA, compile="auto", capture="auto").learn(4)
     assert [str(warning.message)[:20] for warning in warned] == ["Compiling has failed"]
-    assert_same(model.get_parameters(), make("dmpo", dataset=DATA, compile=False).learn(4).get_parameters())
+    assert_same(model.get_parameters(), make("td3_bc", dataset=DATA, compile=False).learn(4).get_parameters())
 
 
 def test_losses_that_are_not_finite_are_noticed(stand_in: StandIn) -> None:
@@ -400,12 +399,12 @@ def test_choice() -> None:
     assert choose("auto", True, None) and not choose("auto", False, None) and not choose("auto", True, "why")
     assert choose(True, False, None) and not choose(False, True, None)
     with pytest.raises(RuntimeError, match=r"capture=True is not possible: CUDA graphs need a CUDA device.*'cpu'.*\"auto\""):
-        make("dmpo", dataset=DATA, capture=True).learn(1)
+        make("td3_bc", dataset=DATA, capture=True).learn(1)
     with pytest.raises(RuntimeError, match="capture=True is not possible: its updates depend on more"):
         make("maple", dataset=DATA, capture=True).learn(1)
     with pytest.raises(ValueError, match="capture is 'yes'"):
-        make("dmpo", dataset=DATA, capture="yes")
-    assert not make("dmpo", dataset=DATA, compile=True).learn(0)._captured.is_on
+        make("td3_bc", dataset=DATA, capture="yes")
+    assert not make("td3_bc", dataset=DATA, compile=True).learn(0)._captured.is_on
 
 
 def test_models_with_graphs_can_be_copied(stand_in: StandIn) -> None:
