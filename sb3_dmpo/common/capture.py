@@ -64,12 +64,12 @@ def cuda_graph(
     """
     with th.cuda.device(device):
         # What is captured is not on the stream that everything else runs on, and the first runs must not be either.
-        stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(th.cuda.current_stream())
+        stream, usual = th.cuda.Stream(), th.cuda.current_stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(usual)
         with th.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 body()
-        th.cuda.current_stream().wait_stream(stream)
+        usual.wait_stream(stream)
         graph = th.cuda.CUDAGraph()
         for generator in generators:
             # Without this, every replay would draw the same numbers.
@@ -79,6 +79,8 @@ def cuda_graph(
             with th.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 results = body()
         except BaseException:
+            # PyTorch leaves its own context half-way then.
+            th.cuda.set_stream(usual)
             for generator in (*generators, th.cuda.default_generators[th.cuda.current_device()]):
                 _take_back(generator)
             raise
