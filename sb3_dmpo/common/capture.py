@@ -66,10 +66,12 @@ def cuda_graph(
         # What is captured is not on the stream that everything else runs on, and the first runs must not be either.
         stream, usual = th.cuda.Stream(), th.cuda.current_stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(usual)
-        with th.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                body()
-        usual.wait_stream(stream)
+        try:
+            with th.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    body()
+        finally:
+            usual.wait_stream(stream)
         graph = th.cuda.CUDAGraph()
         for generator in generators:
             # Without this, every replay would draw the same numbers.
