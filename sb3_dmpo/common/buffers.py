@@ -396,6 +396,13 @@ class OfflineReplayBuffer(ReplayBuffer):
         """
         return self._get_samples(self._draw_rows(batch_size), env)
 
+    def fixed_data(self) -> list[th.Tensor]:
+        """
+        Where minibatches come from as long as drawing one is the same operations on the same tensors of the device every
+        time; nothing if the data are on disk, or transitions are being added.
+        """
+        return [] if self.memory_map or self.n_added > 0 else [getattr(self, name) for name in _TRANSITION_TENSORS]
+
     def _draw_rows(self, batch_size: int, n_dropped: int = 0) -> th.Tensor:
         """
         Numbers of the transitions of a minibatch, shape ``(batch,)``.
