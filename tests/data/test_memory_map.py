@@ -83,13 +83,14 @@ def test_observations_and_actions_stay_on_disk(cache: Path) -> None:
     dataset = recorded()
     transitions = load_transitions(dataset, memory_map=True)
     (entry,) = cache.iterdir()
-    for name in ("observations", "next_observations", "actions"):
+    for name in ("observations", "actions"):
         array = getattr(transitions, name)
-        assert isinstance(array, np.memmap) and Path(str(array.filename)) == entry / f"{name}.npy"
+        assert isinstance(array, np.memmap) and Path(str(array.filename)) == entry / "table.npy"
         assert not array.flags.writeable
     buffer = OfflineReplayBuffer.from_transitions(transitions, action_clip=0.5)
     assert buffer.observations.data_ptr() == transitions.observations.ctypes.data
     assert buffer.actions.data_ptr() == transitions.actions.ctypes.data
+    np.testing.assert_array_equal(transitions.next_observations, load_transitions(dataset).next_observations)
 
 
 def test_the_copy_on_disk_serves_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
