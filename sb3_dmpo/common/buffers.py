@@ -478,15 +478,21 @@ class OfflineReplayBuffer(ReplayBuffer):
         drawn = self._draw_rows(batch_size, n_dropped)
         if not self.memory_map:
             return gather(drawn)
-        found = self._ahead.take(kind, drawn, gather)
+
+        def to_copy(numbers: th.Tensor) -> tuple[th.Tensor, ...]:
+            found = gather(numbers)
+            # The system must not move what is copied while the GPU works.
+            return tuple(tensor.pin_memory() for tensor in found) if self.device.type == "cuda" else found
+
+        found = self._ahead.take(kind, drawn, to_copy)
         state = self.generator.get_state()
-        self._ahead.start(kind, self._draw_rows(batch_size, n_dropped), gather)
+        self._ahead.start(kind, self._draw_rows(batch_size, n_dropped), to_copy)
         # A run that is saved here goes on with what was drawn ahead.
         self.generator.set_state(state)
         return self._moved(found)
 
     def _moved(self, tensors: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
-        """What was gathered, on the device; where that is a GPU, it is copied from pinned memory while the GPU works."""
+        """What was gathered where the data lie, on the device."""
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors) if self.memory_map else tensors
 
     def _rows_after(self, numbers: th.Tensor) -> th.Tensor:
@@ -504,14 +510,10 @@ class OfflineReplayBuffer(ReplayBuffer):
 
         :param rows: their numbers
         """
-        numbers = th.cat(rows)
-        if not self.memory_map:
-            return self.table.index_select(0, numbers)
-        # Where the device is a GPU, what it is copied from must not be moved by the system.
-        found = th.empty(len(numbers), self.table.shape[1], pin_memory=self.device.type == "cuda")
-        th.index_select(self.table, 0, numbers, out=found)
-        found[:, self.observation_size : -FURTHER_COLUMNS].clamp_(-self.action_clip, self.action_clip)
-        found[:, -2] = self._transformed(found[:, -2])
+        found = self.table.index_select(0, th.cat(rows))
+        if self.memory_map:
+            found[:, self.observation_size : -FURTHER_COLUMNS].clamp_(-self.action_clip, self.action_clip)
+            found[:, -2] = self._transformed(found[:, -2])
         return found
 
     def _gather(self, numbers: th.Tensor) -> tuple[th.Tensor, ...]:

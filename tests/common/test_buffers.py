@@ -4,6 +4,7 @@ import random
 import time
 import tracemalloc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
