@@ -464,9 +464,7 @@ class OfflineReplayBuffer(ReplayBuffer):
             raise ValueError(_NO_VEC_NORMALIZE)
         return self._transitions(*self._moved(self._gather(batch_inds)))
 
-    def _minibatch(
-        self, gather: Gather, batch_size: int, kind: tuple[Any, ...], n_dropped: int = 0
-    ) -> tuple[th.Tensor, ...]:
+    def _minibatch(self, gather: Gather, batch_size: int, kind: tuple[Any, ...], n_dropped: int = 0) -> tuple[th.Tensor, ...]:
         """
         Draw transitions and gather what belongs to them, on the device.
 

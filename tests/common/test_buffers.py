@@ -78,7 +78,11 @@ def loaded(n: int = 12, size: int = 3) -> Transitions:
     """Transitions in one episode, as `load_transitions` gives them."""
     rng = np.random.default_rng(0)
     ends = np.arange(n) == n - 1
-    numbers = {"observations": rng.normal(3, 2, (n, size)), "actions": rng.uniform(-1, 1, (n, 2)), "rewards": rng.normal(size=n)}
+    numbers = {
+        "observations": rng.normal(3, 2, (n, size)),
+        "actions": rng.uniform(-1, 1, (n, 2)),
+        "rewards": rng.normal(size=n),
+    }
     return load_transitions({**numbers, "terminals": ends, "timeouts": np.zeros(n, bool)})
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from sb3_dmpo import ALGOS, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples
 from sb3_dmpo.common.losses import bellman_targets
-from sb3_dmpo.data import DatasetError, load_transitions
+from sb3_dmpo.data import DatasetError
 from tests.common.test_critic_options import WITH_CRITICS
 from tests.contract import DATA, assert_same, make, vec_env
 from tests.toy_data import EPISODE_LENGTH, make_transitions
