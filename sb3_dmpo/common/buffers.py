@@ -126,7 +126,7 @@ class OfflineReplayBuffer(ReplayBuffer):
     is a break.
 
     A memory-mapped dataset stays on disk. Nothing can be added to it, and minibatches are drawn on the CPU (the same ones as
-    without), each read while the one before is used, transformed and moved to the device.
+    without), converted and moved to the device; for a GPU, each is read while the one before is used.
 
     Built by ``from_transitions``; one that is built otherwise has no ``episode_lengths`` and knows single steps only.
 
@@ -183,7 +183,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.n_offline = self.buffer_size
         self.extra_capacity = extra_capacity
         self.memory_map = memory_map
-        self._ahead = ReadAhead()
+        #: What reads the data ahead, if they have a way to go
+        self._ahead = self._new_reader()
         # Where the indices are drawn: with the data
         self.generator = _make_generator(table.device, seed)
         #: Share of added transitions in a minibatch, once there are some; None: as many as chance draws
@@ -285,8 +286,9 @@ class OfflineReplayBuffer(ReplayBuffer):
                 self.rewards.copy_(self._transformed(self.rewards))
             if changes_actions:
                 self.actions.clamp_(-action_clip, action_clip)
-        column = self.table[: self.buffer_size, -2]
-        extremes = th.stack([column.min(), column.max()])
+        # Along one axis, as the whole of a column would be copied
+        column = self.table[: self.buffer_size, -2:-1]
+        extremes = th.cat([column.amin(dim=0), column.amax(dim=0)])
         self.min_reward, self.max_reward = sorted((self._transformed(extremes) if self.memory_map else extremes).tolist())
 
     def _transformed(self, rewards: th.Tensor) -> th.Tensor:
@@ -339,7 +341,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         twin.__dict__.update(self.__dict__)
         # It sees nothing of the region of added transitions, and leaves the table when it adds some.
         twin.buffer_size, twin.extra_capacity, twin._following = self.n_offline, 0, self._following[:0]
-        twin.generator, twin._ahead = _make_generator(self.generator.device, seed), ReadAhead()
+        twin.generator, twin._ahead = _make_generator(self.generator.device, seed), self._new_reader()
         twin.reset()
         return twin
 
@@ -388,6 +390,7 @@ class OfflineReplayBuffer(ReplayBuffer):
             copy.table, copy.breaks = copy.table.to(storage), copy.breaks.to(storage)
             copy.generator = _make_generator(storage, seed)
         copy.device = device
+        copy._ahead = copy._new_reader()
         copy.observation_mean, copy.observation_std = copy.observation_mean.to(device), copy.observation_std.to(device)
         transform = copy._further_transform(reward_scale, reward_shift)
         if transform is not None:
@@ -474,8 +477,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         :param n_dropped: as in :meth:`_draw_rows`
         """
         drawn = self._draw_rows(batch_size, n_dropped)
-        if not self.memory_map:
-            return gather(drawn)
+        if self._ahead is None:
+            return self._moved(gather(drawn))
 
         def to_copy(numbers: th.Tensor) -> tuple[th.Tensor, ...]:
             found = gather(numbers)
@@ -489,6 +492,10 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.generator.set_state(state)
         return self._moved(found)
 
+    def _new_reader(self) -> ReadAhead | None:
+        """On the CPU the update and a second thread would want the same cores, and wait for each other."""
+        return ReadAhead() if self.memory_map and self.device.type != "cpu" else None
+
     def _moved(self, tensors: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
         """What was gathered where the data lie, on the device."""
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors) if self.memory_map else tensors
@@ -500,7 +507,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         :param numbers: numbers of the transitions
         """
         places = th.searchsorted(self.breaks, numbers)
-        return th.where(self.breaks[places] == numbers, self._last_rows + places, numbers + 1)
+        return th.where(self.breaks.take(places) == numbers, places + self._last_rows, numbers + 1)
 
     def _select(self, *rows: th.Tensor) -> th.Tensor:
         """
@@ -896,7 +903,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         n_places = state["buffer_size"] - state["n_offline"]
         following = state.pop("_following", np.full(n_places, -1))
         state["_following"] = _as_tensor(following, state["device"])
-        self.__dict__.update({"episode_lengths": None, "_episodes": None, "_ahead": ReadAhead()} | state)
+        self.__dict__.update({"episode_lengths": None, "_episodes": None, "_ahead": None} | state)
         self._newest = state.get("_newest", np.zeros(0, dtype=np.int64))
         self.generator = th.Generator(device=self.device)
         if is_available:

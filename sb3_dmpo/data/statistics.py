@@ -20,9 +20,11 @@ def observation_statistics(
     for start in blocks:
         total += np.ascontiguousarray(observations[start : start + BLOCK_ROWS]).sum(axis=0, dtype=np.float64)
     mean = total / len(observations)
-    squares = np.zeros_like(mean)
+    squares, room = np.zeros_like(mean), np.empty((min(BLOCK_ROWS, len(observations)), len(mean)))
     for start in blocks:
-        squares += np.square(observations[start : start + BLOCK_ROWS] - mean).sum(axis=0)
+        block = observations[start : start + BLOCK_ROWS]
+        differences = np.subtract(block, mean, out=room[: len(block)])
+        squares += np.square(differences, out=differences).sum(axis=0)
     return mean, np.sqrt(squares / len(observations))
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.read_ahead import ReadAhead
 from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data import loading as datasets
@@ -235,6 +236,8 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_next_minibatch_is_read_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     mapped = OfflineReplayBuffer.from_transitions(load_transitions(recorded(), memory_map=True), seed=0)
+    assert mapped._ahead is None  # there is no GPU
+    mapped._ahead = ReadAhead()
     threads: list[str] = []
     select = mapped._select
 
@@ -254,6 +257,7 @@ def test_what_was_read_ahead_counts_for_nothing_but_time() -> None:
     """Other sizes, kinds and states of the generator than expected give what they give without reading ahead."""
     dataset = recorded()
     in_memory, mapped = transforms(SequenceReplayBuffer, dataset, seed=3)
+    mapped._ahead = ReadAhead()
     state = mapped.generator.get_state()
     for turn in range(3):
         for buffer in (in_memory, mapped):
@@ -270,6 +274,7 @@ def test_what_was_read_ahead_counts_for_nothing_but_time() -> None:
 
 def test_a_forked_process_reads_itself() -> None:
     mapped = OfflineReplayBuffer.from_transitions(load_transitions(recorded(), memory_map=True), seed=0)
+    mapped._ahead = ReadAhead()
     for _ in range(2):
         mapped.sample(7)
     mapped._ahead._process = 0  # as a process sees it that has been forked off
