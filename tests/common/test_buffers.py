@@ -397,3 +397,32 @@ def test_pickle_of_a_device_that_is_not_there() -> None:
     loaded = OfflineReplayBuffer.__new__(OfflineReplayBuffer)
     loaded.__setstate__(state)
     assert loaded.device == th.device("cpu") and loaded.sample(4).rewards.shape == (4, 1)
+
+
+@pytest.mark.parametrize("n_added", [0, 3, 7])
+def test_pickles_with_one_array_for_everything_can_be_read(n_added: int) -> None:
+    """Release 0.1.0 and before held observations, next observations and so on apart."""
+    buffer = OfflineReplayBuffer.from_transitions(make_transitions(), seed=3, extra_capacity=5)
+    for i in range(n_added):
+        observation = np.full((1, 3), i, np.float32)
+        buffer.add(observation, observation + 0.5, np.full((1, 2), 0.1 * i), np.array([i]), np.array([i % 2 == 1]), [{}])
+    state = buffer.__getstate__()
+    for name in ("table", "breaks", "n_breaks", "_last_rows", "memory_map"):
+        del state[name]
+    state |= {name: np.ascontiguousarray(getattr(buffer, name).numpy()) for name in TENSORS}
+    old = OfflineReplayBuffer.__new__(OfflineReplayBuffer)
+    old.__setstate__(state)
+    for name in TENSORS:
+        assert th.equal(getattr(old, name), getattr(buffer, name)), name
+    for _ in range(3):
+        for one, other in zip(old.sample(50)[:5], buffer.sample(50)[:5], strict=True):
+            assert th.equal(one, other)
+    for each in (old, buffer):
+        each.reserve(8)
+        for value in (8.0, 9.0):
+            following = np.full((1, 3), value, np.float32)
+            each.add(following, following + 0.5, np.zeros((1, 2)), np.array([value]), np.array([False]), [{}])
+    assert old.added_arrays().keys() == buffer.added_arrays().keys()
+    for name, array in buffer.added_arrays().items():
+        np.testing.assert_array_equal(old.added_arrays()[name], array)
+    assert th.equal(old.twin(1).sample(40).next_observations, buffer.twin(1).sample(40).next_observations)
