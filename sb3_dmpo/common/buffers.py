@@ -516,8 +516,9 @@ class OfflineReplayBuffer(ReplayBuffer):
         :param rows: their numbers
         """
         found = self.table.index_select(0, th.cat(rows))
-        if self.memory_map:
+        if self.memory_map and self.action_clip < 1.0:
             found[:, self.observation_size : -FURTHER_COLUMNS].clamp_(-self.action_clip, self.action_clip)
+        if self.memory_map and (self.reward_scale, self.reward_shift) != (1.0, 0.0):
             found[:, -2] = self._transformed(found[:, -2])
         return found
 
