@@ -430,10 +430,10 @@ def on_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> OfflineAlgorithm:
     for module, factory in ((offline_algorithm, "make_noise_generator"), (buffers, "_make_generator")):
         made = getattr(module, factory)
         monkeypatch.setattr(module, factory, lambda device, seed, made=made: made(th.device("cpu"), seed))
+    on_cpu = make(name, dataset=DATA)
+    on_cpu._setup_dataset()
     with OnMeta():
         model = make(name, device="meta", dataset=DATA, policy_delay=2)
-        on_cpu = make(name, dataset=DATA)
-        on_cpu._setup_dataset()
         buffer = on_cpu.replay_buffer
         model._on_dataset(buffer)
         moved = tree_map(lambda value: value.to("meta") if isinstance(value, th.Tensor) else value, dict(vars(buffer)))
