@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.data import DatasetError, Transitions, load_transitions
 from sb3_dmpo.data.preprocessing import (
     action_spaces_match,
@@ -146,6 +148,11 @@ class OfflineReplayBuffer(ReplayBuffer):
     actions: th.Tensor  # type: ignore[assignment]
     rewards: th.Tensor  # type: ignore[assignment]
     dones: th.Tensor  # type: ignore[assignment]
+    #: Of a part of a dataset: the number of its first transition there, and how many there are; None: it is the whole.
+    first_row: int = 0
+    n_whole: int | None = None
+    #: What is never divided between two parts, for messages.
+    _units: str = "transitions"
 
     def __init__(
         self,
@@ -367,6 +374,51 @@ class OfflineReplayBuffer(ReplayBuffer):
         self.reward_setting = self.reward_scale, self.reward_shift = float(reward_scale), float(reward_shift)
         values = self.rewards.double().add_(self.reward_shift).mul_(self.reward_scale)
         self.rewards = values.float()
+
+    def part(
+        self, number: int, n_parts: int, device: th.device | str = "cpu", seed: int | None = None, memory_map: bool = False
+    ) -> "OfflineReplayBuffer":
+        """
+        What one of several processes holds that train together: consecutive transitions, with the statistics, the range of
+        the rewards and the fingerprint of the whole dataset. An episode that is cut in two is cut as by a time limit.
+
+        :param number: number of the part, from 0 on
+        :param n_parts: how many there are, of the same size but for a transition
+        :param device: where it is held
+        :param seed: seed of its minibatches
+        :param memory_map: whether it is left on disk, where this buffer is then
+        :raises DatasetError: there is nothing left for a part
+        """
+        cuts = self._cuts(n_parts)
+        first, stop = cuts[number], cuts[number + 1]
+        if len({*cuts}) <= n_parts:
+            raise DatasetError(
+                f"{dataset_label(self.dataset_id)} cannot be divided among {n_parts} processes: there are fewer "
+                f"{self._units} than processes. Start fewer."
+            )
+        device = get_device(device)
+        storage = th.device("cpu") if memory_map else device
+        part = self.twin(seed)
+        for name in _TRANSITION_TENSORS:
+            rows = getattr(self, name)[first:stop]
+            setattr(part, name, rows if memory_map else rows.clone().to(storage))
+        if self.memory_map and not memory_map:
+            part.actions.clamp_(-self.action_clip, self.action_clip)
+        part.memory_map, part.device = memory_map, device
+        part.n_offline = part.buffer_size = stop - first
+        part.first_row, part.n_whole = self.first_row + first, self.n_whole or self.n_offline
+        if self.episode_lengths is not None:
+            stops = np.cumsum(self.episode_lengths)
+            part.episode_lengths = np.diff([first, *stops[(stops > first) & (stops < stop)], stop])
+        part._episodes = None
+        part._following = self._following[:0].to(device)
+        part.observation_mean, part.observation_std = self.observation_mean.to(device), self.observation_std.to(device)
+        part.generator = _make_generator(storage, seed)
+        return part
+
+    def _cuts(self, n_parts: int) -> list[int]:
+        """Where the parts begin, and the last one ends."""
+        return [self.n_offline * number // n_parts for number in range(n_parts + 1)]
 
     def value_bounds(self, gamma: float) -> tuple[float, float]:
         """
@@ -779,9 +831,15 @@ def make_buffer(
     """
     if isinstance(dataset, OfflineReplayBuffer):
         return dataset.for_model(memory_map=memory_map, **settings)
-    return buffer_class.from_transitions(
-        load_transitions(dataset, download=download, env=env, memory_map=memory_map, clip_actions=clip_actions), **settings
-    )
+    load = partial(load_transitions, dataset, download=download, env=env, clip_actions=clip_actions)
+    if not ranks.is_joined() or memory_map:
+        return buffer_class.from_transitions(load(memory_map=memory_map), **settings)
+    # Of the whole dataset this process needs the statistics, and then a part: it stays on disk if it can.
+    try:
+        transitions = load(memory_map=True)
+    except DatasetError:
+        transitions = load()
+    return buffer_class.from_transitions(transitions, **settings)
 
 
 def check_buffer(

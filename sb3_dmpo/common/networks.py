@@ -166,6 +166,7 @@ class EnsembleCritic(nn.Module):
     :param activation_fn: activation of the hidden layers
     :param n_critics: number of Q-functions
     :param layer_norm: whether a layer norm follows on the activation of every hidden layer
+    :param n_outputs: values per observation and action
     """
 
     def __init__(
@@ -176,10 +177,11 @@ class EnsembleCritic(nn.Module):
         activation_fn: type[nn.Module] = nn.ReLU,
         n_critics: int = 2,
         layer_norm: bool = False,
+        n_outputs: int = 1,
     ) -> None:
         super().__init__()
         self.n_critics = n_critics
-        sizes = [observation_size + action_size, *net_arch, 1]
+        sizes = [observation_size + action_size, *net_arch, n_outputs]
         self.layers = nn.ModuleList(EnsembleLinear(n_critics, *pair) for pair in itertools.pairwise(sizes))
         self.activation = activation_fn()
         self.norms = nn.ModuleList(EnsembleLayerNorm(n_critics, width) for width in (net_arch if layer_norm else []))

@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
 from sb3_dmpo.common.losses import (
     LOG_EPS,
@@ -312,7 +313,7 @@ class DMPO(OfflineAlgorithm):
             q_values = min_max_q(policy.critic(batch.observations, policy.actor(batch.observations, drawn)), self.min_q_weight)
             # In units of the squared error: a decoder that grows wider would else free the actor from the data.
             scale = precision if isinstance(precision, float) else precision.mean()
-            loss = loss - self.q_coef * scale * q_values.mean() / q_values.detach().abs().mean()
+            loss = loss - self.q_coef * scale * q_values.mean() / ranks.mean(q_values.detach().abs().mean())
         if policy.decoder_variance is not None:
             parts["decoder_variance"] = (weights * errors).mean(dim=0).detach()
         return loss, {"actor_loss": loss} | parts
@@ -321,7 +322,7 @@ class DMPO(OfflineAlgorithm):
         """Move the decoder's variance towards the weighted error of the minibatch; its mean is logged."""
         variance = self.policy.decoder_variance
         if variance is not None:
-            variance.lerp_(metrics["decoder_variance"].clamp(min=LEAST_VARIANCE), VARIANCE_RATE)
+            variance.lerp_(ranks.mean(metrics["decoder_variance"]).clamp(min=LEAST_VARIANCE), VARIANCE_RATE)
             metrics["decoder_variance"] = variance.mean()
 
     def info_step(self, batch: OfflineBatch) -> Metrics:
