@@ -765,8 +765,14 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         return self
 
     def _join_ranks(self) -> None:
+        """Begin as the other processes do that train this model together with this one; with one process nothing is done."""
+        if ranks.is_joined():
+            self.check_ranks()
+            ranks.copy_from_first([*self.policy.parameters(), *self.policy.buffers()])
+
+    def check_ranks(self) -> None:
         """
-        Begin as the other processes do that train this model together with this one; with one process nothing is done.
+        Check that several processes can train this model, if there are several.
 
         :raises ValueError: they cannot
         """
@@ -779,7 +785,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         for name in self.shared_arguments:
             ranks.check_divisible(name, getattr(self, name))
         ranks.check_device(self.device)
-        ranks.copy_from_first([*self.policy.parameters(), *self.policy.buffers()])
 
     def _prepare_updates(self, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
         """

@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 BEAT_SECONDS = 2.0
 #: After so many seconds without one a process counts as lost.
 SILENT_SECONDS = 30.0
+#: The same once a reduction has failed, so that somebody has to be.
+SILENT_AFTER_FAILURE = 10.0
 #: Bound of a reduction. One process may evaluate or save while the others wait; that a process is lost is noticed otherwise.
 _LONGEST_WAIT = datetime.timedelta(days=7)
 #: What the number of a process and the number of all are called by ``torchrun``.
@@ -353,7 +355,7 @@ class _Heartbeat(threading.Thread):
         super().__init__(daemon=True, name="sb3_dmpo heartbeat")
         self._rank, self._others = rank, [other for other in range(world) if other != rank]
         self._world = world
-        self._stopped, self._beats = threading.Event(), 0
+        self._stopped, self._beats, self._patience = threading.Event(), 0, SILENT_SECONDS
         self._seen: dict[int, str] = {}
         self._seen_at = dict.fromkeys(self._others, time.monotonic())
         #: Whether the main thread is about to raise what this thread finds out.
@@ -381,8 +383,8 @@ class _Heartbeat(threading.Thread):
                 return
             if silent is not None:
                 self._report(
-                    f"Process {silent} of 0 to {self._world - 1} has given no sign of life for {SILENT_SECONDS:.0f} seconds: "
-                    "it was killed, or its machine is gone."
+                    f"Process {silent} of 0 to {self._world - 1} has given no sign of life for {self._patience:.0f} seconds: "
+                    "it was killed, or its machine is gone. What was saved before is whole."
                 )
                 return
 
@@ -395,7 +397,7 @@ class _Heartbeat(threading.Thread):
             value = self._store.get(str(other)).decode()
             if value != self._seen.get(other) or value == self._LEFT:
                 self._seen[other], self._seen_at[other] = value, now
-            elif now - self._seen_at[other] > SILENT_SECONDS:
+            elif now - self._seen_at[other] > self._patience:
                 return other
         return None
 
@@ -412,7 +414,8 @@ class _Heartbeat(threading.Thread):
     def wait_for_silence(self) -> str | None:
         """What was found, or None if all have gone on giving signs of life."""
         self._is_awaited = True
-        self._found_something.wait(SILENT_SECONDS + 3 * BEAT_SECONDS)
+        self._patience = SILENT_AFTER_FAILURE
+        self._found_something.wait(2.0 * SILENT_AFTER_FAILURE)
         return self._found
 
     def leave(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
-from sb3_dmpo import ALGOS, BC, DMPO, OfflineAlgorithm
+from sb3_dmpo import ALGOS, OfflineAlgorithm
 from sb3_dmpo.common import ranks
 from sb3_dmpo.maple.dynamics import EnsembleTraining
 from tests.contract import make
@@ -53,9 +53,10 @@ def state_of(model: OfflineAlgorithm) -> dict[str, th.Tensor]:
 def equality() -> dict[str, Any]:
     """Every algorithm: its minibatches, the order of the data in which its ensemble was fitted, and what came out."""
     found: dict[str, Any] = {}
+    shuffle = EnsembleTraining._shuffled
     for case in CASES:
         model, batches, orders = made(case), list[Any](), list[th.Tensor]()
-        draw, shuffle = model.sample_batch, EnsembleTraining._shuffled
+        draw = model.sample_batch
 
         def kept(size: int, draw: Any = draw, batches: list[Any] = batches) -> Any:
             batches.append(draw(size))
@@ -164,7 +165,7 @@ class Kill(BaseCallback):
 
 
 def _killed(how: signal.Signals) -> None:
-    model = DMPO("MlpPolicy", dataset=make_transitions(), batch_size=BATCH, seed=0, device="cpu")
+    model = made("dmpo", compile=False)
     if ranks.rank() == 1:
         draw = model.sample_batch
 
@@ -195,7 +196,7 @@ def slow() -> dict[str, Any]:
             time.sleep(float(sys.argv[3]) if self.num_timesteps == 2 else 0.0)
             return True
 
-    return state_of(BC("MlpPolicy", dataset=make_transitions(), batch_size=BATCH, seed=0, device="cpu").learn(4, Pause()))
+    return state_of(made("bc").learn(4, Pause()))
 
 
 if __name__ == "__main__":
