@@ -84,7 +84,8 @@ class OfflineExperimentManager(ExperimentManager):
             if self.resumed.checkpoint is not None:
                 self.trained_agent, self.continue_training = str(self.resumed.checkpoint), True
         #: To be typed again in the same folder.
-        self.command = shlex.join(["python", "-m", "sb3_dmpo", "train", *args.argv])
+        launcher = ["torchrun", "--nproc-per-node", str(ranks.world())] if ranks.is_joined() else ["python"]
+        self.command = shlex.join([*launcher, "-m", "sb3_dmpo", "train", *args.argv])
         self.results: ResultsFile | None = None
         if args.results:
             self.results = ResultsFile(
