@@ -30,7 +30,7 @@ SILENT_AFTER_FAILURE = 10.0
 #: Bound of a reduction. One process may evaluate or save while the others wait; that a process is lost is noticed otherwise.
 _LONGEST_WAIT = datetime.timedelta(days=7)
 #: What the number of a process and the number of all are called by ``torchrun``.
-_RANK, _WORLD, _LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+_RANK, _WORLD, _LOCAL_RANK, _LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 
 
 class ProcessLostError(ConnectionError):
@@ -192,16 +192,21 @@ def first_alone() -> Iterator[None]:
 
 def check_device(device: th.device) -> None:
     """
-    Refuse to share a GPU with another process.
+    Refuse to share a GPU with another process. All of a machine refuse, or none.
 
     :param device: where this process trains
-    :raises ValueError: there are fewer GPUs than processes
+    :raises ValueError: there are fewer GPUs than processes, or they are to use the same one
     """
-    own, n_devices = int(os.environ.get(_LOCAL_RANK, rank())), th.cuda.device_count() if device.type == "cuda" else 0
-    if world() > 1 and device.type == "cuda" and own >= n_devices:
+    if not is_joined() or device.type != "cuda":
+        return
+    n_processes, n_devices = int(os.environ.get(_LOCAL_WORLD, world())), th.cuda.device_count()
+    if n_processes > n_devices:
         raise ValueError(
-            f"There are {n_devices} GPUs on this machine, and more processes: --nproc-per-node {n_devices}, or device='cpu'."
+            f"{n_processes} processes cannot share the {n_devices} GPUs of this machine: start as many as there are GPUs "
+            f"(--nproc-per-node {n_devices}), or train on the CPU (device='cpu')."
         )
+    if device.index not in (None, th.cuda.current_device()):
+        raise ValueError(f"device is '{device}', and every process has a GPU of its own: write 'cuda'.")
 
 
 @th.no_grad()

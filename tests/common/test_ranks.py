@@ -15,9 +15,12 @@ import torch as th
 from sb3_dmpo import OfflineAlgorithm
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.losses import advantage_weights
+from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.maple.dynamics import EnsembleTraining
+from sb3_dmpo.several_seeds.several_seeds import check_together
 from tests.common.rank_programs import BATCH, CASES, UPDATES, made, state_of
-from tests.contract import assert_same
+from tests.contract import assert_same, make
+from tests.dataset_helpers import make_dataset
 
 WORLD = 2
 ROOT = Path(__file__).parents[2]
@@ -77,7 +80,12 @@ class Fake:
     def __init__(self, others: Sequence[float]) -> None:
         self.rank, self.world, self._others = 0, 2, list(others)
 
+    def meet(self) -> None:
+        """Nobody is waited for."""
+
     def reduced(self, own: th.Tensor, how: str) -> th.Tensor:
+        if not self._others:
+            return own
         other = th.as_tensor(self._others.pop(0), dtype=own.dtype)
         return {"sum": th.add, "max": th.maximum, "min": th.minimum}[how](own, other)
 
@@ -119,6 +127,64 @@ def test_sequences_are_never_cut() -> None:
     parts = [model.replay_buffer.part(number, 3) for number in range(3)]
     assert [part.n_offline % 8 for part in parts] == [0, 0, 0] and sum(part.n_offline for part in parts) == 80
     assert th.equal(th.cat([part.episode_returns() for part in parts]), model.replay_buffer.episode_returns())
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """This process is the first of two."""
+    group = Fake([])
+    monkeypatch.setattr(ranks._Group, "current", group)
+    return group
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_a_process_has_its_rows_of_a_file(
+    memory_map: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Fake
+) -> None:
+    """The whole is not read into memory, and what is learned from is what one process would have had there."""
+    monkeypatch.setenv(dataset_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", -1e9)
+    dataset = str(make_dataset().spec.dataset_id)
+    parts = []
+    for number in range(2):
+        pair.rank = number
+        model = make("iql", dataset=dataset, memory_map=memory_map, reward_scale="standardize")
+        model._setup_dataset()
+        assert model.replay_buffer.memory_map is memory_map
+        assert model.replay_buffer.observations.untyped_storage().filename is None or memory_map
+        parts.append(model.replay_buffer)
+    monkeypatch.setattr(ranks._Group, "current", None)
+    model = make("iql", dataset=dataset, reward_scale="standardize")
+    model._setup_dataset()
+    whole = model.replay_buffer
+    rows = [part._get_samples(th.arange(part.n_offline)) for part in parts]
+    expected = whole._get_samples(th.arange(whole.n_offline))
+    for name in ("observations", "next_observations", "actions", "rewards", "dones"):
+        assert th.equal(th.cat([getattr(samples, name) for samples in rows]), getattr(expected, name))
+    for part in parts:
+        assert abs(part.n_offline - whole.n_offline / 2) < 1 and part.fingerprint == whole.fingerprint
+        assert_same((part.observation_mean, part.observation_std), (whole.observation_mean, whole.observation_std))
+        assert (part.reward_scale, part.reward_shift) == (whole.reward_scale, whole.reward_shift)
+
+
+@pytest.mark.parametrize(
+    ("device", "n_devices", "words"),
+    [("cuda", 1, "2 processes cannot share the 1 GPUs"), ("cuda:1", 2, "write 'cuda'"), ("cuda", 2, ""), ("cpu", 0, "")],
+)
+def test_every_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch, pair: Fake, device: str, n_devices: int, words: str) -> None:
+    monkeypatch.setattr(th.cuda, "device_count", lambda: n_devices)
+    monkeypatch.setattr(th.cuda, "current_device", lambda: 0)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            ranks.check_device(th.device(device))
+    else:
+        ranks.check_device(th.device(device))
+
+
+def test_several_seeds_are_for_one_process(pair: Fake) -> None:
+    with pytest.raises(ValueError, match="learn_together is for one process"):
+        check_together([made("bc")])
 
 
 def test_every_process_draws_for_itself() -> None:
