@@ -305,15 +305,15 @@ def test_reductions_parts_and_who_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", ["killed", "halted"])
 def test_a_lost_process_ends_the_others(program: str, tmp_path: Path) -> None:
     processes = start(program, tmp_path)
-    since = time.monotonic()
     try:
-        _, said = processes[0].communicate(timeout=120)
+        _, said = processes[0].communicate(timeout=300)
+        seconds = time.time() - (tmp_path / "killed").stat().st_mtime
     finally:
         for process in processes:
             process.kill()
     assert processes[0].returncode == 1, said
     assert "rocess 1 of 0 to 1 has given no sign of life" in said
-    assert time.monotonic() - since < 100  # half of it are imports, on a machine that does other things too
+    assert seconds < 60
 
 
 @pytest.mark.slow
