@@ -647,8 +647,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self._is_compiled = False
             return
         before = self._is_compiled if continuing else None
+        option = self.compile
+        if ranks.is_joined() and option == "auto":
+            # The processes may take minutes of different length for it; who wants that says so.
+            option, before = False, None
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
-        self._is_compiled = self._compiled.decide(self.compile, before, n_updates, optimizers, self.device)
+        self._is_compiled = self._compiled.decide(option, before, n_updates, optimizers, self.device)
         if self._is_compiled:
             self._compiled.use(self._update_state())
 

@@ -78,10 +78,7 @@ def equality() -> dict[str, Any]:
 
 def compiled() -> dict[str, Any]:
     """The same updates as they are written and as compiled code."""
-    return {
-        str(is_compiled): state_of(make("dmpo", dataset=make_transitions(), compile=is_compiled, n_components=2).learn(4))
-        for is_compiled in (False, True)
-    }
+    return {str(is_compiled): state_of(made("td3_bc", compile=is_compiled).learn(4)) for is_compiled in (False, True)}
 
 
 def resumed() -> dict[str, Any]:

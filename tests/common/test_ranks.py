@@ -182,6 +182,12 @@ def test_every_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch, pair: Fake, de
         ranks.check_device(th.device(device))
 
 
+def test_compiled_only_where_it_is_asked_for(pair: Fake) -> None:
+    model = made("bc", compile="auto")
+    model._setup_compilation(10_000_000, continuing=False)
+    assert not model._compiled.is_on
+
+
 def test_several_seeds_are_for_one_process(pair: Fake) -> None:
     with pytest.raises(ValueError, match="learn_together is for one process"):
         check_together([made("bc")])
