@@ -76,9 +76,18 @@ def data_rows(threads: int, effort: Effort, n: int) -> Iterator[Row]:
                 ("peak", "peak memory / float32 arrays"),
                 ("anonymous", "memory that is not the page cache / float32 arrays"),
             ):
-                factor = 1e6 / n if key == "seconds" else 1.0
-                yield measured([factor * answer[key] for answer in found], case=case, measure=measure, **shared)
+                if key == "seconds":
+                    seconds = [1e6 / n * answer[key] for answer in found]
+                    yield measured(seconds, case=case, measure=measure, **shared)
+                else:
+                    yield _size_row(found, key, case=case, measure=measure, **shared)
+        yield _size_row(found, "disk", case="copy on disk", measure="bytes / float32 arrays", **shared)
         yield from _sample_rows(folder, effort, shared)
+
+
+def _size_row(found: list[dict[str, Any]], key: str, **columns: Any) -> Row:
+    apart = [answer["apart"] for answer in found]
+    return measured([answer[key] for answer in found], apart, "float32 arrays with next observations apart", **columns)
 
 
 def _sample_rows(folder: Path, effort: Effort, shared: dict[str, Any]) -> Iterator[Row]:

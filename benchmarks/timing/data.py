@@ -63,26 +63,33 @@ def _status(name: str) -> int:
 
 def load(memory_map: bool) -> dict[str, float]:
     """
-    Seconds and memory from the files to a buffer that can be sampled; memory as a share of the float32 arrays.
+    Seconds and memory from the files to a buffer that can be sampled; memory and the copy on disk as shares of the float32
+    arrays that the copy holds, and what those were if the next observations stood apart.
 
     :param memory_map: whether the data stay on disk
     """
     from sb3_dmpo.common.buffers import OfflineReplayBuffer
     from sb3_dmpo.data import load_transitions
-    from sb3_dmpo.data.transitions import transition_bytes
+    from sb3_dmpo.data.cache import cache_folder
 
-    # The peak begins here, without what the imports took.
+    # The peak begins here, without what imports and the code of torch that is run take.
+    few = load_transitions({name: array[:300] for name, array in synthetic.arrays(300).items()} | {"terminals": [False] * 300})
+    OfflineReplayBuffer.from_transitions(few, seed=0).sample(256)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before, anonymous = _status("VmRSS"), _status("RssAnon")
     start = time.perf_counter()
     transitions = load_transitions(DATASET_ID, memory_map=memory_map)
-    size = transition_bytes(len(transitions), transitions.observations.shape[1], transitions.actions.shape[1])
+    table = transitions.table
+    size, apart = table.rows.nbytes, (table.rows.shape[1] + table.observation_size) * len(table) * table.rows.itemsize
+    del table
     buffer = OfflineReplayBuffer.from_transitions(transitions, seed=0)
     buffer.sample(256)
     return {
         "seconds": time.perf_counter() - start,
         "peak": (_status("VmHWM") - before) / size,
         "anonymous": (_status("RssAnon") - anonymous) / size,
+        "disk": sum(file.stat().st_size for file in cache_folder().rglob("*") if file.is_file()) / size,
+        "apart": apart / size,
     }
 
 

@@ -71,7 +71,13 @@ def batch_tensors(batch: Any) -> list[th.Tensor]:
     return [*(value for value in batch if isinstance(value, th.Tensor)), *batch.noise.values()]
 
 
-def _with_tensors(batch: Any, tensors: list[th.Tensor]) -> Any:
+def with_tensors(batch: Any, tensors: list[th.Tensor]) -> Any:
+    """
+    A batch with other tensors.
+
+    :param batch: the batch
+    :param tensors: in the order of :func:`batch_tensors`
+    """
     rest = iter(tensors)
     fields = {name: next(rest) for name, value in batch._asdict().items() if isinstance(value, th.Tensor)}
     return batch._replace(**fields, noise={name: next(rest) for name in batch.noise})
@@ -123,9 +129,12 @@ class CompiledUpdate:
         self._update = update
         self._option: CompileOption = "auto"
         self._state: list[th.Tensor] = []
+        self._settings: dict[str, Any] = {}
         self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
-        #: Whether updates are compiled.
+        #: Whether updates run as recorded graphs.
         self.is_on = False
+        #: Whether those are compiled.
+        self.is_compiled = False
         #: Whether they were to be, and the compiler has failed.
         self.has_failed = False
         self.is_recording = False
@@ -150,18 +159,21 @@ class CompiledUpdate:
         """
         self._option, self.has_failed = option, False
         wanted = option if before is None else before
-        self.is_on = choose_compilation(wanted, n_updates, missing_for_compilation(optimizers, device), device)
-        return self.is_on
+        self.is_compiled = choose_compilation(wanted, n_updates, missing_for_compilation(optimizers, device), device)
+        self.is_on = self.is_compiled
+        return self.is_compiled
 
-    def use(self, state: list[th.Tensor]) -> None:
+    def use(self, state: list[th.Tensor], settings: dict[str, Any]) -> bool:
         """
-        Say what updates change; graphs that were made for these very tensors are kept.
+        Say what updates change; graphs that were made for these very tensors and settings are kept. Whether they are.
 
-        :param state: every tensor that the update reads or writes apart from the batch
+        :param state: every tensor that the update reads or writes apart from the batch, each of them once
+        :param settings: plain values that the update depends on, by name
         """
-        state = list({id(tensor): tensor for tensor in state}.values())
-        if list(map(id, state)) != list(map(id, self._state)):
-            self._state, self._graphs = state, {}
+        if list(map(id, state)) == list(map(id, self._state)) and settings == self._settings:
+            return True
+        self._state, self._settings, self._graphs = state, settings, {}
+        return False
 
     def __call__(self, batch: Any, variant: Any) -> Metrics:
         """
@@ -177,15 +189,16 @@ class CompiledUpdate:
         except Exception as error:
             if not may_go_on_without(self._option, error):
                 raise
-            self.is_on, self.has_failed = False, True
+            self.is_on, self.is_compiled, self.has_failed = False, False, True
             return self._update(batch)
 
     def _run(self, batch: Any, variant: Any) -> Metrics:
         inputs = batch_tensors(batch)
-        if variant not in self._graphs:
+        key = variant, self.is_compiled
+        if key not in self._graphs:
             graph, names = self.record(batch, inputs)
-            self._graphs[variant] = th.compile(graph, fullgraph=True, dynamic=False), names
-        run, names = self._graphs[variant]
+            self._graphs[key] = th.compile(graph, fullgraph=True, dynamic=False) if self.is_compiled else graph, names
+        run, names = self._graphs[key]
         with th.no_grad():
             return dict(zip(names, run(*inputs, *self._state), strict=True))
 
@@ -199,7 +212,7 @@ class CompiledUpdate:
         names: list[str] = []
 
         def recorded(*tensors: th.Tensor) -> list[th.Tensor]:
-            metrics = self._update(_with_tensors(batch, list(tensors[: len(inputs)])))
+            metrics = self._update(with_tensors(batch, list(tensors[: len(inputs)])))
             names[:] = metrics
             return [value.detach().clone() for value in metrics.values()]
 

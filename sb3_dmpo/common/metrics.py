@@ -20,42 +20,82 @@ class _Sums:
     Running sums of metrics that come together, on their device.
 
     :param first: the first of them, which only say how many and where
+    :param capacity: largest number of updates between two looks
     """
 
-    def __init__(self, first: Metrics) -> None:
+    def __init__(self, first: Metrics, capacity: int) -> None:
         example = next(iter(first.values()))
         options: dict[str, Any] = {"device": example.device, "dtype": th.promote_types(th.float32, example.dtype)}
-        self.rows = th.empty((_ROWS, len(first)), **options)
-        self.updates: list[int] = []
+        self.rows = th.empty((max(capacity, _ROWS), len(first)), **options)
+        #: Where captured updates write their next row.
+        self.place = th.zeros(1, dtype=th.int64, device=example.device)
+        self.is_captured = False
         # Not every device has double precision.
         self.sums = th.zeros(len(first), **options | ({"dtype": th.float64} if example.device.type in ("cpu", "cuda") else {}))
-        self.count = 0
-        #: First update with a value that is not finite, 0: none, and that value.
-        self.bad_updates = th.zeros(len(first), dtype=th.int64, device=example.device)
         self.bad_values = th.zeros(len(first), **options)
+        #: The first value that is not finite: in which of the updates since the last look, counted from 1; 0: none.
+        self.bad_places = th.zeros(len(first), dtype=th.int64, device=example.device)
+        self.count = 0
+        #: Counters of the updates since the last look.
+        self.updates: list[int] = []
+        self._n_folded = 0
 
     def add(self, metrics: Metrics, update: int) -> None:
         """Add the metrics of one update."""
-        th.stack(list(metrics.values()), out=self.rows[len(self.updates)])
+        th.stack(list(metrics.values()), out=self.rows[self.n_rows])
         self.updates.append(update)
-        if len(self.updates) == _ROWS:
+        if self.n_rows == _ROWS:
             self.fold()
+
+    def write(self, metrics: Metrics) -> None:
+        """Write the metrics of an update that is being captured, in operations that write one row further every time."""
+        self.is_captured = True
+        values = th.stack(list(metrics.values())).to(self.rows.dtype)
+        self.rows.index_copy_(0, self.place, values.unsqueeze(0))
+        self.place.add_(1)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that are not in the sums yet."""
+        return len(self.updates) - self._n_folded
 
     @th.no_grad()
     def fold(self) -> None:
-        """Bring the sums up to date."""
-        if not self.updates:
+        """Bring the sums up to date; nothing in it waits for the device."""
+        if self.n_rows == 0:
             return
-        rows = self.rows[: len(self.updates)]
+        rows = self.rows[: self.n_rows]
         is_bad = ~rows.isfinite()
         first = is_bad.int().argmax(dim=0)
-        is_new = is_bad.any(dim=0) & (self.bad_updates == 0)
-        updates = th.tensor(self.updates, device=rows.device)
-        self.bad_updates = th.where(is_new, updates[first], self.bad_updates)
+        is_new = is_bad.any(dim=0) & (self.bad_places == 0)
+        self.bad_places = th.where(is_new, first + self._n_folded + 1, self.bad_places)
         self.bad_values = th.where(is_new, rows.gather(0, first.unsqueeze(0)).squeeze(0), self.bad_values)
         self.sums += rows.sum(dim=0, dtype=self.sums.dtype)
-        self.count += len(self.updates)
-        self.updates = []
+        self.count += self.n_rows
+        self._n_folded = len(self.updates)
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Let captured updates write behind the rows that are there."""
+        if self.is_captured:
+            self.place.fill_(self.n_rows)
+
+    def bad(self) -> list[tuple[int, int, float]]:
+        """For every value that was not finite: counter of the update, number of the metric, and the value."""
+        found = enumerate(zip(self.bad_places.tolist(), self.bad_values.tolist(), strict=True))
+        return [(self.updates[place - 1], i, value) for i, (place, value) in found if place > 0]
+
+    def forget_updates(self) -> None:
+        """Begin anew with counting the updates, none of which was bad."""
+        self.updates, self._n_folded = [], 0
+
+    def clear(self) -> None:
+        """Begin anew, where everything lies now."""
+        for tensor in (self.sums, self.bad_values, self.bad_places):
+            tensor.zero_()
+        self.count = 0
+        self.forget_updates()
+        self.rewind()
 
 
 class MetricAverager:
@@ -72,6 +112,12 @@ class MetricAverager:
         # By names: delayed updates have more metrics than the others.
         self._groups: dict[tuple[str, ...], _Sums] = {}
 
+    def _group(self, metrics: Metrics) -> _Sums:
+        names = tuple(metrics)
+        if names not in self._groups:
+            self._groups[names] = _Sums(metrics, self._capacity)
+        return self._groups[names]
+
     @th.no_grad()
     def append(self, metrics: Metrics, update: int) -> None:
         """
@@ -81,12 +127,43 @@ class MetricAverager:
         :param update: counter of the update
         :raises FloatingPointError: a metric of the last ``capacity`` updates is not finite
         """
-        if not metrics:
-            return
-        names = tuple(metrics)
-        if names not in self._groups:
-            self._groups[names] = _Sums(metrics)
-        self._groups[names].add(metrics, update)
+        if metrics:
+            self._group(metrics).add(metrics, update)
+            self._count()
+
+    @th.no_grad()
+    def write(self, metrics: Metrics) -> None:
+        """
+        As :meth:`append`, in operations that can be captured; :meth:`written` has to follow every time they are done.
+
+        :param metrics: 0-d tensors by name
+        """
+        if metrics:
+            self._group(metrics).write(metrics)
+
+    def written(self, names: tuple[str, ...], update: int) -> None:
+        """
+        Take into account what a captured update has written.
+
+        :param names: names of its metrics
+        :param update: counter of the update
+        :raises FloatingPointError: as :meth:`append`
+        """
+        if names:
+            self._groups[names].updates.append(update)
+            self._count()
+
+    def make_room(self) -> None:
+        """Bring the sums up to date, so that the rows are free."""
+        for group in self._groups.values():
+            group.fold()
+
+    def rewind(self) -> None:
+        """Forget what was written and not followed by :meth:`written`."""
+        for group in self._groups.values():
+            group.rewind()
+
+    def _count(self) -> None:
         self._unchecked += 1
         if self._unchecked >= self._capacity:
             self.check()
@@ -98,17 +175,14 @@ class MetricAverager:
         :raises FloatingPointError: a metric is not finite; the message names it and its first bad update
         """
         self._unchecked = 0
-        for group in self._groups.values():
-            group.fold()
-        found = [
-            (update, name, value)
-            for names, group in self._groups.items()
-            for update, name, value in zip(group.bad_updates.tolist(), names, group.bad_values.tolist(), strict=True)
-            if update > 0
-        ]
+        self.make_room()
+        groups = [(names, group) for names, group in self._groups.items() if group.count > 0]
+        found = [(update, names[i], value) for names, group in groups for update, i, value in group.bad()]
         if found:
             update, name, value = min(found, key=lambda bad: bad[0])
             raise FloatingPointError(f"{name} is {value} at update {update}: {_ADVICE}")
+        for group in self._groups.values():
+            group.forget_updates()
 
     def means(self) -> dict[str, float]:
         """
@@ -120,14 +194,18 @@ class MetricAverager:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         for names, group in self._groups.items():
+            if group.count == 0:
+                continue
             for name, total in zip(names, group.sums.tolist(), strict=True):
                 sums[name] = sums.get(name, 0.0) + total
                 counts[name] = counts.get(name, 0) + group.count
         return {name: total / counts[name] for name, total in sums.items()}
 
     def clear(self) -> None:
-        """Forget what was collected."""
-        self._groups.clear()
+        """Forget what was collected. Captured updates go on writing where they did."""
+        self._groups = {names: group for names, group in self._groups.items() if group.is_captured}
+        for group in self._groups.values():
+            group.clear()
         self._unchecked = 0
 
 

@@ -32,7 +32,8 @@ from torch.utils._pytree import tree_map
 
 from sb3_dmpo.common import arguments, ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples, check_buffer, make_buffer, read_added, write_added
-from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption
+from sb3_dmpo.common.capture import CapturedUpdates, CaptureOption, NotRecordedError, missing_for_capture
+from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption, missing_for_recording
 from sb3_dmpo.common.environments import find_environment, refuse_normalized, refuse_normalized_evaluation
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
@@ -97,6 +98,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         refusing the dataset
     :param compile: whether the updates are compiled, which takes one or two minutes before the first ones and needs a C++
         compiler on CPUs; ``"auto"``: on CUDA, and on CPUs in runs of at least 100 000 updates
+    :param capture: whether all that an update does, its minibatch and its noise included, is captured as a CUDA graph, so that
+        an update is a single launch; ``"auto"``: on CUDA, if the updates are compiled
     :param policy_kwargs: arguments of the policy, e.g. ``dict(net_arch=[256, 256])``; for the critics ``n_critics`` (2) and
         ``critic_layer_norm`` (off), which puts a layer norm behind every hidden layer of theirs
     :param stats_window_size: window of the rollout statistics (SB3)
@@ -119,6 +122,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     argument_ranges: ClassVar[dict[str, arguments.Range]] = {
         "batch_size": arguments.COUNT,
         "buffer_size": arguments.COUNT,
+        "capture": arguments.one_of(True, False, "auto"),
         "compile": arguments.one_of(True, False, "auto"),
         "ema_decay": arguments.optional(arguments.BELOW_ONE),
         "gamma": arguments.UNIT,
@@ -144,6 +148,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     learns_online: ClassVar[bool] = True
     #: Whether the losses need the actions that the dataset has at the next observations.
     needs_next_actions: bool = False
+    #: Whether the losses need to know the transitions' episodes.
+    needs_episodes: bool = False
     #: Range of the value targets, of algorithms that clip them.
     value_bounds: tuple[float, float] | None
     #: Whether a file is being loaded into it.
@@ -196,6 +202,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         device: th.device | str = "auto",
         n_steps: int = 1,
         ema_decay: float | None = None,
+        capture: CaptureOption = "auto",
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
@@ -234,8 +241,10 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self.online_ratio: float | None = None
         self._scaler_is_set = False
         self.compile = compile
+        self.capture = capture
         self._is_compiled: bool | None = None
         self._rates: dict[str, th.Tensor] = {}
+        self._filled_rates: dict[str, float] = {}
         self._metrics = MetricAverager()
         self._last_batch: OfflineBatch | None = None
         self._placeholder_env: VecEnv | None = None
@@ -314,6 +323,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 self._targets.append(Target(getattr(self.policy, name), average, 1, 1, tau=1.0 - self.ema_decay))
         self._noise_generator = make_noise_generator(self.device, self.seed)
         self._compiled = CompiledUpdate(self._update_all)
+        self._captured = CapturedUpdates(self._metrics)
         self._convert_train_freq()
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -399,7 +409,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 )
         expected = self.dataset_fingerprint if continuing else None
         check_buffer(buffer, self.observation_space, self.action_space, expected, self.learns_from_rewards)
-        if self.n_steps > 1 or self.needs_next_actions:
+        if self.n_steps > 1 or self.needs_next_actions or self.needs_episodes:
             buffer.check_episodes(self.needs_next_actions)
         self._on_dataset(buffer)
         if ranks.is_joined():
@@ -456,13 +466,15 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         assert isinstance(buffer, OfflineReplayBuffer)
         further: dict[str, th.Tensor] = {}
         data: StepSamples | ReplayBufferSamples
-        if self.n_steps == 1 and not self.needs_next_actions:
+        if self.n_steps == 1 and not (self.needs_next_actions or self.needs_episodes):
             data = buffer.sample(batch_size)
         else:
             data = buffer.sample_steps(batch_size, self.n_steps, self.gamma, self.needs_next_actions)
             further["discounts"] = data.discounts
             if self.needs_next_actions:
                 further |= {"next_actions": data.next_actions, "has_next_action": data.has_next_action}
+            if self.needs_episodes:
+                further["episodes"] = data.episodes
         return OfflineBatch(
             self.policy.scale_observations(data.observations),
             data.actions,
@@ -486,7 +498,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     @th.no_grad()
     def target_q_values(self, batch: OfflineBatch) -> th.Tensor:
         """
-        Target of the critics, shape ``(batch, 1)``.
+        Target of the critics, shape ``(batch, 1)`` or of what they return.
 
         :param batch: the minibatch
         """
@@ -590,8 +602,12 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         batch_size //= ranks.world()
         for _ in range(gradient_steps):
             self._begin_update()
-            self._last_batch = self.sample_batch(batch_size)
-            self._metrics.append(self._run_update(self._last_batch, batch_size), self._n_updates)
+            batch, names = self._replay_update(batch_size) if self._captured.is_on else (None, None)
+            self._last_batch = self.sample_batch(batch_size) if batch is None else batch
+            if names is None:
+                self._metrics.append(self._run_update(self._last_batch, batch_size), self._n_updates)
+            else:
+                self._metrics.written(names, self._n_updates)
 
     def _begin_update(self) -> None:
         """Set the learning rates of the next update, and count it."""
@@ -599,8 +615,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             rate = schedule(self._current_progress_remaining)
             arguments.check_rate(type(self).__name__, name, rate, self._current_progress_remaining)
             utils.update_learning_rate(optimizer, rate)
-            if self._compiled.is_on:
+            if self._compiled.is_on and self._filled_rates.get(name) != rate:
                 self._rates[name].fill_(rate)
+                self._filled_rates[name] = rate
         self._n_updates += 1
         if ranks.is_joined():
             self._seed_update()
@@ -614,12 +631,37 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         for stream, generator in enumerate((self.replay_buffer.generator, self._noise_generator)):
             generator.manual_seed(ranks.seed_of(self.seed, self._n_updates, stream))
 
-    @denormals_flushed()
     def _run_update(self, batch: OfflineBatch, batch_size: int) -> Metrics:
-        metrics = self._compiled(batch, self.update_variant(batch_size))
+        with denormals_flushed() if self.device.type == "cpu" else contextlib.nullcontext():
+            metrics = self._compiled(batch, self.update_variant(batch_size))
         if self._compiled.has_failed:
             self._is_compiled = False
         return metrics
+
+    def _replay_update(self, batch_size: int) -> tuple[OfflineBatch | None, tuple[str, ...] | None]:
+        """
+        Do the update, from the drawing of its minibatch to the writing of its metrics, as one replay of a graph. Its minibatch
+        and the names of its metrics; no names: it could not be captured and has not happened.
+
+        :param batch_size: minibatch size
+        """
+        buffer = self.replay_buffer
+        assert isinstance(buffer, OfflineReplayBuffer)
+        variant, data = self.update_variant(batch_size), buffer.fixed_data()
+        generators = [buffer.generator, self._noise_generator] if data else []
+        # What the graph cannot draw itself is drawn before.
+        batch = None if data else self.sample_batch(batch_size)
+        held = None if batch is None else self._captured.input(variant, batch)
+
+        def body() -> tuple[OfflineBatch, tuple[str, ...]]:
+            own = self.sample_batch(batch_size) if held is None else held
+            metrics = self._run_update(own, batch_size)
+            if not self._compiled.is_on:
+                raise NotRecordedError("the update could not be compiled")
+            self._metrics.write(metrics)
+            return own, tuple(metrics)
+
+        return self._captured.run((variant, buffer), body, self.device, generators, data) or (batch, None)
 
     def _update_all(self, batch: OfflineBatch) -> Metrics:
         metrics = self.update(batch)
@@ -643,27 +685,43 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param n_updates: updates to come
         :param continuing: whether a run goes on
         """
-        if not self.can_be_recorded:
-            self._is_compiled = False
-            return
-        before = self._is_compiled if continuing else None
-        option = self.compile
-        if ranks.is_joined() and option == "auto":
-            # The processes may take minutes of different length for it; who wants that says so.
-            option, before = False, None
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
-        self._is_compiled = self._compiled.decide(option, before, n_updates, optimizers, self.device)
-        if self._is_compiled:
-            self._compiled.use(self._update_state())
+        if self.can_be_recorded:
+            obstacle = missing_for_recording(optimizers) or missing_for_capture(self.device)
+            option, before = self.compile, self._is_compiled if continuing else None
+            if ranks.is_joined():
+                obstacle = "several processes train together"
+                if option == "auto":
+                    # The processes may take minutes of different length for it; who wants that says so.
+                    option, before = False, None
+            self._is_compiled = self._compiled.decide(option, before, n_updates, optimizers, self.device)
+        else:
+            obstacle, self._is_compiled = "its updates depend on more than their minibatches", False
+        # Captured updates are recorded ones.
+        self._compiled.is_on |= self._captured.decide(self.capture, self._is_compiled, obstacle)
+        self._use_state()
+
+    def _use_state(self) -> None:
+        """Let recorded updates work on the tensors and with the settings of now."""
+        if not self._compiled.is_on:
+            return
+        names = {*arguments.constructor_arguments(type(self)), "value_bounds"} & vars(self).keys() - {"capture", "compile"}
+        settings = {name: getattr(self, name) for name in names}
+        state = self._update_state()
+        # Plain numbers become part of the recorded update.
+        plain_ones = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str | tuple)}
+        if not self._compiled.use(state, plain_ones):
+            self._captured.forget()
+        self._captured.use(state)
 
     def _update_state(self) -> list[th.Tensor]:
-        """Every tensor that an update reads or writes apart from the minibatch."""
+        """Every tensor that an update reads or writes apart from the minibatch, each of them once."""
         self._rates = self._rates or {name: th.zeros((), device=self.device) for name in self._optimizers}
         state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
         for optimizer, _, _ in self._optimizers.values():
             prepare_adam(optimizer)
             state += [tensor for values in optimizer.state.values() for tensor in values.values()]
-        return state
+        return list({id(tensor): tensor for tensor in state}.values())
 
     def set_parameters(
         self,
@@ -685,8 +743,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             with named_faults(load_path_or_dict):
                 load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
         super().set_parameters(load_path_or_dict, exact_match, device)
-        if self._compiled.is_on:
-            self._compiled.use(self._update_state())
+        self._use_state()
 
     # Training ---------------------------------------------------------------------------------------------------
 
@@ -931,6 +988,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self.action_noise = action_noise.base_noise
         self._setup_dataset(continuing=True)
         self._take_over_random_state(continuing=True)
+        self._use_state()
         buffer = self.replay_buffer
         assert isinstance(buffer, OfflineReplayBuffer)
         buffer.reserve(max(min(self.buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
@@ -1054,7 +1112,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             "_noise_generator",
             "_metrics",
             "_compiled",
+            "_captured",
             "_rates",
+            "_filled_rates",
             "_last_batch",
             "_placeholder_env",
             "_is_online",

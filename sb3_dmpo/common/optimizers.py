@@ -28,19 +28,22 @@ def make_optimizer(
 
 def prepare_adam(optimizer: th.optim.Optimizer) -> None:
     """
-    Give Adam the state that it would otherwise make at its first step.
+    Give Adam the state that it would otherwise make at its first step, all of it where the parameters are.
 
     :param optimizer: the optimizer
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not optimizer.state[parameter]:
-                device = parameter.device if group.get("fused") else "cpu"
+            state = optimizer.state[parameter]
+            if not state:
                 optimizer.state[parameter] = {
-                    "step": th.zeros((), dtype=th.float32, device=device),
+                    "step": th.zeros((), dtype=th.float32, device=parameter.device),
                     "exp_avg": th.zeros_like(parameter, memory_format=th.preserve_format),
                     "exp_avg_sq": th.zeros_like(parameter, memory_format=th.preserve_format),
                 }
+            elif state["step"].device != parameter.device:
+                # Adam that is not fused counts on the CPU.
+                state["step"] = state["step"].to(parameter.device)
 
 
 def optimizer_step(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[th.Tensor]) -> None:

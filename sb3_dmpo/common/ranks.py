@@ -2,8 +2,9 @@
 Several processes that train one model: each works on its share of every minibatch, and what is taken over the whole
 minibatch (gradients, and the statistics inside of losses) is reduced over all of them.
 
-The algorithms call :func:`mean`, :func:`max`, :func:`min` and :func:`first` where a number belongs to the minibatch and not
-to one of its rows. With one process these return what they were given: no operation is added, recorded or compiled.
+The algorithms call :func:`mean`, :func:`total`, :func:`max`, :func:`min` and :func:`first` where a number belongs to the
+minibatch and not to one of its rows. With one process these return what they were given: no operation is added, recorded or
+compiled.
 """
 
 import contextlib
@@ -62,6 +63,15 @@ def mean(own: th.Tensor) -> th.Tensor:
     :param own: what this process has, of the same shape everywhere
     """
     return own if _Group.current is None else _Group.current.reduced(own, "sum") / _Group.current.world
+
+
+def total(own: th.Tensor) -> th.Tensor:
+    """
+    Sum over the processes, without gradient.
+
+    :param own: as of :func:`mean`
+    """
+    return own if _Group.current is None else _Group.current.reduced(own, "sum")
 
 
 def max(own: th.Tensor) -> th.Tensor:

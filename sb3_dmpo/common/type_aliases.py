@@ -40,6 +40,7 @@ class OfflineBatch(NamedTuple):
     :param discounts: with ``n_steps``, factors on the values of the next observations, shape ``(batch, 1)``; None: gamma
     :param next_actions: of algorithms that need them, the dataset's actions at the next observations, shape of ``actions``
     :param has_next_action: 1 where there is one, else 0, shape ``(batch, 1)``
+    :param episodes: of algorithms that need them, numbers of the episodes of the dataset, int64, shape ``(batch,)``
     """
 
     observations: th.Tensor
@@ -51,3 +52,4 @@ class OfflineBatch(NamedTuple):
     discounts: th.Tensor | None = None
     next_actions: th.Tensor | None = None
     has_next_action: th.Tensor | None = None
+    episodes: th.Tensor | None = None

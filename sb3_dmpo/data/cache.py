@@ -29,23 +29,17 @@ import numpy.typing as npt
 
 from sb3_dmpo.data.memory import available_memory
 from sb3_dmpo.data.preprocessing import flat_size
-from sb3_dmpo.data.transitions import BLOCK_ROWS, CACHE_VARIABLE, DatasetError, DatasetSource, array_fingerprint, check_memory
+from sb3_dmpo.data.table import BLOCK_ROWS, FURTHER_COLUMNS
+from sb3_dmpo.data.transitions import CACHE_VARIABLE, DatasetError, DatasetSource, check_memory
 from sb3_dmpo.files.temporary import new_temporary
 
 #: Raise it whenever the same files would give other arrays
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 #: File systems count time in ticks (up to 2 s): two writes within one cannot be told apart, so a dataset that has just
 #: been written is not cached yet
 SETTLE_SECONDS = 2.0
-ARRAYS = (
-    "observations",
-    "next_observations",
-    "actions",
-    "rewards",
-    "terminations",
-    "truncations",
-    "episode_lengths",
-)
+#: What an entry holds: see :class:`~sb3_dmpo.data.table.TransitionTable` for the first two
+ARRAYS = ("table", "breaks", "truncations", "episode_lengths")
 Arrays = dict[str, npt.NDArray[Any]]
 logger = logging.getLogger(__name__)
 
@@ -155,7 +149,8 @@ class CacheEntry:
     def _load(self, folder: Path, memory_map: bool) -> tuple[Arrays, str] | None:
         number = folder.stat().st_ino
         try:
-            fingerprint = json.loads((folder / "meta.json").read_text())["fingerprint"]
+            meta = json.loads((folder / "meta.json").read_text())
+            fingerprint, checksum = str(meta["fingerprint"]), meta["checksum"]
             if not memory_map:
                 needed = sum(path.stat().st_size for path in folder.iterdir())
                 check_memory(self.source.label, needed, available_memory())
@@ -164,8 +159,8 @@ class CacheEntry:
             self._check_shapes(arrays)
             if not memory_map:
                 arrays = _read_arrays(folder, memory_map=False)
-            _check_values(arrays)
-            if fingerprint == array_fingerprint(arrays, self.source):
+            self._check_values(arrays)
+            if checksum == self._checksum(arrays, fingerprint):
                 return arrays, fingerprint
         except DatasetError:
             raise
@@ -179,20 +174,53 @@ class CacheEntry:
         :param arrays: what was read
         :raises ValueError: they have other shapes or types than a dataset in these spaces
         """
-        n, n_episodes = len(arrays["rewards"]), len(arrays["episode_lengths"])
-        size, width = flat_size(self.source.observation_space), self.source.action_space.shape[0]
+        n, n_breaks, n_episodes = (len(arrays[name]) for name in ("truncations", "breaks", "episode_lengths"))
         expected: dict[str, tuple[tuple[int, ...], type]] = {
-            "observations": ((n, size), np.float32),
-            "next_observations": ((n, size), np.float32),
-            "actions": ((n, width), np.float32),
-            "rewards": ((n,), np.float32),
-            "terminations": ((n,), np.bool_),
+            "table": ((n + n_breaks, self._size + self.source.action_space.shape[0] + FURTHER_COLUMNS), np.float32),
+            "breaks": ((n_breaks,), np.int64),
             "truncations": ((n,), np.bool_),
             "episode_lengths": ((n_episodes,), np.int64),
         }
         for name, (shape, dtype) in expected.items():
             if arrays[name].shape != shape or arrays[name].dtype != dtype:
                 raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
+
+    @property
+    def _size(self) -> int:
+        """Width of the observations."""
+        return flat_size(self.source.observation_space)
+
+    def _check_values(self, arrays: Arrays) -> None:
+        """
+        :param arrays: arrays of the right shapes
+        :raises ValueError: no dataset could have given these values
+        """
+        table, n, lengths, breaks = arrays["table"], len(arrays["truncations"]), arrays["episode_lengths"], arrays["breaks"]
+        if not lengths.size or lengths.min() < 1 or lengths.sum() != n:
+            raise ValueError(f"episode_lengths do not add up to {n}")
+        if not breaks.size or breaks[0] < 0 or breaks[-1] != n - 1 or (np.diff(breaks) < 1).any():
+            raise ValueError(f"breaks do not ascend to {n - 1}")
+        for start in range(0, len(table), BLOCK_ROWS):
+            block = table[start : start + BLOCK_ROWS]
+            if not np.isfinite(block).all():
+                raise ValueError("the table is not finite")
+            if not (np.abs(block[:, self._size : -FURTHER_COLUMNS]) <= 1.0).all():
+                raise ValueError("actions are not in [-1, 1]")
+            if not np.isin(block[:, -1], (0.0, 1.0)).all():
+                raise ValueError("there are other ends than 0 and 1")
+
+    def _checksum(self, arrays: Arrays, fingerprint: str) -> str:
+        """
+        SHA-256 of all that an entry says.
+
+        :param arrays: by the names in ``ARRAYS``
+        :param fingerprint: hash of the content as the dataset has it
+        """
+        digest = hashlib.sha256(json.dumps([fingerprint, self.source.columns()], sort_keys=True).encode())
+        for name in ARRAYS:
+            digest.update(json.dumps(arrays[name].shape).encode())
+            digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
 
     def store(self, arrays: Arrays, fingerprint: str) -> None:
         """
@@ -262,7 +290,11 @@ class CacheEntry:
                 array.flush()
             else:
                 np.save(path, array, allow_pickle=False)
-        content = {"dataset_id": self.source.dataset_id, "fingerprint": fingerprint}
+        content = {
+            "dataset_id": self.source.dataset_id,
+            "fingerprint": fingerprint,
+            "checksum": self._checksum(arrays, fingerprint),
+        }
         (folder / "meta.json").write_text(json.dumps(content))
         for path in folder.iterdir():
             _protect(path)
@@ -295,23 +327,6 @@ class CacheEntry:
 def _read_arrays(folder: Path, memory_map: bool) -> Arrays:
     mode: Literal["r"] | None = "r" if memory_map else None
     return {name: np.load(folder / f"{name}.npy", mode, allow_pickle=False) for name in ARRAYS}
-
-
-def _check_values(arrays: Arrays) -> None:
-    """
-    :param arrays: arrays of the right shapes
-    :raises ValueError: no dataset could have given these values
-    """
-    n, lengths = len(arrays["rewards"]), arrays["episode_lengths"]
-    if not lengths.size or lengths.min() < 1 or lengths.sum() != n:
-        raise ValueError(f"episode_lengths do not add up to {n}")
-    for start in range(0, n, BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        for name in ("observations", "next_observations", "rewards"):
-            if not np.isfinite(arrays[name][rows]).all():
-                raise ValueError(f"{name} is not finite")
-        if not (np.abs(arrays["actions"][rows]) <= 1.0).all():
-            raise ValueError("actions are not in [-1, 1]")
 
 
 def _protect(path: Path) -> None:

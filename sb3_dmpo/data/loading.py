@@ -12,21 +12,23 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmpo.data.arrays import ArraysSource
-from sb3_dmpo.data.cache import ARRAYS, SETTLE_SECONDS, Arrays, CacheEntry
+from sb3_dmpo.data.cache import SETTLE_SECONDS, Arrays, CacheEntry
 from sb3_dmpo.data.d4rl import D4rlSource
 from sb3_dmpo.data.faults import shown
 from sb3_dmpo.data.minari import MinariSource, is_local_minari, is_minari_id, recorded_environment_spec
 from sb3_dmpo.data.npz import NpzSource, shards_of
 from sb3_dmpo.data.paths import FILE_SUFFIXES, format_of, is_minari_folder, is_path
+from sb3_dmpo.data.preprocessing import flat_size
 from sb3_dmpo.data.recorded_env import make_recorded_environment
 from sb3_dmpo.data.replay_buffer import ReplayBufferSource
+from sb3_dmpo.data.table import TransitionTable
 from sb3_dmpo.data.transitions import (
     CACHE_VARIABLE,
     Advice,
     DatasetError,
     DatasetSource,
     Transitions,
-    array_fingerprint,
+    content_fingerprint,
     dataset_label,
 )
 from sb3_dmpo.data.validation import check_environment, validate
@@ -139,8 +141,10 @@ def load_transitions(
         arrays, fingerprint = cached or _read(source, progress_bar, clip_actions)
         if entry is not None and cached is None:
             entry.store(arrays, fingerprint)
-    return Transitions(
-        **arrays,
+    return Transitions.of_table(
+        TransitionTable(arrays["table"], arrays["breaks"], flat_size(source.observation_space)),
+        truncations=arrays["truncations"],
+        episode_lengths=arrays["episode_lengths"],
         observation_space=source.observation_space,
         action_space=source.action_space,
         dataset_id=source.dataset_id,
@@ -203,8 +207,14 @@ def from_arrays(
 def _read(source: DatasetSource, progress_bar: bool | None, clip_actions: bool) -> tuple[Arrays, str]:
     raw = source.read(progress_bar)
     validate(source, raw, clip_actions)
-    arrays = {name: getattr(raw, name) for name in ARRAYS}
-    return arrays, array_fingerprint(arrays, source)
+    raw.table.dones[:] = raw.terminations
+    arrays: Arrays = {
+        "table": raw.table.rows,
+        "breaks": raw.table.breaks,
+        "truncations": raw.truncations,
+        "episode_lengths": raw.episode_lengths,
+    }
+    return arrays, content_fingerprint(raw.table, raw.terminations, raw.truncations, raw.episode_lengths, source)
 
 
 def _mapped_arrays(source: DatasetSource, progress_bar: bool | None, clip_actions: bool) -> tuple[Arrays, str]:

@@ -356,20 +356,21 @@ class MinariSource(DatasetSource):
             raise DatasetError.at(self.label, what, _HOW_TORN)
         episodes, lengths = np.asarray(self.episodes, dtype=np.int64)[lengths > 0], lengths[lengths > 0]
         # The observation after step t is row t + 1 of the episode's observations
-        raw = self.allocate(lengths, episodes, next_field=("observations", 1))
+        raw = self.allocate(lengths, episodes, np.cumsum(lengths) - 1, next_field=("observations", 1))
+        table = raw.table
         columns_of, shapes = flat_slices(self.observation_space), leaf_shapes(self.observation_space)
         start = 0
         # What is too large for float32 becomes inf, which the validation reports with its place
         with self.progress(n_steps, progress_bar) as bar, np.errstate(over="ignore"):
-            for episode, length in zip(episodes.tolist(), lengths.tolist(), strict=True):
+            for number, (episode, length) in enumerate(zip(episodes.tolist(), lengths.tolist(), strict=True)):
                 rows = slice(start, start + length)
                 for key, columns in columns_of.items():
                     field = f"observations/{key}" if key else "observations"
                     values = self._array(reader, episode, field, (length + 1, *shapes[key])).reshape(length + 1, -1)
-                    raw.observations[rows, columns] = values[:-1]
-                    raw.next_observations[rows, columns] = values[1:]
-                raw.actions[rows] = self._array(reader, episode, "actions", (length, *self.action_space.shape))
-                raw.rewards[rows] = self._array(reader, episode, "rewards", (length,))
+                    table.observations[rows, columns] = values[:-1]
+                    table.last_observations[number, columns] = values[-1]
+                table.actions[rows] = self._array(reader, episode, "actions", (length, *self.action_space.shape))
+                table.rewards[rows] = self._array(reader, episode, "rewards", (length,))
                 raw.terminations[rows] = self._flags(reader, episode, "terminations", length)
                 raw.truncations[rows] = self._flags(reader, episode, "truncations", length)
                 start += length

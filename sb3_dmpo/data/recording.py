@@ -12,15 +12,14 @@ from gymnasium import spaces
 
 from sb3_dmpo.data.memory import available_memory
 from sb3_dmpo.data.preprocessing import flat_size, flat_slices, leaf_shapes
+from sb3_dmpo.data.table import BLOCK_ROWS, differ, table_bytes
 from sb3_dmpo.data.transitions import (
-    BLOCK_ROWS,
     Advice,
     BoolArray,
     DatasetError,
     DatasetSource,
     RawTransitions,
     check_memory,
-    transition_bytes,
 )
 from sb3_dmpo.data.validation import as_arrays, check_numbers, checked_flags, checked_spaces, environment_spaces
 
@@ -44,11 +43,15 @@ class ArrayInfo(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """Where the episodes of one part end, by its rows."""
+    """Where the episodes of one part end, by its rows, and what comes after a step that is kept."""
 
     terminations: BoolArray
     ends: BoolArray
     kept: BoolArray
+    #: Whether the own row stands in for a successor that is not there
+    own: BoolArray
+    #: Whether another observation comes than that of the next step that is kept
+    breaks: BoolArray
 
 
 def check_fields(label: str, names: Mapping[str, Any], how_timeouts: str | Advice = _HOW_TIMEOUTS) -> bool:
@@ -157,17 +160,19 @@ class RecordingSource(DatasetSource):
         all_lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         ids = np.flatnonzero(all_lengths).astype(np.int64)
         has_next = self._has_next
-        raw = self.allocate(all_lengths[ids], ids, next_field=("next_observations", 0) if has_next else ("observations", 1))
+        breaks = np.flatnonzero(np.concatenate([cut.breaks[cut.kept] for cut in cuts])).astype(np.int64) if cuts else ids
+        next_field = ("next_observations", 0) if has_next else ("observations", 1)
+        raw = self.allocate(all_lengths[ids], ids, breaks, next_field=next_field)
         raw.truncations[:] = False
         raw.truncations[np.cumsum(raw.episode_lengths) - 1] = True
-        start = 0
+        start, n_breaks = 0, 0
         n_rows = sum(len(cut.kept) for cut in cuts)
         with self.progress(n_rows, progress_bar) as bar, np.errstate(over="ignore"), self.parts() as parts:
             for part, cut in zip(parts, cuts, strict=True):
                 stop = start + int(cut.kept.sum())
                 raw.terminations[start:stop] = cut.terminations[cut.kept]
-                self._fill(raw, part, cut, start, bar)
-                start = stop
+                self._fill(raw, part, cut, (start, n_breaks), bar)
+                start, n_breaks = stop, n_breaks + int(cut.breaks.sum())
         raw.truncations &= ~raw.terminations
         return raw
 
@@ -216,7 +221,7 @@ class RecordingSource(DatasetSource):
     def _cut(self, part: Part, place: dict[str, int | str]) -> _Cut:
         n_rows = self._check_shapes(part, place)
         if self.map_folder is None:
-            needed = transition_bytes(n_rows, flat_size(self.observation_space), self.action_space.shape[0])
+            needed = table_bytes(n_rows, flat_size(self.observation_space), self.action_space.shape[0])
             check_memory(self.label, needed, available_memory())
         flags = {
             name: checked_flags(self.label, np.asarray(part[name][:]).reshape(-1), name, **place)
@@ -241,29 +246,54 @@ class RecordingSource(DatasetSource):
             kept = np.ones(n_rows, np.bool_)
         else:
             kept = terminations | ~ends
-        return _Cut(terminations, ends, kept)
+        own = np.zeros(n_rows, np.bool_) if "valids" in flags or self._has_next else ends
+        breaks = own | np.append(~kept[1:], n_rows > 0)[:n_rows]
+        if self._has_next:
+            self._find_breaks(part, breaks)
+        return _Cut(terminations, ends, kept, own, breaks & kept)
 
-    def _fill(self, raw: RawTransitions, part: Part, cut: _Cut, first: int, bar: Any) -> None:
-        """Copy the rows of a part that are kept, block by block."""
-        n_rows = len(cut.kept)
-        # The own row stands in for a successor that is not there
-        own = cut.ends if "valids" not in part else np.zeros(n_rows, np.bool_)
+    def _find_breaks(self, part: Part, breaks: BoolArray) -> None:
+        """
+        Mark the rows whose recorded successor is not the next row.
+
+        :param part: a part with successors
+        :param breaks: the rows that are marked already, shape ``(N,)``
+        """
+        for start in range(0, len(breaks) - 1, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, len(breaks) - 1)
+            for name in self._columns("observations"):
+                following = _table(part[f"next_{name}"][start:stop])
+                breaks[start:stop] |= differ(following, _table(part[name][start + 1 : stop + 1]))
+
+    def _fill(self, raw: RawTransitions, part: Part, cut: _Cut, first: tuple[int, int], bar: Any) -> None:
+        """
+        Copy the rows of a part that are kept, block by block.
+
+        :param raw: where they go
+        :param part: the part
+        :param cut: where its episodes end
+        :param first: numbers of the first transition and of the first break that go there
+        :param bar: progress bar
+        """
+        n_rows, table = len(cut.kept), raw.table
+        first_row, first_break = first
         for start in range(0, n_rows, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, n_rows)
-            keep = cut.kept[start:stop]
-            rows = slice(first, first + int(keep.sum()))
+            keep, breaks = cut.kept[start:stop], cut.breaks[start:stop]
+            rows = slice(first_row, first_row + int(keep.sum()))
+            places = slice(first_break, first_break + int(breaks.sum()))
             for name, (columns, _) in self._columns("observations").items():
                 values = _table(part[name][start : stop + (not self._has_next)])
-                raw.observations[rows, columns] = values[: stop - start][keep]
+                table.observations[rows, columns] = values[: stop - start][keep]
                 if self._has_next:
                     following = _table(part[f"next_{name}"][start:stop])
                 else:
-                    following = _successors(values, own[start:stop])
-                raw.next_observations[rows, columns] = following[keep]
+                    following = _successors(values, cut.own[start:stop])
+                table.last_observations[places, columns] = following[breaks]
                 del values, following  # before the next ones are made
-            raw.actions[rows] = _table(part["actions"][start:stop])[keep]
-            raw.rewards[rows] = np.asarray(part["rewards"][start:stop]).reshape(-1)[keep] if "rewards" in part else 0.0
-            first = rows.stop
+            table.actions[rows] = _table(part["actions"][start:stop])[keep]
+            table.rewards[rows] = np.asarray(part["rewards"][start:stop]).reshape(-1)[keep] if "rewards" in part else 0.0
+            first_row, first_break = rows.stop, places.stop
             bar.update(stop - start)
 
 

@@ -11,7 +11,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_dmpo.data.faults import readable_or_fault, reading_fault, shown
 from sb3_dmpo.data.preprocessing import flatten_observations
-from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, DatasetSource, RawTransitions
+from sb3_dmpo.data.table import BLOCK_ROWS, differ
+from sb3_dmpo.data.transitions import DatasetError, DatasetSource, RawTransitions
 from sb3_dmpo.data.validation import check_numbers, checked_flags, checked_spaces
 from sb3_dmpo.files.safe_zip import AllowListUnpickler, UnsafeFileError
 
@@ -149,27 +150,59 @@ class ReplayBufferSource(DatasetSource):
         ends[:, -1:] = True
         # Episodes end where an environment's rows do
         lengths = np.diff(np.flatnonzero(ends.reshape(-1)), prepend=-1).astype(np.int64)
-        raw = self.allocate(lengths, np.arange(len(lengths), dtype=np.int64), actions_are_scaled=True)
+        breaks = self._breaks(steps)
+        raw = self.allocate(lengths, np.arange(len(lengths), dtype=np.int64), breaks, actions_are_scaled=True)
         timeouts = getattr(self.buffer, "timeouts", np.zeros_like(self.buffer.dones))[steps].T != 0
         raw.terminations[:] = (dones & ~timeouts).reshape(-1)
         raw.truncations[:] = timeouts.reshape(-1)
-        with self.progress(len(raw.rewards), progress_bar) as bar:
+        with self.progress(len(raw.truncations), progress_bar) as bar:
             for env, start in itertools.product(range(n_envs), range(0, len(steps), BLOCK_ROWS)):
                 block, first = steps[start : start + BLOCK_ROWS], env * len(steps) + start
                 self._fill(raw, env, block, slice(first, first + len(block)))
                 bar.update(len(block))
         return raw
 
-    def _fill(self, raw: RawTransitions, env: int, block: npt.NDArray[np.int64], rows: slice) -> None:
-        buffer, space = self.buffer, self.observation_space
-        if buffer.optimize_memory_usage:
-            following = _observations_at(buffer.observations, (block + 1) % buffer.buffer_size, env)
-        else:
-            following = _observations_at(buffer.next_observations, block, env)
+    def _flat(self, env: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Flat observations of one environment."""
         try:
-            raw.observations[rows] = flatten_observations(_observations_at(buffer.observations, block, env), space)
-            raw.next_observations[rows] = flatten_observations(following, space)
-            raw.actions[rows] = buffer.actions[block, env]
-            raw.rewards[rows] = buffer.rewards[block, env]
+            return flatten_observations(_observations_at(self.buffer.observations, steps, env), self.observation_space)
         except ValueError as err:
-            raise DatasetError.at(self.label, f"its arrays do not fit its spaces ({err})", "Record it again") from None
+            raise self._misfit(err) from None
+
+    def _following(self, env: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Flat observations of one environment after some steps."""
+        buffer = self.buffer
+        if buffer.optimize_memory_usage:
+            return self._flat(env, (steps + 1) % buffer.buffer_size)
+        try:
+            return flatten_observations(_observations_at(buffer.next_observations, steps, env), self.observation_space)
+        except ValueError as err:
+            raise self._misfit(err) from None
+
+    def _misfit(self, error: ValueError) -> DatasetError:
+        return DatasetError.at(self.label, f"its arrays do not fit its spaces ({error})", "Record it again")
+
+    def _breaks(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """
+        After which transitions another observation comes than that of the next one.
+
+        :param steps: rows of the buffer, oldest first
+        """
+        is_break = np.ones((self.buffer.n_envs, len(steps)), np.bool_)
+        for env, start in itertools.product(range(len(is_break)), range(0, len(steps) - 1, BLOCK_ROWS)):
+            block = steps[start : start + BLOCK_ROWS + 1]
+            observations = self._flat(env, block)
+            found = differ(self._following(env, block[:-1]), observations[1:])
+            is_break[env, start : start + len(found)] = found
+        return np.flatnonzero(is_break).astype(np.int64)
+
+    def _fill(self, raw: RawTransitions, env: int, block: npt.NDArray[np.int64], rows: slice) -> None:
+        table, buffer = raw.table, self.buffer
+        first, last = np.searchsorted(table.breaks, (rows.start, rows.stop))
+        try:
+            table.observations[rows] = self._flat(env, block)
+            table.last_observations[first:last] = self._following(env, block[table.breaks[first:last] - rows.start])
+            table.actions[rows] = buffer.actions[block, env]
+            table.rewards[rows] = buffer.rewards[block, env]
+        except ValueError as err:
+            raise self._misfit(err) from None

@@ -52,17 +52,20 @@ class DatasetReport:
 
     @property
     def advice(self) -> str:
-        """Whether DMPO is likely to help, in a sentence. It speaks of the data, not of what a run will score."""
+        """Whether a mixture is likely to help, in a sentence. It speaks of the data, not of what a run will score."""
         found = self.multimodality
         if found is None:
-            return "too few episodes to tell whether there are several ways of acting; compare DMPO with TD3BC"
+            return "too few episodes to tell whether there are several ways of acting; compare OneStepDMPO with TD3BC"
         if found.share <= _MANY:
-            return "DMPO is not likely to help: one way of acting nearly everywhere, TD3BC or IQL are quicker to train"
+            return "a mixture is not likely to help: one way of acting nearly everywhere, TD3BC or IQL are quicker to train"
         if found.told_apart >= _TOLD_APART:
-            ways = "there are two ways of acting, but the observation mostly tells which one is followed: DMPO may help"
+            ways = "there are two ways of acting, but the observation mostly tells which one is followed: a mixture may help"
         else:
-            ways = "there are two ways of acting in states that look alike, which is what DMPO is made for"
-        return f"{ways}; it needs more updates than BC, many more where returns differ much: run BC beside it"
+            ways = "there are two ways of acting in states that look alike, which is what mixtures are made for"
+        return (
+            f"{ways}. OneStepDMPO where some episodes are good from beginning to end, DMPO or ReBRAC where good ones must be "
+            "put together; run BC beside it"
+        )
 
     @property
     def cost_of_a_model(self) -> str:

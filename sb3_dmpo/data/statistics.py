@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dmpo.data.transitions import BLOCK_ROWS, DatasetError, Transitions, dataset_label
+from sb3_dmpo.data.table import BLOCK_ROWS
+from sb3_dmpo.data.transitions import DatasetError, Transitions, dataset_label
 
 
 def observation_statistics(
@@ -17,11 +18,13 @@ def observation_statistics(
     blocks = range(0, len(observations), BLOCK_ROWS)
     total = np.zeros(observations.shape[1])
     for start in blocks:
-        total += observations[start : start + BLOCK_ROWS].sum(axis=0, dtype=np.float64)
+        total += np.ascontiguousarray(observations[start : start + BLOCK_ROWS]).sum(axis=0, dtype=np.float64)
     mean = total / len(observations)
-    squares = np.zeros_like(mean)
+    squares, room = np.zeros_like(mean), np.empty((min(BLOCK_ROWS, len(observations)), len(mean)))
     for start in blocks:
-        squares += np.square(observations[start : start + BLOCK_ROWS] - mean).sum(axis=0)
+        block = observations[start : start + BLOCK_ROWS]
+        differences = np.subtract(block, mean, out=room[: len(block)])
+        squares += np.square(differences, out=differences).sum(axis=0)
     return mean, np.sqrt(squares / len(observations))
 
 
@@ -42,13 +45,14 @@ def reward_transform(transitions: Transitions, reward_scale: float | str, reward
         if not np.isfinite(reward_scale):
             raise ValueError(f"reward_scale has to be finite, got {reward_scale}")
         return float(reward_scale), float(reward_shift)
+    rewards = transitions.table.rewards if transitions.has_table else transitions.rewards
     if reward_scale == "return_range":
         returns = transitions.episode_returns()
         numerator, denominator, what = 1000.0, float(np.ptp(returns)), "all episodes have the same return"
     elif reward_scale == "max":
-        numerator, denominator, what = 1.0, float(transitions.rewards.max()), "the largest reward is not positive"
+        numerator, denominator, what = 1.0, float(rewards.max()), "the largest reward is not positive"
     elif reward_scale == "standardize":
-        mean, std = observation_statistics(transitions.rewards[:, None])
+        mean, std = observation_statistics(rewards[:, None])
         numerator, denominator, what = 1.0, float(std[0]), "all rewards are the same"
         reward_shift = -float(mean[0])
     else:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,14 +18,11 @@ from tqdm import tqdm
 
 from sb3_dmpo.data.memory import available_memory, format_bytes
 from sb3_dmpo.data.preprocessing import flat_size, flat_slices
+from sb3_dmpo.data.table import BLOCK_ROWS, FURTHER_COLUMNS, FloatArray, IntArray, TransitionTable, table_bytes
 from sb3_dmpo.files.plain_text import plain
 
-FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
 
-#: Rows per block where a temporary array is needed, so that it stays small beside the data
-BLOCK_ROWS = 16_384
 #: Loading has to take this long before a progress bar appears by itself
 PROGRESS_DELAY_SECONDS = 1.0
 #: Environment variable that names the folder of the cache
@@ -80,6 +77,10 @@ _HOW_MAPPED = Advice(
 )
 
 
+#: Arrays that a table holds
+_TABLED = ("observations", "next_observations", "actions", "rewards", "terminations")
+
+
 @dataclass(frozen=True, eq=False)
 class Transitions:
     """
@@ -112,14 +113,68 @@ class Transitions:
     fingerprint: str
     has_rewards: bool = True
 
+    @classmethod
+    def of_table(cls, table: TransitionTable, **others: Any) -> "Transitions":
+        """
+        What was read as a table, which is taken apart when an array of it is first asked for.
+
+        :param table: the table; one in memory belongs to the transitions
+        :param others: the other fields
+        """
+        transitions = cls.__new__(cls)
+        transitions.__dict__.update(others, _table=table)
+        return transitions
+
+    @property
+    def has_table(self) -> bool:
+        """Whether they are held as the table that they were read as."""
+        return "_table" in self.__dict__
+
+    @property
+    def table(self) -> TransitionTable:
+        """The numbers as a table: that which they were read as, a new one once somebody has been given the arrays."""
+        if self.has_table:
+            found: TransitionTable = self.__dict__["_table"]
+            return found
+        return TransitionTable.pack(*(getattr(self, name) for name in _TABLED))
+
+    def __getattr__(self, name: str) -> Any:
+        table: TransitionTable | None = self.__dict__.get("_table")
+        if table is None or name not in _TABLED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if isinstance(table.rows, np.memmap):
+            # It cannot be written to, so that it stays right. What is no part of it goes into memory.
+            if name == "next_observations":
+                check_memory(dataset_label(self.dataset_id), table.observations.nbytes, available_memory())
+            self.__dict__[name] = _part(table, name)
+        else:
+            # Whoever gets an array may write to it: from here on the arrays are what holds.
+            self.__dict__.update({part: np.ascontiguousarray(_part(table, part)) for part in _TABLED})
+            del self.__dict__["_table"]
+        return self.__dict__[name]
+
     def __len__(self) -> int:
-        return len(self.rewards)
+        return len(self.truncations)
 
     def episode_returns(self) -> npt.NDArray[np.float64]:
         """Undiscounted sum of the rewards of every episode, shape ``(E,)``."""
+        rewards = np.ascontiguousarray(self.table.rewards if self.has_table else self.rewards)
         starts = np.cumsum(self.episode_lengths) - self.episode_lengths
-        returns: npt.NDArray[np.float64] = np.add.reduceat(self.rewards, starts, dtype=np.float64)
+        returns: npt.NDArray[np.float64] = np.add.reduceat(rewards, starts, dtype=np.float64)
         return returns
+
+
+def _part(table: TransitionTable, name: str) -> npt.NDArray[Any]:
+    """
+    An array as :class:`Transitions` has it.
+
+    :param table: the table
+    :param name: name of the array
+    """
+    if name == "next_observations":
+        return table.next_observations()
+    part: npt.NDArray[Any] = table.dones != 0.0 if name == "terminations" else getattr(table, name)
+    return part
 
 
 def dataset_label(dataset_id: str | None) -> str:
@@ -129,17 +184,6 @@ def dataset_label(dataset_id: str | None) -> str:
     :param dataset_id: its id, None if it has none
     """
     return f"Dataset {dataset_id!r}" if dataset_id else "The dataset"
-
-
-def transition_bytes(n_steps: int, observation_size: int, action_size: int) -> int:
-    """
-    Memory that a dataset needs, in bytes: float32 arrays and a float32 flag.
-
-    :param n_steps: number of transitions
-    :param observation_size: width of the flat observations
-    :param action_size: width of the actions
-    """
-    return 4 * n_steps * (2 * observation_size + action_size + 2)
 
 
 def check_memory(
@@ -188,16 +232,13 @@ def new_mapped_array(path: Path, shape: tuple[int, ...], dtype: Any) -> npt.NDAr
 @dataclass
 class RawTransitions:
     """
-    Transitions while they are read: preallocated arrays, actions still in the units of the file.
+    Transitions while they are read: a table that is being filled, actions still in the units of the file.
 
     ``episode_ids`` are the numbers that the dataset itself gives to its episodes, for messages. ``next_field`` names
-    what ``next_observations`` was read from, with the offset of its step.
+    what the last observations were read from, with the offset of their step.
     """
 
-    observations: FloatArray
-    next_observations: FloatArray
-    actions: FloatArray
-    rewards: FloatArray
+    table: TransitionTable
     terminations: BoolArray
     truncations: BoolArray
     episode_lengths: IntArray
@@ -251,12 +292,13 @@ class DatasetSource(ABC):
         observation = {key: [part.start, part.stop] for key, part in flat_slices(self.observation_space).items()}
         return {"observation": observation, "action": [self.action_space.low.tolist(), self.action_space.high.tolist()]}
 
-    def allocate(self, lengths: IntArray, ids: IntArray, **options: Any) -> RawTransitions:
+    def allocate(self, lengths: IntArray, ids: IntArray, breaks: IntArray, **options: Any) -> RawTransitions:
         """
-        Arrays for the transitions of the dataset, not yet filled.
+        Room for the transitions of the dataset, not yet filled.
 
         :param lengths: episode lengths
         :param ids: numbers of the episodes in the dataset
+        :param breaks: after which transitions another observation comes than that of the next one
         :param options: further fields of :class:`RawTransitions`
         :raises DatasetError: for an empty dataset, or one that does not fit into memory
         """
@@ -264,27 +306,25 @@ class DatasetSource(ABC):
         if n_steps == 0:
             raise DatasetError.at(self.label, "it holds no transitions", "Choose another dataset, or record it again")
         observation_size, action_size = flat_size(self.observation_space), self.action_space.shape[0]
-        needed = transition_bytes(n_steps, observation_size, action_size)
+        n_rows = n_steps + len(breaks)
+        needed = table_bytes(n_rows, observation_size, action_size)
         if folder is None:
             check_memory(self.label, needed, available_memory(), how=_HOW_MAPPED if self.files else _HOW_SMALLER)
         else:
             self._check_disk(folder, needed)
 
-        def empty(name: str, *shape: int, dtype: Any = np.float32) -> npt.NDArray[Any]:
-            if folder is None:
-                return np.empty(shape, dtype)
+        shape = (n_rows, observation_size + action_size + FURTHER_COLUMNS)
+        if folder is None:
+            rows = np.zeros(shape, np.float32)
+        else:
             try:
-                return new_mapped_array(folder / f"{name}.npy", shape, dtype)
+                rows = new_mapped_array(folder / "table.npy", shape, np.float32)
             except OSError as error:  # somebody else has taken the room since
                 raise self._no_room(folder, needed, f"which cannot be had ({error.strerror})") from None
-
         return RawTransitions(
-            observations=empty("observations", n_steps, observation_size),
-            next_observations=empty("next_observations", n_steps, observation_size),
-            actions=empty("actions", n_steps, action_size),
-            rewards=empty("rewards", n_steps),
-            terminations=empty("terminations", n_steps, dtype=np.bool_),
-            truncations=empty("truncations", n_steps, dtype=np.bool_),
+            table=TransitionTable(rows, breaks, observation_size),
+            terminations=np.zeros(n_steps, np.bool_),
+            truncations=np.zeros(n_steps, np.bool_),
             episode_lengths=lengths,
             episode_ids=ids,
             **options,
@@ -326,15 +366,32 @@ class DatasetSource(ABC):
         )
 
 
-def array_fingerprint(arrays: Mapping[str, npt.NDArray[Any]], source: DatasetSource) -> str:
+def content_fingerprint(
+    table: TransitionTable, terminations: BoolArray, truncations: BoolArray, episode_lengths: IntArray, source: DatasetSource
+) -> str:
     """
-    SHA-256 of the content of the arrays and of what their columns mean.
+    SHA-256 of the arrays of a dataset, as :class:`Transitions` has them one after the other, and of what their columns mean.
 
-    :param arrays: c-contiguous arrays, in a fixed order
+    :param table: observations, actions and rewards
+    :param terminations: whether the task ended
+    :param truncations: whether the episode was cut
+    :param episode_lengths: lengths of the episodes
     :param source: the dataset that they are of
     """
-    header = source.columns() | {"arrays": [[array.dtype.str, list(array.shape)] for array in arrays.values()]}
+    observations = table.observations
+    like: list[npt.NDArray[Any]] = [observations, observations, table.actions, table.rewards]
+    small: list[npt.NDArray[Any]] = [terminations, truncations, episode_lengths]
+    header = source.columns() | {"arrays": [[array.dtype.str, list(array.shape)] for array in (*like, *small)]}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for array in arrays.values():
-        digest.update(array.reshape(-1).view(np.uint8).data)
+    parts: list[Callable[[int, int], npt.NDArray[Any]]] = [
+        lambda start, stop: observations[start:stop],
+        table.next_observations,
+        lambda start, stop: table.actions[start:stop],
+        lambda start, stop: table.rewards[start:stop],
+    ]
+    for part in parts:
+        for start in range(0, len(table), BLOCK_ROWS):
+            digest.update(np.ascontiguousarray(part(start, start + BLOCK_ROWS)).data)
+    for array in small:
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

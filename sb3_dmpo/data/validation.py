@@ -18,7 +18,8 @@ from sb3_dmpo.data.preprocessing import (
     observation_spaces_match,
     scale_actions,
 )
-from sb3_dmpo.data.transitions import BLOCK_ROWS, Advice, DatasetError, DatasetSource, RawTransitions
+from sb3_dmpo.data.table import BLOCK_ROWS
+from sb3_dmpo.data.transitions import Advice, DatasetError, DatasetSource, RawTransitions
 
 #: Actions may leave the space by this share of its width (half-precision files round that much); the excess is clipped
 ACTION_TOLERANCE = 1e-3
@@ -133,7 +134,7 @@ class _Locator:
 
 def _first_non_finite(array: npt.NDArray[np.float32]) -> tuple[int, int] | None:
     """Row and column of the first NaN or infinite value, None if there is none."""
-    table = array.reshape(len(array), -1)
+    table = array[:, None] if array.ndim == 1 else array
     for start in range(0, len(table), BLOCK_ROWS):
         bad = ~np.isfinite(table[start : start + BLOCK_ROWS])
         if bad.any():
@@ -143,18 +144,19 @@ def _first_non_finite(array: npt.NDArray[np.float32]) -> tuple[int, int] | None:
 
 
 def _check_finite(raw: RawTransitions, locator: _Locator, how: str | Advice) -> None:
-    for name, offset, array in (
-        ("observations", 0, raw.observations),
-        (*raw.next_field, raw.next_observations),
-        ("actions", 0, raw.actions),
-        ("rewards", 0, raw.rewards),
+    table = raw.table
+    for name, offset, array, numbers in (
+        ("observations", 0, table.observations, None),
+        (*raw.next_field, table.last_observations, table.breaks),
+        ("actions", 0, table.actions, None),
+        ("rewards", 0, table.rewards, None),
     ):
         place = _first_non_finite(array)
         if place is not None:
             row, column = place
             key, index = locator.observation_entry(column) if "observations" in name else ("", column)
             what = f"it is {array[row]}" if array.ndim == 1 else f"index {index} is {array[row, column]}"
-            raise locator.fault(row, name + key, what, how, offset)
+            raise locator.fault(row if numbers is None else int(numbers[row]), name + key, what, how, offset)
 
 
 def _outside(array: npt.NDArray[Any], low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[int, float]:
@@ -169,31 +171,31 @@ def _outside(array: npt.NDArray[Any], low: npt.NDArray[Any], high: npt.NDArray[A
 
 
 def _check_actions(source: DatasetSource, raw: RawTransitions, locator: _Locator, clip: bool) -> None:
-    space, how = source.action_space, _HOW_CLIPPED
+    space, how, actions = source.action_space, _HOW_CLIPPED, raw.table.actions
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if raw.actions_are_scaled:
         low, high = np.full_like(low, -1.0), np.full_like(high, 1.0)
         code = "SB3 stores scaled actions in its buffers: add actions in [-1, 1], e.g. policy.scale_action(action)"
         how = Advice(f"{code}, or clip_actions=True clips them", f"{code}, or --clip-actions clips them")
     tolerance = ACTION_TOLERANCE * (high - low)
-    low_excess = raw.actions.min(axis=0) < low - tolerance
-    high_excess = raw.actions.max(axis=0) > high + tolerance
+    low_excess = actions.min(axis=0) < low - tolerance
+    high_excess = actions.max(axis=0) > high + tolerance
     if not (low_excess.any() or high_excess.any()):
         return
     if clip or source.clipped_by is not None:
-        count, distance = _outside(raw.actions, low, high)
+        count, distance = _outside(actions, low, high)
         because = f", as {source.clipped_by} did in the environment" if source.clipped_by is not None else ""
         warnings.warn(
-            f"{source.label}: {count:,} of {len(raw.actions):,} actions lay outside the bounds, by up to {distance:.3g}, and "
+            f"{source.label}: {count:,} of {len(actions):,} actions lay outside the bounds, by up to {distance:.3g}, and "
             f"are clipped{because}.",
             stacklevel=2,
         )
         return
-    outside = (raw.actions < low - tolerance) | (raw.actions > high + tolerance)
+    outside = (actions < low - tolerance) | (actions > high + tolerance)
     row, column = (int(i) for i in np.argwhere(outside)[0])
-    what = f"index {column} is {raw.actions[row, column]}, outside the action space [{low[column]:g}, {high[column]:g}]"
-    count, distance = _outside(raw.actions, low, high)
-    what += f" ({count:,} of {len(raw.actions):,} actions leave it, by up to {distance:.3g})"
+    what = f"index {column} is {actions[row, column]}, outside the action space [{low[column]:g}, {high[column]:g}]"
+    count, distance = _outside(actions, low, high)
+    what += f" ({count:,} of {len(actions):,} actions leave it, by up to {distance:.3g})"
     raise locator.fault(row, "actions", what, how)
 
 
@@ -241,9 +243,9 @@ def validate(source: DatasetSource, raw: RawTransitions, clip_actions: bool = Fa
     :param clip_actions: whether actions outside the space are clipped, with a warning that says how many
     :raises DatasetError: for NaN, infinite values and actions outside the space, naming episode, step and field
     """
-    locator = _Locator(source, raw)
+    locator, actions = _Locator(source, raw), raw.table.actions
     _check_finite(raw, locator, source.how_to_repair)
     _check_actions(source, raw, locator, clip_actions)
-    for start in range(0, len(raw.actions), BLOCK_ROWS):
-        block = raw.actions[start : start + BLOCK_ROWS]
+    for start in range(0, len(actions), BLOCK_ROWS):
+        block = actions[start : start + BLOCK_ROWS]
         block[:] = np.clip(block, -1.0, 1.0) if raw.actions_are_scaled else scale_actions(block, source.action_space)

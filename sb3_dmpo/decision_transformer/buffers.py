@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.data import Transitions
+from sb3_dmpo.data.table import FURTHER_COLUMNS
 
 #: Built from rewards and episode lengths, therefore not pickled
 _DERIVED = ("returns_to_go", "_episode_starts", "_episode_stops")
@@ -109,7 +110,7 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         # Rewards from each step to the end of the dataset, less those that belong to later episodes
         to_the_end = np.append(np.cumsum(rewards[::-1])[::-1], 0.0)
         returns = to_the_end[:-1] - np.repeat(to_the_end[stops], lengths)
-        storage = self.observations.device
+        storage = self.table.device
         self.returns_to_go = th.from_numpy(returns.astype(np.float32).reshape(-1, 1)).to(storage)
         self._episode_starts = th.from_numpy(starts).to(storage)
         self._episode_stops = th.from_numpy(stops).to(storage)
@@ -135,28 +136,39 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         :param batch_size: number of pieces
         :param length: number of steps in each, padding included
         """
-        # To draw an episode by its length and then one of its steps is to draw a step of the dataset.
-        firsts = self._draw(self.n_offline, batch_size).unsqueeze(1)
+        found, returns_to_go, timesteps, mask = self._minibatch(
+            lambda firsts: self._gather_sequences(firsts, length), batch_size, ("sequences", length)
+        )
+        here, after = found.view(2, batch_size, length, -1)
+        size = self.observation_size
+        return SequenceBatch(
+            observations=here[..., :size],
+            actions=here[..., size:-FURTHER_COLUMNS],
+            next_observations=after[..., :size],
+            rewards=here[..., -2:-1],
+            returns_to_go=returns_to_go,
+            timesteps=timesteps,
+            mask=mask,
+            noise={},
+        )
+
+    def _gather_sequences(self, drawn: th.Tensor, length: int) -> tuple[th.Tensor, ...]:
+        """
+        Rows of the steps of pieces and those after them, and their returns to go, numbers and mask.
+
+        To draw an episode by its length and then one of its steps is to draw a step of the dataset.
+
+        :param drawn: first steps of the pieces, shape ``(batch,)``
+        :param length: as in :meth:`sample_sequences`
+        """
+        firsts = drawn.unsqueeze(1)
         episodes = th.searchsorted(self._episode_stops, firsts, right=True)
         ends = th.minimum(firsts + length, self._episode_stops[episodes])
         steps = ends - length + th.arange(length, device=ends.device)
         mask = steps >= firsts
         steps = th.maximum(steps, firsts)
-        batch = SequenceBatch(
-            observations=self.observations[steps],
-            actions=self.actions[steps],
-            next_observations=self.next_observations[steps],
-            rewards=self.rewards[steps],
-            returns_to_go=self.returns_to_go[steps],
-            timesteps=steps - self._episode_starts[episodes],
-            mask=mask,
-            noise={},
-        )
-        if not self.memory_map:
-            return batch
-        batch.actions.clamp_(-self.action_clip, self.action_clip)
-        moved: dict[str, Any] = {name: getattr(batch, name).to(self.device) for name in SequenceBatch._fields[:-1]}
-        return batch._replace(**moved)
+        (found,) = self._gather(steps.flatten())
+        return found, self.returns_to_go[steps], steps - self._episode_starts[episodes], mask
 
     def steps(self, numbers: th.Tensor) -> ReplayBufferSamples:
         """

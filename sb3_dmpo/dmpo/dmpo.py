@@ -4,6 +4,7 @@ import math
 import warnings
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
     LOG_EPS,
     AdvantageWeight,
@@ -28,18 +30,23 @@ from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.dmpo.gate import has_fast_bfloat16
 from sb3_dmpo.dmpo.policies import PARTED_SHARE, Gate, MixturePolicy
+from sb3_dmpo.files.npz import pack_npz, read_npz
+from sb3_dmpo.files.safe_zip import DamagedFileError
 
 #: After so many updates the mutual information of sub-policies and data should be at least this share of log K.
 PARTED_AFTER = 5_000
 ONE_POLICY = (
     "The sub-policies have not parted: which one a transition belongs to says next to nothing about its action "
     "(train/mutual_information is below 2% of log n_components), so this mixture acts like a single policy. A smaller "
-    "kl_coef, e.g. 0.2, lets them part; if the data have one way of acting (`sb3_dmpo describe`), TD3BC or BC is simpler."
+    "kl_coef, e.g. 0.2, lets them part, OneStepDMPO tells them apart by their episodes; if the data have one way of acting "
+    "(`sb3_dmpo describe`), TD3BC or BC is simpler."
 )
 #: Hidden layers from this width on gain from bfloat16.
 BFLOAT16_WIDTH = 128
 #: How fast the calibrated decoder's variance follows, and its lower bound: a standard deviation of 0.03.
 VARIANCE_RATE, LEAST_VARIANCE = 0.005, 1e-3
+#: How much one more step of an episode changes the mean evidence of its sub-policies.
+EVIDENCE_RATE = 0.05
 
 
 class DMPO(OfflineAlgorithm):
@@ -76,29 +83,32 @@ class DMPO(OfflineAlgorithm):
     :param gating_dtype: precision of the networks while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
         is chosen is evaluated again in float32 before it enters a loss. README compares the scores
-    :param bootstrap: what the critics evaluate: the gated policy (``"policy"``, the paper), or what the data do next
-        (``"data"``, SARSA on the dataset's next actions): one step of policy improvement, with no action in the target that
-        the data lack (Brandfonbrener et al., NeurIPS 2021)
+    :param bootstrap: what the critics evaluate: the gated policy (``"policy"``, the paper); or what the data do next, one step
+        of policy improvement, with no action in the target that the data lack (Brandfonbrener et al., NeurIPS 2021):
+        ``"data"`` is SARSA on the dataset's next actions, ``"component"`` has critics ``Q_j(s, z)`` of the sub-policies
+        instead of ``Q_j(s, a)``, each fitted where the data are its own, by the values of the same sub-policy later
     :param decoder: ``"fixed"``, the published squared error, or ``"calibrated"``: ``err / (2 sigma^2)`` with a variance per
         action dimension at its optimum, the running mean of the weighted error (Rybkin et al., ICML 2021, eq. 7)
     :param assignment: q(z|s, a), ``"posterior"``, the network of the paper, or ``"exact"``: the decoder's own posterior
-        ``p(z|s) exp(-err_z / (2 sigma^2 kl_coef))``, normalised, which makes the bound tight and needs no samples
+        ``p(z|s) exp(-err_z / (2 sigma^2 kl_coef))``, normalised, which makes the bound tight and needs no samples, or
+        ``"episode"``: the same with the mean evidence of the whole episode, ``p(z|s) exp(n mean_t log r_z(s_t, a_t))``, where
+        r is the share of the likelihood, since who acted at one step acted at all. Transitions added online have no evidence
+    :param evidence_steps: n of ``assignment="episode"``, as how many independent steps an episode counts
     :param prior: p(z|s), ``"values"``, the paper's softmax of the components' values, or ``"learned"``, a network
     :param gate: which sub-policy acts, in the target, in the baseline and in :meth:`predict`; see :class:`MixturePolicy`
     :param gate_support: see :class:`MixturePolicy`
-    :param q_coef: weight, relative to the squared error, of ``-min_j Q_j(s, mu(s, z)) / mean |min_j Q_j|`` in the actor's
-        loss, z drawn from q(z|s, a): every sub-policy climbs the critics where the data are its own (the step of TD3+BC,
-        Fujimoto and Gu, NeurIPS 2021)
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MixturePolicy, "MultiInputPolicy": MixturePolicy}
     policy: MixturePolicy
+    stores_arrays: ClassVar[bool] = True
     argument_ranges: ClassVar[dict[str, Range]] = {
         "advantage_scale": NOT_NEGATIVE,
-        "assignment": one_of("posterior", "exact"),
-        "bootstrap": one_of("policy", "data"),
+        "assignment": one_of("posterior", "exact", "episode"),
+        "bootstrap": one_of("policy", "data", "component"),
         "decoder": one_of("fixed", "calibrated"),
+        "evidence_steps": POSITIVE,
         "gate": one_of("values", "supported", "learned"),
         "gate_support": UNIT,
         "gating_dtype": one_of("auto", "float32", "bfloat16"),
@@ -107,7 +117,6 @@ class DMPO(OfflineAlgorithm):
         "min_q_weight": UNIT,
         "n_components": whole_number(2),
         "prior": one_of("values", "learned"),
-        "q_coef": NOT_NEGATIVE,
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,
         "value_bounds": BOUNDS,
@@ -133,13 +142,13 @@ class DMPO(OfflineAlgorithm):
         min_q_weight: float | None = None,
         value_bounds: tuple[float, float] | None = None,
         gating_dtype: Literal["auto", "float32", "bfloat16"] = "float32",
-        bootstrap: Literal["policy", "data"] = "policy",
+        bootstrap: Literal["policy", "data", "component"] = "policy",
         decoder: Literal["fixed", "calibrated"] = "fixed",
-        assignment: Literal["posterior", "exact"] = "posterior",
+        assignment: Literal["posterior", "exact", "episode"] = "posterior",
+        evidence_steps: float = 100.0,
         prior: Literal["values", "learned"] = "values",
         gate: Gate = "values",
         gate_support: float = 0.5,
-        q_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.n_components = n_components
@@ -159,12 +168,17 @@ class DMPO(OfflineAlgorithm):
         self.needs_next_actions = bootstrap == "data"
         self.decoder = decoder
         self.assignment = assignment
+        self.needs_episodes = assignment == "episode"
+        self.evidence_steps = evidence_steps
         self.prior = prior
         self.gate: Gate = gate
         self.gate_support = gate_support
-        self.q_coef = q_coef
-        if value_targets and bootstrap == "data":
-            raise ValueError('value_targets=True regresses on the gated policy: it does not go with bootstrap="data".')
+        if value_targets and bootstrap != "policy":
+            raise ValueError(f'value_targets=True regresses on the gated policy: it does not go with bootstrap="{bootstrap}".')
+        if bootstrap == "component" and assignment == "posterior":
+            raise ValueError('bootstrap="component" needs assignment="episode" or "exact": who goes on must be known.')
+        if bootstrap == "component" and advantage_scale > 0.0:
+            raise ValueError('bootstrap="component" has no values of actions, which advantage_scale needs: set it to 0.')
         if assignment == "exact" and kl_coef == 0.0:
             raise ValueError('assignment="exact" divides by kl_coef: give it a positive one, 1 is the tight bound.')
         super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
@@ -181,6 +195,7 @@ class DMPO(OfflineAlgorithm):
             "calibrated_decoder": self.decoder == "calibrated",
             "use_info_posterior": False,
             "use_posterior": self.assignment == "posterior",
+            "component_critics": self.bootstrap == "component",
         }
 
     def _setup_model(self) -> None:
@@ -194,6 +209,32 @@ class DMPO(OfflineAlgorithm):
         self.add_optimizer("actor", [*assigning, policy.actor, *fitted])
         self.add_target(policy.critic, policy.critic_target)
         self.add_target(policy.actor, policy.actor_target)
+
+    def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
+        super()._on_dataset(buffer)
+        if self.assignment != "episode":
+            return
+        shape = (len(buffer.known_episode_lengths()) + 1, self.n_components)
+        self.policy.episode_evidence = th.zeros(shape, device=self.device)
+        stored, self._stored_arrays = self._stored_arrays, None
+        if stored is None:
+            return
+        arrays = read_npz(stored)
+        try:
+            evidence, fingerprint = arrays["episode_evidence"], str(arrays["fingerprint"])
+        except KeyError as error:
+            raise DamagedFileError(f"The file lacks the array {error}, which says whose the episodes are.") from None
+        if fingerprint != buffer.fingerprint:  # other data: theirs is found out anew
+            return
+        if evidence.shape != shape or evidence.dtype != np.float32 or not np.isfinite(evidence).all():
+            raise DamagedFileError(f"The file's 'episode_evidence' is not {shape[0]} x {shape[1]} finite float32 numbers.")
+        self.policy.episode_evidence.copy_(th.from_numpy(evidence.copy()))
+
+    def _packed_arrays(self) -> bytes | None:
+        evidence = self.policy.episode_evidence
+        if self._stored_arrays is not None or evidence is None:
+            return self._stored_arrays
+        return pack_npz({"episode_evidence": evidence.cpu().numpy(), "fingerprint": np.array(self.dataset_fingerprint)})
 
     @property
     def gate_dtype(self) -> th.dtype:
@@ -219,12 +260,15 @@ class DMPO(OfflineAlgorithm):
     def next_values(self, batch: OfflineBatch) -> th.Tensor:
         """
         The latent-max-Q operator at the next observations (eq. 17), V with value targets, or the values of the data's next
-        actions, shape ``(batch, 1)``.
+        actions, shape ``(batch, 1)``; with critics of sub-policies, the values of all of them, shape
+        ``(batch, n_components)``.
         """
         policy, observations = self.policy, batch.next_observations
         if policy.value is not None:
             values: th.Tensor = policy.value(observations)
             return values
+        if self.bootstrap == "component":
+            return min_max_q(policy.critic_target(observations), self.min_q_weight)
         if self.bootstrap == "data":
             assert batch.next_actions is not None
             return min_max_q(policy.critic_target(observations, batch.next_actions), self.min_q_weight)
@@ -233,6 +277,32 @@ class DMPO(OfflineAlgorithm):
         actions = policy.gated_actions(observations, policy.actor_target, gate_critic, self.gate_dtype)
         q_values = policy.critic_target(observations, (actions + noise).clamp(-1.0, 1.0))
         return min_max_q(q_values, self.min_q_weight)
+
+    def _owners(self, batch: OfflineBatch) -> th.Tensor:
+        """Whose the transitions are by what is known before the actor is asked, shape ``(batch, n_components)``."""
+        if self.assignment == "episode":
+            assert batch.episodes is not None and self.policy.episode_evidence is not None
+            return self._episode_assignment(self._prior(batch), self.policy.episode_evidence[batch.episodes])
+        errors = (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
+        return self._exact_assignment(self._prior(batch), errors)
+
+    def critic_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
+        """Squared error of all critics, those of sub-policies weighted by whose the transitions are, 0-d."""
+        if self.bootstrap != "component":
+            return super().critic_loss(batch)
+        errors = (self.policy.critic(batch.observations) - self.target_q_values(batch)).square()
+        with th.no_grad():
+            owners = self._owners(batch)
+        loss = (owners * errors).sum(dim=2).mean(dim=1).sum()
+        return loss, {"critic_loss": loss}
+
+    @th.no_grad()
+    def bellman_errors(self, batch: OfflineBatch) -> th.Tensor | None:
+        """Values of the dataset's actions, or of those whose they are, minus the targets, shape ``(n_critics, batch, 1)``."""
+        if self.bootstrap != "component":
+            return super().bellman_errors(batch)
+        errors = self.policy.critic(batch.observations) - self.target_q_values(batch)
+        return (self._owners(batch) * errors).sum(dim=2, keepdim=True)
 
     def value_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Squared error of the state value on the clipped value of the gated target policy (eq. 51-53), 0-d."""
@@ -283,12 +353,50 @@ class DMPO(OfflineAlgorithm):
         log_likelihood = -(errors * self._precision()).sum(dim=2)
         return th.softmax(th.log(prior + LOG_EPS) + log_likelihood / self.kl_coef, dim=1).detach()
 
+    def _episode_assignment(self, prior: th.Tensor, evidence: th.Tensor) -> th.Tensor:
+        """
+        q(z|episode, s), without gradient, shape ``(batch, n_components)``.
+
+        :param prior: p(z|s), same shape
+        :param evidence: mean log-share of the likelihood in the transitions' episodes, same shape
+        """
+        return th.softmax(th.log(prior + LOG_EPS) + self.evidence_steps * evidence, dim=1).detach()
+
+    @th.no_grad()
+    def _gathered_evidence(self, batch: OfflineBatch) -> th.Tensor:
+        """
+        The episodes' evidence with what a minibatch says, shape ``(n_episodes + 1, n_components)``. The last row is that of
+        transitions that are in no episode of the dataset, 0.
+
+        :param batch: the minibatch
+        """
+        evidence = self.policy.episode_evidence
+        assert evidence is not None and batch.episodes is not None
+        errors = (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
+        shares = th.log_softmax(-(errors * self._precision()).sum(dim=2), dim=1)
+        sums = evidence.new_zeros(len(evidence), self.n_components + 1)
+        sums = ranks.total(sums.index_add(0, batch.episodes, th.cat([shares, th.ones_like(shares[:, :1])], dim=1)))
+        counts = sums[:, -1:]
+        means = sums[:, :-1] / counts.clamp(min=1.0)
+        # As if the steps had come one after the other, each with the mean of those of its episode.
+        rates = 1.0 - (1.0 - EVIDENCE_RATE) ** counts
+        gathered = evidence + rates * (means - evidence)
+        return th.cat([gathered[:-1], evidence[-1:]])
+
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Weighted negative evidence lower bound of actor, posterior and prior (eq. 11), and the step along Q, 0-d."""
         policy = self.policy
         weights = self._weights(batch)
         uniform = batch.noise["gumbel_uniform"]
-        if policy.posterior is None:
+        evidence: th.Tensor | None = None
+        if self.assignment == "episode":
+            prior = self._prior(batch)
+            evidence = self._gathered_evidence(batch)
+            probabilities = self._episode_assignment(prior, evidence[batch.episodes])
+            # Nearly all of it is one sub-policy's: a gradient of one instead of K.
+            z = policy.actor.one_hots[sampled_component(probabilities, uniform)]
+            errors = (policy.actor(batch.observations, z) - batch.actions).square()
+        elif policy.posterior is None:
             prior = self._prior(batch)
             actions = policy.actor.all_components(batch.observations)
             errors = (actions - batch.actions.unsqueeze(1)).square()
@@ -308,18 +416,16 @@ class DMPO(OfflineAlgorithm):
             fit = -(weights * (probabilities.detach() * policy.prior(batch.observations)).sum(dim=1, keepdim=True)).mean()
             loss = loss + fit
             parts["prior_loss"] = fit
-        if self.q_coef > 0.0:
-            drawn = policy.actor.one_hots[sampled_component(probabilities, uniform)]
-            q_values = min_max_q(policy.critic(batch.observations, policy.actor(batch.observations, drawn)), self.min_q_weight)
-            # In units of the squared error: a decoder that grows wider would else free the actor from the data.
-            scale = precision if isinstance(precision, float) else precision.mean()
-            loss = loss - self.q_coef * scale * q_values.mean() / ranks.mean(q_values.detach().abs().mean())
+        if evidence is not None:
+            parts["episode_evidence"] = evidence
         if policy.decoder_variance is not None:
             parts["decoder_variance"] = (weights * errors).mean(dim=0).detach()
         return loss, {"actor_loss": loss} | parts
 
-    def _calibrate(self, metrics: Metrics) -> None:
-        """Move the decoder's variance towards the weighted error of the minibatch; its mean is logged."""
+    def _keep_statistics(self, metrics: Metrics) -> None:
+        """Keep the evidence; move the decoder's variance towards the weighted error of the minibatch; its mean is logged."""
+        if self.policy.episode_evidence is not None:
+            self.policy.episode_evidence.copy_(metrics.pop("episode_evidence"))
         variance = self.policy.decoder_variance
         if variance is not None:
             variance.lerp_(ranks.mean(metrics["decoder_variance"]).clamp(min=LEAST_VARIANCE), VARIANCE_RATE)
@@ -347,7 +453,7 @@ class DMPO(OfflineAlgorithm):
             metrics |= self.info_step(batch)
             loss, parts = self.actor_loss(batch)
             self.optimize("actor", loss)
-            self._calibrate(parts)
+            self._keep_statistics(parts)
             metrics |= parts
         return metrics
 
@@ -361,7 +467,7 @@ class DMPO(OfflineAlgorithm):
         scores, actions = policy.scored_actions(batch.observations, *policy.choosing_networks)
         chosen = scores.argmax(dim=1, keepdim=True)
         if policy.posterior is None:
-            posterior = self._exact_assignment(self._prior(batch), (actions - batch.actions.unsqueeze(1)).square())
+            posterior = self._owners(batch)
         else:
             posterior = th.softmax(policy.posterior(batch.observations, batch.actions), dim=1)
         usage = F.one_hot(chosen.squeeze(1), self.n_components).to(posterior.dtype).mean(dim=0)

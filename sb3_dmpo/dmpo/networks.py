@@ -1,10 +1,12 @@
 """Networks of DMPO: the actor that all sub-policies share, the posterior that assigns data to them, and a learned prior."""
 
+from typing import Any
+
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
-from sb3_dmpo.common.networks import LatentEmbedding, first_layer_split, remaining_layers
+from sb3_dmpo.common.networks import EnsembleCritic, LatentEmbedding, first_layer_split, remaining_layers
 
 
 class MixtureActor(nn.Module):
@@ -93,6 +95,37 @@ class Posterior(nn.Module):
         """
         logits: th.Tensor = self.logits(th.cat([observations, actions], dim=1))
         return logits
+
+
+class ComponentCritic(EnsembleCritic):
+    """
+    ``n_critics`` functions ``Q_j(s, z)``, without shared layers: what acting as sub-policy z from here on is worth.
+
+    :param observation_size: S
+    :param n_components: K
+    :param args: further arguments of :class:`~sb3_dmpo.common.networks.EnsembleCritic`, from ``net_arch`` on
+    """
+
+    def __init__(self, observation_size: int, n_components: int, *args: Any) -> None:
+        super().__init__(observation_size, 0, *args, n_outputs=n_components)
+
+    def forward(self, observations: th.Tensor, actions: th.Tensor | None = None) -> th.Tensor:
+        """
+        Values of all sub-policies, shape ``(n_critics, batch, n_components)``.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param actions: nothing depends on them
+        """
+        return super().forward(observations, observations[:, :0])
+
+    def all_actions(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :meth:`forward`, of the sub-policies' actions.
+
+        :param observations: shape ``(batch, observation_size)``
+        :param actions: nothing depends on them
+        """
+        return self(observations)
 
 
 class ComponentPrior(nn.Module):

@@ -11,18 +11,19 @@ from sb3_dmpo.dmpo.policies import Gate
 
 class OneStepDMPO(DMPO):
     """
-    DMPO whose sub-policies part and whose critics see nothing but the data: one step of policy improvement per way of acting.
+    DMPO whose sub-policies last an episode: it finds out who made which episode, what acting as each of them is worth from a
+    state on, and acts as the best of those that the data know there.
 
     Not an algorithm of the paper. It is :class:`DMPO` with other defaults:
 
-    * The decoder is calibrated (Rybkin et al., ICML 2021, eq. 7), the prior ``p(z|s)`` learned and ``q(z|s, a)`` exact, so
-      that the sub-policies are the components of a mixture density of the data.
-    * The critics have layer norm and evaluate what the data do, ``n_steps`` rewards at a time (SARSA; Brandfonbrener et al.,
-      NeurIPS 2021, *Offline RL Without Off-Policy Evaluation*). No action that the data lack enters a target.
-    * Every sub-policy climbs the critics where the data are its own (``q_coef``), without advantage weights.
+    * A transition is assigned by the evidence of its whole episode: policies that differ by less than their noise cannot be
+      told from a step, but from an episode (``assignment="episode"``).
+    * The decoder is calibrated (Rybkin et al., ICML 2021, eq. 7), the prior ``p(z|s)`` learned, so that the
+      sub-policies are the components of a mixture density of the data.
+    * The critics ``Q_j(s, z)`` have layer norm and evaluate the sub-policies, ``n_steps`` rewards at a time: one step of
+      policy improvement (Brandfonbrener et al., NeurIPS 2021, *Offline RL Without Off-Policy Evaluation*). No action that
+      the data lack enters a target, and nothing is weighted by advantages.
     * The gate is the argmax of the values over the sub-policies that the data support in that state.
-
-    The setting is not confirmed on long runs: the documentation has what was measured.
 
     One step of improvement stays near the data: where good behaviour must be put together from pieces of bad one (AntMaze),
     use an algorithm that evaluates its own policy, e.g. :class:`IQL` or :class:`ReBRAC`.
@@ -40,7 +41,7 @@ class OneStepDMPO(DMPO):
     :param assignment: see :class:`DMPO`
     :param prior: see :class:`DMPO`
     :param gate: see :class:`DMPO`
-    :param q_coef: see :class:`DMPO`
+    :param gate_support: see :class:`DMPO`
     :param policy_kwargs: arguments of the policy; ``critic_layer_norm`` is True unless it is given
     :param kwargs: further arguments of :class:`DMPO`
     """
@@ -56,12 +57,12 @@ class OneStepDMPO(DMPO):
         *,
         n_steps: int = 20,
         advantage_scale: float = 0.0,
-        bootstrap: Literal["policy", "data"] = "data",
+        bootstrap: Literal["policy", "data", "component"] = "component",
         decoder: Literal["fixed", "calibrated"] = "calibrated",
-        assignment: Literal["posterior", "exact"] = "exact",
+        assignment: Literal["posterior", "exact", "episode"] = "episode",
         prior: Literal["values", "learned"] = "learned",
         gate: Gate = "supported",
-        q_coef: float = 1.0,
+        gate_support: float = 0.1,
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -79,7 +80,7 @@ class OneStepDMPO(DMPO):
             assignment=assignment,
             prior=prior,
             gate=gate,
-            q_coef=q_coef,
+            gate_support=gate_support,
             policy_kwargs={"critic_layer_norm": True} | (policy_kwargs or {}),
             **kwargs,
         )

@@ -13,7 +13,7 @@ from sb3_dmpo.common.losses import entropy, min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.dmpo.gate import best_component, gate_table
-from sb3_dmpo.dmpo.networks import ComponentPrior, MixtureActor, Posterior
+from sb3_dmpo.dmpo.networks import ComponentCritic, ComponentPrior, MixtureActor, Posterior
 
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
 #: How the sub-policy that acts is chosen.
@@ -54,6 +54,7 @@ class MixturePolicy(OfflinePolicy):
     :param gate_support: least probability of a sub-policy for the gate ``"supported"``, as a share of the largest one
     :param use_prior: add the network ``p(z|s)``, which the gates but the paper's need anyway
     :param calibrated_decoder: keep the variance of the data's actions around their sub-policies
+    :param component_critics: critics ``Q_j(s, z)`` of sub-policies instead of ``Q_j(s, a)`` of actions
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
 
@@ -72,6 +73,7 @@ class MixturePolicy(OfflinePolicy):
         gate_support: float = 0.5,
         use_prior: bool = False,
         calibrated_decoder: bool = False,
+        component_critics: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -83,6 +85,7 @@ class MixturePolicy(OfflinePolicy):
         sizes = (self.observation_size, self.action_size, n_components)
         self.actor: MixtureActor = MixtureActor(*sizes, self.actor_arch, self.activation_fn, embedding_size)
         self.actor_target = self.make_target(self.actor)
+        self.component_critics = component_critics
         self.critic = self.make_critic()
         self.critic_target = self.make_target(self.critic)
         self.posterior: Posterior | None = Posterior(*sizes, self.critic_arch, self.activation_fn) if use_posterior else None
@@ -99,6 +102,16 @@ class MixturePolicy(OfflinePolicy):
         # It starts as wide as the published decoder, whose squared error is that of a variance of 1/2.
         self.register_buffer("decoder_variance", th.full((self.action_size,), 0.5) if calibrated_decoder else None)
         self.decoder_variance: th.Tensor | None
+        # As long as the dataset, which a policy that only acts knows nothing of: not among its weights therefore.
+        self.register_buffer("episode_evidence", None, persistent=False)
+        self.episode_evidence: th.Tensor | None
+
+    def make_critic(self) -> EnsembleCritic:
+        """New critics of the configured architecture, of actions or of sub-policies."""
+        if not self.component_critics:
+            return super().make_critic()
+        rest = (self.critic_arch, self.activation_fn, self.n_critics, self.critic_layer_norm)
+        return ComponentCritic(self.observation_size, self.n_components, *rest)
 
     @property
     def gate_networks(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -140,6 +153,8 @@ class MixturePolicy(OfflinePolicy):
         :param critic: online or target critics
         :param dtype: precision of the layers; reduced, the values are good for choosing only
         """
+        if self.component_critics:
+            return self.component_table(observations, actor, critic)
         components, actor_layers, critic_layers, norms = _gate_arguments(actor, critic)
         q_values, actions = gate_table(
             observations, components, actor_layers, critic_layers, dtype, self.critic.activation, norms
@@ -175,7 +190,7 @@ class MixturePolicy(OfflinePolicy):
 
     def _best_component(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:
         """Value ``(batch, 1)`` and action ``(batch, action_size)`` of the best component, in full precision."""
-        if self.min_q_weight == 1.0:
+        if self.min_q_weight == 1.0 and not self.component_critics:
             components, actor_layers, critic_layers, norms = _gate_arguments(actor, critic)
             return best_component(observations, components, actor_layers, critic_layers, self.critic.activation, norms)
         values, actions = self.gate_table(observations, actor, critic, observations.dtype)
@@ -214,6 +229,10 @@ class MixturePolicy(OfflinePolicy):
         """
         if self.gate == "values" and dtype == observations.dtype:
             return self._best_component(observations, actor, critic)[0]
+        if self.component_critics:
+            scores, _ = self.scored_actions(observations, actor, critic, self.prior)
+            values = min_max_q(critic(observations), self.min_q_weight)
+            return values.gather(1, scores.argmax(dim=1, keepdim=True))
         actions = self.gated_actions(observations, actor, critic, dtype)
         return min_max_q(critic(observations, actions), self.min_q_weight)
 
@@ -274,7 +293,7 @@ class MixturePolicy(OfflinePolicy):
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
         scaled = self.scale_observations(observation)
-        if self.gate != "values":
+        if self.gate != "values" or self.component_critics:
             return self._best_actions(scaled)[1]
         # Fewer steps count more here than less arithmetic: all components as one batch, compared by Python.
         repeated = scaled.expand(self.n_components, -1)
@@ -297,4 +316,5 @@ class MixturePolicy(OfflinePolicy):
             "gate_support": self.gate_support,
             "use_prior": self.prior is not None,
             "calibrated_decoder": self.decoder_variance is not None,
+            "component_critics": self.component_critics,
         }

@@ -64,7 +64,9 @@ class LAPO(LatentPolicyAlgorithm):
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         super()._on_dataset(buffer)
         if self.normalize_actions and not self._action_scaler_is_set:
-            self.policy.set_action_statistics(buffer.actions.mean(dim=0), buffer.actions.std(dim=0, correction=0))
+            # Columns of a table are added up in another order.
+            actions = buffer.actions.contiguous()
+            self.policy.set_action_statistics(actions.mean(dim=0), actions.std(dim=0, correction=0))
             self._action_scaler_is_set = True
 
     @property

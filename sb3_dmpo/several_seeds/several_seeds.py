@@ -9,6 +9,7 @@ alone, up to rounding.
 import contextlib
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -16,6 +17,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.capture import CapturedUpdates
 from sb3_dmpo.common.compilation import (
     CompiledUpdate,
     batch_tensors,
@@ -116,7 +118,9 @@ def _sorted_tensors(models: Sequence[OfflineAlgorithm]) -> tuple[list[list[th.Te
             raise ValueError("Models that learn together have made the same updates: the counters of their optimizers differ.")
     for named in zip(*(model.policy.named_buffers() for model in models), strict=True):
         # What the updates change is equal at the start only.
-        is_common = named[0][0] != "decoder_variance" and all(th.equal(buffer, named[0][1]) for _, buffer in named)
+        is_common = named[0][0] not in ("decoder_variance", "episode_evidence") and all(
+            th.equal(buffer, named[0][1]) for _, buffer in named
+        )
         for tensors_of_model, (_, buffer) in zip(common if is_common else own, named, strict=True):
             tensors_of_model.append(buffer)
     return own, common
@@ -149,11 +153,15 @@ class _Stack:
         self._first_states = [(optimizer, next(iter(optimizer.state.values()))["exp_avg"]) for optimizer in optimizers]
         self._previous = self._first._compiled
         self._recorder = CompiledUpdate(self._first._update_all)
-        self._recorder.use([*self._own[0], *self._common[0]])
+        self._recorder.use([*self._own[0], *self._common[0]], {})
         # Recorded updates have their learning rates in tensors.
         self._recorder.is_on = True
         self._first._compiled = self._recorder
         self._graphs: dict[Any, tuple[Callable[..., list[th.Tensor]], list[str]]] = {}
+        self._captured = CapturedUpdates(*(model._metrics for model in models))
+        if self._first._captured.is_on:
+            self._captured.decide(self._first.capture, is_compiled, None)
+        self._captured.use([*self._rows, *self._common[0]])
 
     def release(self) -> None:
         """Give every model tensors of its own again."""
@@ -166,12 +174,23 @@ class _Stack:
         """Whether the optimizers have the states that are stacked here; ``set_parameters`` in a callback replaces them."""
         return all(next(iter(optimizer.state.values()))["exp_avg"] is first for optimizer, first in self._first_states)
 
-    def update(self) -> list[Metrics]:
-        """One update of every model; its metrics, by model."""
+    def update(self) -> list[Callable[[], None]]:
+        """One update of every model; what notes its metrics, by model."""
         for model in self.models:
             model._begin_update()
+        if self._captured.is_on:
+            names = self._replay()
+            if names is not None:
+                return [partial(model._metrics.written, names, model._n_updates) for model in self.models]
+        metrics = self._update(self._draw())
+        return [partial(model._metrics.append, own, model._n_updates) for model, own in zip(self.models, metrics, strict=True)]
+
+    def _draw(self) -> list[Any]:
+        for model in self.models:
             model._last_batch = model.sample_batch(model.batch_size)
-        batches: list[Any] = [model._last_batch for model in self.models]
+        return [model._last_batch for model in self.models]
+
+    def _update(self, batches: list[Any]) -> list[Metrics]:
         inputs = [th.stack(tensors) for tensors in zip(*map(batch_tensors, batches), strict=True)]
         try:
             results, names = self._results(batches[0], inputs)
@@ -184,6 +203,30 @@ class _Stack:
             results, names = self._results(batches[0], inputs)
         by_model = zip(*(result.unbind() for result in results), strict=True)
         return [dict(zip(names, values, strict=True)) for values in by_model]
+
+    def _replay(self) -> tuple[str, ...] | None:
+        """The update as one replay, see :class:`CapturedUpdates`; names of its metrics, None: it has not happened."""
+        buffers = [model.replay_buffer for model in self.models if isinstance(model.replay_buffer, OfflineReplayBuffer)]
+        data = [buffer.fixed_data() for buffer in buffers]
+        if not all(data):
+            return None
+        generators = [buffer.generator for buffer in buffers] + [model._noise_generator for model in self.models]
+
+        def body() -> tuple[list[Any], tuple[str, ...]]:
+            batches = self._draw()
+            metrics = self._update(batches)
+            for model, own in zip(self.models, metrics, strict=True):
+                model._metrics.write(own)
+            return batches, tuple(metrics[0])
+
+        key = self._first.update_variant(self._first.batch_size), tuple(buffers)
+        done = self._captured.run(key, body, self._first.device, generators, [tensor for own in data for tensor in own])
+        if done is None:
+            return None
+        batches, names = done
+        for model, batch in zip(self.models, batches, strict=True):
+            model._last_batch = batch
+        return names
 
     @denormals_flushed()
     def _results(self, batch: Any, inputs: list[th.Tensor]) -> tuple[list[th.Tensor], list[str]]:
@@ -230,14 +273,14 @@ class _Run:
         """What comes before an update."""
         self.model._update_current_progress_remaining(self.model.num_timesteps, self.total_timesteps)
 
-    def end_update(self, metrics: Metrics) -> None:
+    def end_update(self, note_metrics: Callable[[], None]) -> None:
         """
         What comes after an update.
 
-        :param metrics: its metrics
+        :param note_metrics: notes its metrics
         """
         try:
-            self.model._metrics.append(metrics, self.model._n_updates)
+            note_metrics()
             goes_on = self.model._end_update(self.callback, self.log_interval, self.variables)
             self.goes_on = goes_on and self.model.num_timesteps < self.total_timesteps
         except FloatingPointError as error:
@@ -329,12 +372,12 @@ def _train(runs: list[_Run]) -> None:
             while stack.is_intact() and all(run.goes_on for run in going):
                 for run in going:
                     run.begin_update()
-                metrics = stack.update()
+                notes = stack.update()
                 for run in going:
                     # All are counted before any callback is asked, so that one that is interrupted finds none behind.
                     run.model.num_timesteps += 1
-                for run, own in zip(going, metrics, strict=True):
-                    run.end_update(own)
+                for run, note_metrics in zip(going, notes, strict=True):
+                    run.end_update(note_metrics)
         finally:
             stack.release()
         for run in going:

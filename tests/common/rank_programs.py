@@ -28,7 +28,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "iql_dropout": ("iql", {"dropout": 0.1}),
     "diffusion_max_q": ("diffusion_ql", {"max_q_backup": True, "ema_start": 2}),
     "awac_clipped": ("awac", {"advantage_weight": "clipped", "n_steps": 3}),
-    "dmpo_values": ("dmpo", {"value_targets": True, "q_coef": 1.0, "decoder": "calibrated"}),
+    "dmpo_values": ("dmpo", {"value_targets": True, "decoder": "calibrated"}),
+    "dmpo_exact": ("dmpo", {"assignment": "exact", "bootstrap": "component", "advantage_scale": 0.0, "n_steps": 3}),
+    "dmpo_episode": ("dmpo", {"assignment": "episode", "prior": "learned"}),
     "dmpo_average": ("dmpo", {"ema_decay": 0.9}),
 }
 SMALLER: dict[str, dict[str, Any]] = {"maple": {"model_batch_size": 16}}
@@ -44,6 +46,7 @@ def made(case: str, **kwargs: Any) -> OfflineAlgorithm:
 def state_of(model: OfflineAlgorithm) -> dict[str, th.Tensor]:
     """Everything that was learned."""
     state = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    state |= {f"buffers.{name}": value.clone() for name, value in model.policy.named_buffers()}
     fitted = getattr(model, "dynamics", None)
     if fitted is not None:
         state |= {f"dynamics.{name}": th.from_numpy(np.array(value)) for name, value in fitted.ensemble.to_arrays().items()}
@@ -84,7 +87,7 @@ def compiled() -> dict[str, Any]:
 def resumed() -> dict[str, Any]:
     """Runs in one go, and with a file in between that process 0 has written."""
     found = {}
-    for name in ("dmpo", "diffusion_ql", "decision_transformer", "maple"):
+    for name in ("dmpo", "one_step_dmpo", "diffusion_ql", "decision_transformer", "maple"):
         whole = made(name).learn(UPDATES)
         path = Path(sys.argv[2]) / f"{name}.zip"
         half = made(name).learn(5)

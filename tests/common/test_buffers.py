@@ -4,6 +4,7 @@ import random
 import time
 import tracemalloc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_tensors_hold_the_transitions() -> None:
     assert isinstance(buffer, ReplayBuffer)
     for name in TENSORS:
         tensor = getattr(buffer, name)
-        assert tensor.dtype == th.float32 and tensor.is_contiguous() and tensor.device.type == "cpu", name
+        assert tensor.dtype == th.float32 and tensor.device.type == "cpu", name
+    assert buffer.table.is_contiguous()
     np.testing.assert_array_equal(buffer.observations, transitions.observations)
     np.testing.assert_array_equal(buffer.next_observations, transitions.next_observations)
     np.testing.assert_array_equal(buffer.actions, transitions.actions)
@@ -72,30 +74,72 @@ def test_loaded_buffer_is_no_source_of_transitions() -> None:
         load_transitions(OfflineReplayBuffer.from_transitions(make_transitions()))
 
 
-def test_cpu_tensors_share_memory_and_no_second_copy_stays() -> None:
-    transitions = make_transitions()
+def loaded(n: int = 12, size: int = 3) -> Transitions:
+    """Transitions in one episode, as `load_transitions` gives them."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(n) == n - 1
+    numbers = {
+        "observations": rng.normal(3, 2, (n, size)),
+        "actions": rng.uniform(-1, 1, (n, 2)),
+        "rewards": rng.normal(size=n),
+    }
+    return load_transitions({**numbers, "terminals": ends, "timeouts": np.zeros(n, bool)})
+
+
+def test_cpu_buffer_shares_memory_and_no_second_copy_stays() -> None:
+    transitions = loaded()
     buffer = OfflineReplayBuffer.from_transitions(transitions)
-    for name in ("observations", "next_observations", "actions", "rewards"):
-        assert getattr(buffer, name).data_ptr() == getattr(transitions, name).ctypes.data, name
+    assert buffer.table.data_ptr() == transitions.table.rows.ctypes.data
+    twin, clipped = buffer.twin(), OfflineReplayBuffer.from_transitions(transitions, action_clip=0.1)
+    assert twin.table.data_ptr() == buffer.table.data_ptr() != clipped.table.data_ptr()
     reference = weakref.ref(transitions)
     del transitions
     gc.collect()
     assert reference() is None
 
 
-def test_memory_beside_the_shared_arrays_is_small() -> None:
-    transitions = make_transitions(n=50_000, size=20)
+def test_arrays_that_are_changed_count() -> None:
+    """Loaded transitions are a table until somebody asks for an array, which may be written to."""
+    transitions, before = loaded(), loaded()
+    buffer = OfflineReplayBuffer.from_transitions(transitions)
+    transitions.rewards[:] = 7.0
+    transitions.terminations[3] = True
+    assert not transitions.has_table
+    changed = OfflineReplayBuffer.from_transitions(transitions)
+    assert changed.rewards.tolist() == [[7.0]] * 12 and changed.dones.flatten().nonzero().flatten().tolist() == [3, 11]
+    for name in ("observations", "next_observations", "actions"):
+        np.testing.assert_array_equal(getattr(changed, name), getattr(before, name))
+    np.testing.assert_array_equal(buffer.rewards[:, 0], before.rewards)
+    again = replace(before, rewards=np.zeros(12, np.float32))
+    np.testing.assert_array_equal(again.observations, before.observations)
+    assert OfflineReplayBuffer.from_transitions(again).max_reward == 0.0
+    with pytest.raises(AttributeError, match="'Transitions' object has no attribute 'reward'"):
+        _ = transitions.reward
+
+
+def test_memory_beside_the_table_is_small() -> None:
+    transitions, rewards = loaded(n=50_000, size=20), 50_000 * 8
     OfflineReplayBuffer.from_transitions(make_transitions())
+    for is_own in (True, False):
+        tracemalloc.start()
+        try:
+            OfflineReplayBuffer.from_transitions(transitions, reward_scale=2.0, is_own=is_own)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        # Blocks of the statistics in float64; a float64 copy of the observations would be 8 MB
+        assert peak < 16_384 * 20 * 8 * 2 + rewards * 3
+
+
+def test_memory_for_arrays_is_small() -> None:
+    transitions = make_transitions(n=50_000, size=20)
     tracemalloc.start()
     try:
-        OfflineReplayBuffer.from_transitions(transitions, reward_scale=2.0)
+        buffer = OfflineReplayBuffer.from_transitions(transitions, reward_scale=2.0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    data = transitions.observations.nbytes + transitions.next_observations.nbytes + transitions.actions.nbytes
-    # Blocks of the statistics in float64 and the new rewards; a float64 copy of the observations would be 8 MB
-    assert peak < 0.7 * data
-    assert peak < 16_384 * 20 * 8 * 2 + 50_000 * 8 * 3
+    assert peak < buffer.table.nbytes + 16_384 * 20 * 8 * 2 + 50_000 * 8 * 3
 
 
 def test_read_only_arrays_are_copied_without_a_warning() -> None:
@@ -176,7 +220,7 @@ def test_action_clip() -> None:
 def test_device_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "get_device", lambda _: th.device("cuda:0"))
     monkeypatch.setattr(th.cuda, "mem_get_info", lambda _: (100, 1000))
-    with pytest.raises(DatasetError, match=r"'tests/buffer-v0': it needs 480 bytes on cuda:0, only 100 bytes are left\. Free"):
+    with pytest.raises(DatasetError, match=r"'tests/buffer-v0': it needs 672 bytes on cuda:0, only 100 bytes are left\. Free"):
         OfflineReplayBuffer.from_transitions(make_transitions(), device="cuda")
 
 
@@ -353,3 +397,32 @@ def test_pickle_of_a_device_that_is_not_there() -> None:
     loaded = OfflineReplayBuffer.__new__(OfflineReplayBuffer)
     loaded.__setstate__(state)
     assert loaded.device == th.device("cpu") and loaded.sample(4).rewards.shape == (4, 1)
+
+
+@pytest.mark.parametrize("n_added", [0, 3, 7])
+def test_pickles_with_one_array_for_everything_can_be_read(n_added: int) -> None:
+    """Release 0.1.0 and before held observations, next observations and so on apart."""
+    buffer = OfflineReplayBuffer.from_transitions(make_transitions(), seed=3, extra_capacity=5)
+    for i in range(n_added):
+        observation = np.full((1, 3), i, np.float32)
+        buffer.add(observation, observation + 0.5, np.full((1, 2), 0.1 * i), np.array([i]), np.array([i % 2 == 1]), [{}])
+    state = buffer.__getstate__()
+    for name in ("table", "breaks", "n_breaks", "_last_rows", "memory_map"):
+        del state[name]
+    state |= {name: np.ascontiguousarray(getattr(buffer, name).numpy()) for name in TENSORS}
+    old = OfflineReplayBuffer.__new__(OfflineReplayBuffer)
+    old.__setstate__(state)
+    for name in TENSORS:
+        assert th.equal(getattr(old, name), getattr(buffer, name)), name
+    for _ in range(3):
+        for one, other in zip(old.sample(50)[:5], buffer.sample(50)[:5], strict=True):
+            assert th.equal(one, other)
+    for each in (old, buffer):
+        each.reserve(8)
+        for value in (8.0, 9.0):
+            following = np.full((1, 3), value, np.float32)
+            each.add(following, following + 0.5, np.zeros((1, 2)), np.array([value]), np.array([False]), [{}])
+    assert old.added_arrays().keys() == buffer.added_arrays().keys()
+    for name, array in buffer.added_arrays().items():
+        np.testing.assert_array_equal(old.added_arrays()[name], array)
+    assert th.equal(old.twin(1).sample(40).next_observations, buffer.twin(1).sample(40).next_observations)

@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from sb3_dmpo import ALGOS, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples
 from sb3_dmpo.common.losses import bellman_targets
-from sb3_dmpo.data import DatasetError, load_transitions
+from sb3_dmpo.data import DatasetError
 from tests.common.test_critic_options import WITH_CRITICS
 from tests.contract import DATA, assert_same, make, vec_env
 from tests.toy_data import EPISODE_LENGTH, make_transitions
@@ -25,7 +25,8 @@ GAMMA = 0.9
 
 def of_all_rows(buffer: OfflineReplayBuffer, n_steps: int, early: bool = False) -> StepSamples:
     episodes = buffer._index_episodes()
-    return buffer._steps(th.arange(buffer.size()), n_steps, GAMMA, episodes.early_ends if early else episodes.ends)
+    ends = episodes.early_ends if early else episodes.ends
+    return buffer._steps(*buffer._gather_steps(th.arange(buffer.size()), n_steps, GAMMA, ends))
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 20])
@@ -187,10 +188,11 @@ def test_files_without_links() -> None:
 
 def test_memory_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SB3_DMPO_CACHE", str(tmp_path))
-    data = load_transitions(make_transitions(n_episodes=6))
-    buffer = OfflineReplayBuffer.from_transitions(data, action_clip=0.5)
+    data = make_transitions(n_episodes=6)
+    settings = {"action_clip": 0.5, "reward_scale": 0.3, "reward_shift": 1.0}
+    buffer = OfflineReplayBuffer.from_transitions(data, **settings)
     mapped = copy.copy(buffer)
-    mapped.memory_map, mapped.actions = True, th.as_tensor(data.actions)
+    mapped.memory_map, mapped.table = True, OfflineReplayBuffer.from_transitions(data).table
     assert_same(of_all_rows(mapped, 3)._asdict(), of_all_rows(buffer, 3)._asdict())
 
 

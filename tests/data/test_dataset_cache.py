@@ -18,7 +18,6 @@ from gymnasium import spaces
 from sb3_dmpo.data import DatasetError, Transitions, load_transitions, memory
 from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data.minari import MinariSource
-from sb3_dmpo.data.transitions import array_fingerprint
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset, random_episodes
 
@@ -51,8 +50,18 @@ def entries(cache: Path) -> list[Path]:
     return sorted(cache.iterdir()) if cache.exists() else []
 
 
+ARRAYS = ("observations", "next_observations", "actions", "rewards", "terminations", "truncations", "episode_lengths")
+
+
+def stored(transitions: Transitions) -> dict[str, np.ndarray]:
+    """What an entry of the cache holds, by name."""
+    table = transitions.table
+    arrays = {"table": table.rows.copy(), "breaks": table.breaks}
+    return arrays | {name: getattr(transitions, name) for name in ("truncations", "episode_lengths")}
+
+
 def assert_same(one: Transitions, other: Transitions) -> None:
-    for name in dataset_cache.ARRAYS:
+    for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert getattr(one, name).dtype == getattr(other, name).dtype
     assert one.fingerprint == other.fingerprint and one.dataset_id == other.dataset_id
@@ -65,9 +74,44 @@ def test_second_load_does_not_decode(cache: Path, reads: list[str]) -> None:
     assert reads == [NAME]
     assert_same(first, second)
     assert_same(first, third)
-    assert all(getattr(second, name).flags.writeable for name in dataset_cache.ARRAYS)
-    mapped = np.load(entries(cache)[0] / "observations.npy", mmap_mode="r")
-    np.testing.assert_array_equal(mapped, first.observations)
+    assert all(getattr(second, name).flags.writeable for name in ARRAYS)
+    mapped = np.load(entries(cache)[0] / "table.npy", mmap_mode="r")
+    np.testing.assert_array_equal(mapped[: len(first), :3], first.observations)
+
+
+def test_every_observation_is_stored_once(cache: Path) -> None:
+    make_dataset()
+    transitions = load_transitions(NAME)
+    n, n_episodes = len(transitions), len(transitions.episode_lengths)
+    (entry,) = entries(cache)
+    assert np.load(entry / "table.npy").shape == (n + n_episodes, 3 + transitions.actions.shape[1] + 2)
+    assert sorted(path.name for path in entry.iterdir()) == sorted(
+        [*(f"{name}.npy" for name in dataset_cache.ARRAYS), "meta.json"]
+    )
+
+
+def test_an_entry_of_an_earlier_version_is_replaced(cache: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It held every array as it is, under another name."""
+    make_dataset()
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_cache, "CACHE_VERSION", 1)
+        first = load_transitions(NAME)
+        (old,) = entries(cache)
+        for file in old.glob("*.npy"):
+            file.unlink()
+        for name in ARRAYS:
+            np.save(old / f"{name}.npy", getattr(first, name))
+        (old / "meta.json").write_text(json.dumps({"dataset_id": NAME, "fingerprint": first.fingerprint}))
+    assert_same(first, load_transitions(NAME))
+    assert len(reads) == 2 and old not in entries(cache) and len(entries(cache)) == 1
+    # Under the name of today's entry it is not read either
+    (entry,) = entries(cache)
+    for file in entry.glob("*.npy"):
+        file.unlink()
+    for name in ARRAYS:
+        np.save(entry / f"{name}.npy", getattr(first, name))
+    assert_same(first, load_transitions(NAME))
+    assert len(reads) == 3
 
 
 def test_without_cache_nothing_is_written(cache: Path, reads: list[str]) -> None:
@@ -203,7 +247,7 @@ def test_two_writers(cache: Path, reads: list[str]) -> None:
     source = MinariSource.from_id(NAME, download=False)
     first, second = dataset_cache.CacheEntry.of(source), dataset_cache.CacheEntry.of(source)
     transitions = load_transitions(NAME, cache=False)
-    arrays = {name: getattr(transitions, name) for name in dataset_cache.ARRAYS}
+    arrays = stored(transitions)
     for entry in (first, second):
         assert entry is not None
         entry.store(arrays, transitions.fingerprint)
@@ -218,7 +262,7 @@ def test_writers_do_not_remove_what_others_are_writing(cache: Path, memory_map: 
     entry = dataset_cache.CacheEntry.of(MinariSource.from_id(NAME, download=False))
     assert entry is not None
     with entry.new_folder() as folder:
-        (folder / "observations.npy").touch()
+        (folder / "table.npy").touch()
         load_transitions(NAME, memory_map=memory_map)
         load_transitions(NAME, memory_map=memory_map)
         assert sorted(entries(cache)) == sorted([entry.folder, folder]) and list(folder.iterdir())
@@ -317,11 +361,13 @@ def test_planted_entries_are_not_believed(
     make_dataset()
     right = load_transitions(NAME)
     (entry,) = entries(cache)
-    arrays = {name: getattr(right, name).copy() for name in dataset_cache.ARRAYS}
-    arrays["observations"][:] = value
-    np.save(entry / "observations.npy", arrays["observations"])
-    source = MinariSource.from_id(NAME, download=False)
-    (entry / "meta.json").write_text(json.dumps({"fingerprint": array_fingerprint(arrays, source)}))
+    arrays = stored(right)
+    arrays["table"][:, :3] = value
+    np.save(entry / "table.npy", arrays["table"])
+    own = dataset_cache.CacheEntry.of(MinariSource.from_id(NAME, download=False))
+    assert own is not None
+    meta = {"fingerprint": "0" * 64, "checksum": own._checksum(arrays, "0" * 64)}
+    (entry / "meta.json").write_text(json.dumps(meta))
     if np.isfinite(value):
         cache.chmod(0o1777)
         monkeypatch.setattr(os, "getuid", lambda: 12345)

@@ -72,7 +72,7 @@ def test_toy_is_multimodal() -> None:
     """
     report = describe_dataset(load_transitions(make_two_goals_dataset()))
     assert report.multimodality is not None and 0.12 < report.multimodality.share < 0.25
-    assert "what DMPO is made for" in report.advice and "more updates than BC" in report.advice
+    assert "what mixtures are made for. OneStepDMPO where" in report.advice
     assert "MAPLE fits the dynamics first: less than a minute of one CPU core per epoch" in report.cost_of_a_model
 
 

@@ -142,7 +142,7 @@ def test_d4rl_faults(tmp_path: Path, changes: dict[str, Any], message: str) -> N
 
 def test_d4rl_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "available_memory", lambda: 100)
-    with pytest.raises(DatasetError, match=r"it needs 360 bytes of memory, only 100 bytes are left"):
+    with pytest.raises(DatasetError, match=r"it needs 252 bytes of memory, only 100 bytes are left"):
         load_transitions(write_d4rl(tmp_path))
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.read_ahead import ReadAhead
 from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data import loading as datasets
@@ -83,13 +85,14 @@ def test_observations_and_actions_stay_on_disk(cache: Path) -> None:
     dataset = recorded()
     transitions = load_transitions(dataset, memory_map=True)
     (entry,) = cache.iterdir()
-    for name in ("observations", "next_observations", "actions"):
+    for name in ("observations", "actions"):
         array = getattr(transitions, name)
-        assert isinstance(array, np.memmap) and Path(str(array.filename)) == entry / f"{name}.npy"
+        assert isinstance(array, np.memmap) and Path(str(array.filename)) == entry / "table.npy"
         assert not array.flags.writeable
     buffer = OfflineReplayBuffer.from_transitions(transitions, action_clip=0.5)
     assert buffer.observations.data_ptr() == transitions.observations.ctypes.data
     assert buffer.actions.data_ptr() == transitions.actions.ctypes.data
+    np.testing.assert_array_equal(transitions.next_observations, load_transitions(dataset).next_observations)
 
 
 def test_the_copy_on_disk_serves_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,3 +229,55 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     options = ["--algo", "bc", "--device", "cpu", "--seed", "0", "-n", "2", "--eval-freq", "-1", "-f", str(tmp_path / "logs")]
     assert train([*options, "--memory-map"]) == 0
     assert used == [True, True]
+
+
+# Reading ahead ---------------------------------------------------------------------------------------------------
+
+
+def test_the_next_minibatch_is_read_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped = OfflineReplayBuffer.from_transitions(load_transitions(recorded(), memory_map=True), seed=0)
+    assert mapped._ahead is None  # there is no GPU
+    mapped._ahead = ReadAhead()
+    threads: list[str] = []
+    select = mapped._select
+
+    def noted(*rows: th.Tensor) -> th.Tensor:
+        threads.append(threading.current_thread().name)
+        return select(*rows)
+
+    monkeypatch.setattr(mapped, "_select", noted)
+    for _ in range(4):
+        mapped.sample(7)
+    mapped._ahead._next.result.result()
+    assert threads[0] == threading.main_thread().name and len(threads) == 5
+    assert all(name.startswith("read-ahead") for name in threads[1:])
+
+
+def test_what_was_read_ahead_counts_for_nothing_but_time() -> None:
+    """Other sizes, kinds and states of the generator than expected give what they give without reading ahead."""
+    dataset = recorded()
+    in_memory, mapped = transforms(SequenceReplayBuffer, dataset, seed=3)
+    mapped._ahead = ReadAhead()
+    state = mapped.generator.get_state()
+    for turn in range(3):
+        for buffer in (in_memory, mapped):
+            buffer.generator.set_state(state) if turn == 1 else None
+        for size in (5, 5, 9):
+            assert_equal_tuples(mapped.sample(size), in_memory.sample(size))
+            assert th.equal(mapped.generator.get_state(), in_memory.generator.get_state())
+        assert_equal_tuples(mapped.sample_steps(5, 3, 0.9, True), in_memory.sample_steps(5, 3, 0.9, True))
+        assert_equal_tuples(mapped.sample_steps(5, 2, 0.9, False), in_memory.sample_steps(5, 2, 0.9, False))
+        assert_equal_tuples(mapped.sample_sequences(5, 3), in_memory.sample_sequences(5, 3))
+        twin, other = mapped.twin(4), in_memory.twin(4)
+        assert_equal_tuples(twin.sample(5), other.sample(5))
+
+
+def test_a_forked_process_reads_itself() -> None:
+    mapped = OfflineReplayBuffer.from_transitions(load_transitions(recorded(), memory_map=True), seed=0)
+    mapped._ahead = ReadAhead()
+    for _ in range(2):
+        mapped.sample(7)
+    mapped._ahead._process = 0  # as a process sees it that has been forked off
+    executor = mapped._ahead._executor
+    mapped.sample(7)
+    assert mapped._ahead._executor is not executor and mapped._ahead._process == os.getpid()

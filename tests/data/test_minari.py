@@ -353,7 +353,7 @@ def test_environment_that_matches() -> None:
 def test_dataset_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset()
     monkeypatch.setattr(dataset_types, "available_memory", lambda: 100)
-    with pytest.raises(DatasetError, match=r"needs 440 bytes of memory, only 100 bytes are left\. Free"):
+    with pytest.raises(DatasetError, match=r"needs 448 bytes of memory, only 100 bytes are left\. Free"):
         load_transitions("tests/mixed-v0")
 
 
