@@ -301,7 +301,7 @@ class DMPO(OfflineAlgorithm):
         """Values of the dataset's actions, or of those whose they are, minus the targets, shape ``(n_critics, batch, 1)``."""
         if self.bootstrap != "component":
             return super().bellman_errors(batch)
-        errors = self.policy.critic(batch.observations) - self.target_q_values(batch)
+        errors: th.Tensor = self.policy.critic(batch.observations) - self.target_q_values(batch)
         return (self._owners(batch) * errors).sum(dim=2, keepdim=True)
 
     def value_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:

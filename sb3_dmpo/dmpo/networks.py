@@ -1,7 +1,5 @@
 """Networks of DMPO: the actor that all sub-policies share, the posterior that assigns data to them, and a learned prior."""
 
-from typing import Any
-
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
@@ -103,11 +101,22 @@ class ComponentCritic(EnsembleCritic):
 
     :param observation_size: S
     :param n_components: K
-    :param args: further arguments of :class:`~sb3_dmpo.common.networks.EnsembleCritic`, from ``net_arch`` on
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation of the hidden layers
+    :param n_critics: number of functions
+    :param layer_norm: whether a layer norm follows on the activation of every hidden layer
     """
 
-    def __init__(self, observation_size: int, n_components: int, *args: Any) -> None:
-        super().__init__(observation_size, 0, *args, n_outputs=n_components)
+    def __init__(
+        self,
+        observation_size: int,
+        n_components: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        n_critics: int = 2,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__(observation_size, 0, net_arch, activation_fn, n_critics, layer_norm, n_outputs=n_components)
 
     def forward(self, observations: th.Tensor, actions: th.Tensor | None = None) -> th.Tensor:
         """
@@ -125,7 +134,7 @@ class ComponentCritic(EnsembleCritic):
         :param observations: shape ``(batch, observation_size)``
         :param actions: nothing depends on them
         """
-        return self(observations)
+        return self.forward(observations)
 
 
 class ComponentPrior(nn.Module):
