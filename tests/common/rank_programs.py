@@ -117,6 +117,7 @@ def reductions() -> dict[str, Any]:
     found: dict[str, Any] = {
         "rank": (own, ranks.world(), ranks.is_joined()),
         "mean": ranks.mean(th.tensor([1.0, 2.0]) * (own + 1)),
+        "total": ranks.total(th.tensor([1.0, 2.0]) * (own + 1)),
         "max": ranks.max(th.tensor(float(own))),
         "min": ranks.min(th.tensor(float(own))),
         "first": ranks.first(th.tensor(own + 7)),

@@ -14,8 +14,11 @@ import torch as th
 
 from sb3_dmpo import OfflineAlgorithm
 from sb3_dmpo.common import ranks
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import advantage_weights
 from sb3_dmpo.data import cache as dataset_cache
+from sb3_dmpo.data import load_transitions
+from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from sb3_dmpo.maple.dynamics import EnsembleTraining
 from sb3_dmpo.several_seeds.several_seeds import check_together
 from tests.common.rank_programs import BATCH, CASES, UPDATES, made, state_of
@@ -57,12 +60,19 @@ def results(program: str, folder: Path, *arguments: str, **environment: str) -> 
     return [th.load(folder / f"{program}-{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
+def in_own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datasets are written there, and what has just been written may go into the cache."""
+    monkeypatch.setenv(dataset_cache.CACHE_VARIABLE, str(folder / "cache"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", -1e9)
+
+
 # One process: nothing is there, nothing changes ----------------------------------------------------------------------
 
 
 def test_with_one_process_everything_is_what_it_was() -> None:
     own = th.ones(3)
-    assert all(reduce(own) is own for reduce in (ranks.mean, ranks.max, ranks.min, ranks.first))
+    assert all(reduce(own) is own for reduce in (ranks.mean, ranks.total, ranks.max, ranks.min, ranks.first))
     gradients = [own]
     assert ranks.mean_gradients(gradients) is gradients
     assert (ranks.rank(), ranks.world(), ranks.is_joined(), ranks.share(7)) == (0, 1, False, 7)
@@ -121,6 +131,44 @@ def test_parts_are_the_whole(n: int, world: int) -> None:
     assert {part.min_reward for part in parts} == {whole.min_reward}
 
 
+@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("buffer_class", [OfflineReplayBuffer, SequenceReplayBuffer])
+def test_parts_of_a_file(
+    buffer_class: type[OfflineReplayBuffer], memory_map: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the part is in memory or on disk: what is drawn is what the whole has there, also where an episode is cut."""
+    in_own_cache(tmp_path, monkeypatch)
+    settings: dict[str, Any] = {"reward_scale": 0.5, "reward_shift": 1.0, "action_clip": 0.5}
+    transitions = load_transitions(str(make_dataset().spec.dataset_id), memory_map=True)
+    whole = buffer_class.from_transitions(transitions, **settings)
+    expected = whole._get_samples(th.arange(whole.n_offline))
+    for world in (2, 3):
+        parts = [whole.part(number, world, memory_map=memory_map) for number in range(world)]
+        assert all(part.memory_map is memory_map for part in parts)
+        assert (len({part.table.untyped_storage().data_ptr() for part in parts}) == 1) is memory_map
+        # Also a part of a part.
+        parts = [*(parts[0].part(number, 2, memory_map=memory_map) for number in range(2)), *parts[1:]]
+        rows = [part._get_samples(th.arange(part.n_offline)) for part in parts]
+        for name in ("observations", "next_observations", "actions", "rewards", "dones"):
+            assert th.equal(th.cat([getattr(samples, name) for samples in rows]), getattr(expected, name)), name
+            # What lies on disk is clipped as it is drawn.
+            columns = getattr(whole if memory_map else expected, name)
+            assert th.equal(th.cat([getattr(part, name) for part in parts]), columns), name
+        for part in parts:
+            assert part._ahead is None and part.fixed_data() == ([] if memory_map else [part.table, part.breaks])
+
+
+def test_an_episode_keeps_its_number() -> None:
+    model = made("one_step_dmpo")
+    model._setup_dataset()
+    whole = model.replay_buffer
+    parts = [whole.part(number, 3) for number in range(3)]
+    parts = [*(parts[0].part(number, 2) for number in range(2)), *parts[1:]]
+    numbers = [part._gather_steps(th.arange(part.n_offline), 3, 0.9, part._index_episodes().ends)[-1] for part in parts]
+    assert [part.n_offline % 8 > 0 for part in parts] == [True] * 4
+    assert th.equal(th.cat(numbers), th.arange(80) // 8)
+
+
 def test_sequences_are_never_cut() -> None:
     model = made("decision_transformer")
     model._setup_dataset()
@@ -142,9 +190,7 @@ def test_a_process_has_its_rows_of_a_file(
     memory_map: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Fake
 ) -> None:
     """The whole is not read into memory, and what is learned from is what one process would have had there."""
-    monkeypatch.setenv(dataset_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", -1e9)
+    in_own_cache(tmp_path, monkeypatch)
     dataset = str(make_dataset().spec.dataset_id)
     parts = []
     for number in range(2):
@@ -289,7 +335,8 @@ def test_reductions_parts_and_who_writes(tmp_path: Path) -> None:
     first, second = results("reductions", tmp_path)
     assert (first["rank"], second["rank"]) == ((0, 2, True), (1, 2, True))
     for found in (first, second):
-        assert found["mean"].tolist() == [1.5, 3.0] and (found["max"], found["min"], found["first"]) == (1.0, 0.0, 7)
+        assert found["mean"].tolist() == [1.5, 3.0] and found["total"].tolist() == [3.0, 6.0]
+        assert (found["max"], found["min"], found["first"]) == (1.0, 0.0, 7)
         matrix, number, empty = found["gradients"]
         assert th.equal(matrix, th.full((2, 3), 0.5)) and number == 1.0 and empty.shape == (0,)
         assert found["object"] == "of 0" and found["numbers"] == {"a": 0.5, "b": 1.0}
