@@ -57,6 +57,8 @@ def test_commands_exist(page: str) -> None:
         if words[0] == "sb3_dmpo":
             assert words[1] in VERBS, words
             assert {words[i + 1] for i, word in enumerate(words) if word == "--algo"} <= {*ALGOS, "sac"}, words
+        elif words[0] == "python":
+            assert (DOCS.parent / words[1]).is_file(), words
         else:
             assert words[0] in ("minari", "make", "pip"), words
 

@@ -201,7 +201,8 @@ class ReplayBufferSource(DatasetSource):
         first, last = np.searchsorted(table.breaks, (rows.start, rows.stop))
         try:
             table.observations[rows] = self._flat(env, block)
-            table.last_observations[first:last] = self._following(env, block[table.breaks[first:last] - rows.start])
+            if first < last:
+                table.last_observations[first:last] = self._following(env, block[table.breaks[first:last] - rows.start])
             table.actions[rows] = buffer.actions[block, env]
             table.rewards[rows] = buffer.rewards[block, env]
         except ValueError as err:

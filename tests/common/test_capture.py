@@ -26,6 +26,8 @@ from tests.contract import DATA, assert_same, make
 from tests.toy_data import DriftEnv
 
 RECORDED = [name for name, algorithm in ALGOS.items() if algorithm.can_be_recorded]
+#: Recording takes seconds: of most algorithms it is left to the slow tests.
+EACH_SLOWLY = [name if name in ("td3_bc", "dmpo") else pytest.param(name, marks=pytest.mark.slow) for name in RECORDED]
 
 
 def tensors_of(values: Any) -> list[th.Tensor]:
@@ -175,7 +177,7 @@ class EndsAt(BaseCallback):
         return self.num_timesteps < self.update
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_replays_equal_learn(name: str, stand_in: StandIn) -> None:
     """
     With rates that change at every update: weights, generators, the last minibatch and the log. In 100 updates between two
@@ -210,7 +212,7 @@ def test_replays_equal_learn(name: str, stand_in: StandIn) -> None:
     np.testing.assert_allclose(list(logs[0][0].values()), list(logs[1][0].values()), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "iql"])
+@pytest.mark.parametrize("name", ["td3_bc", pytest.param("iql", marks=pytest.mark.slow)])
 def test_captured_without_being_compiled(name: str, stand_in: StandIn) -> None:
     captured = make(name, dataset=DATA, compile=False, capture=True).learn(4)
     assert not captured._is_compiled and stand_in.n_replays == 4
@@ -231,13 +233,14 @@ def test_captured_without_being_compiled(name: str, stand_in: StandIn) -> None:
         ("td3_bc", {"policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"foreach": True}}}),
     ],
 )
+@pytest.mark.slow
 def test_options_are_captured(name: str, arguments: dict[str, Any], stand_in: StandIn) -> None:
     captured, plain = pair(name, **arguments)
     assert_same_models(captured.learn(10), plain.learn(10))
     assert stand_in.n_replays == 10
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "iql"])
+@pytest.mark.parametrize("name", ["td3_bc", pytest.param("iql", marks=pytest.mark.slow)])
 def test_resumed_run_is_the_undisturbed_one(name: str, stand_in: StandIn, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dataset": DATA, "compile": True, "capture": True}
     make(name, **options).learn(3).save(tmp_path / "part")
@@ -442,7 +445,7 @@ def on_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> OfflineAlgorithm:
     return model
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_body_has_no_tensor_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     On a device that is not the CPU all tensors of the body are there, and all operations PyTorch's; the only ones from outside

@@ -265,6 +265,18 @@ def test_replay_buffer(monkeypatch: pytest.MonkeyPatch, n_steps: int, n_envs: in
     assert not np.shares_memory(transitions.rewards, buffer.rewards)
 
 
+def test_a_block_of_a_replay_buffer_in_which_no_episode_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_replay_buffer, "BLOCK_ROWS", 3)
+    buffer = ReplayBuffer(10, SPACE, ACTION_SPACE, device="cpu")
+    for step in range(10):
+        cut = step == 9
+        action, reward = np.full((1, 1), step / 100), np.zeros(1)
+        buffer.add(observe(step, 1, False), observe(step + 1, 1, False), action, reward, np.array([cut]), [{}])
+    transitions = load_transitions(buffer)
+    np.testing.assert_array_equal(transitions.next_observations[:, 0], np.arange(1, 11))
+    assert transitions.episode_lengths.tolist() == [10]
+
+
 @pytest.mark.parametrize(("n_steps", "kept"), [(7, range(7)), (14, range(5, 14))])
 def test_replay_buffer_with_implicit_successors(n_steps: int, kept: range) -> None:
     buffer = ReplayBuffer(10, SPACE, ACTION_SPACE, "cpu", optimize_memory_usage=True, handle_timeout_termination=False)
