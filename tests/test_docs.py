@@ -52,6 +52,8 @@ def test_python_blocks(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_commands_exist(page: str) -> None:
     """Verbs and algorithms of the commands are known."""
     for words in readme.commands("\n".join(blocks(page, "bash"))):
+        if words[0] == "torchrun":
+            words = words[words.index("-m") + 1 :]
         if words[0] == "sb3_dmpo":
             assert words[1] in VERBS, words
             assert {words[i + 1] for i, word in enumerate(words) if word == "--algo"} <= {*ALGOS, "sac"}, words

@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.read_ahead import Gather, ReadAhead
 from sb3_dmpo.data import DatasetError, Transitions, load_transitions
 from sb3_dmpo.data.preprocessing import (
@@ -148,6 +150,14 @@ class OfflineReplayBuffer(ReplayBuffer):
     :param fingerprint: hash of the dataset's content
     :param memory_map: whether the table is on disk, and holds rewards and actions as they were recorded
     """
+
+    #: Of a part of a dataset: the numbers of its first transition and of that one's episode there, and how many transitions
+    #: there are; None: it is the whole.
+    first_row: int = 0
+    first_episode: int = 0
+    n_whole: int | None = None
+    #: What is never divided between two parts, for messages.
+    _units: str = "transitions"
 
     def __init__(
         self,
@@ -420,6 +430,73 @@ class OfflineReplayBuffer(ReplayBuffer):
             )
         return float(reward_scale), float(reward_shift)
 
+    def part(
+        self, number: int, n_parts: int, device: th.device | str = "cpu", seed: int | None = None, memory_map: bool = False
+    ) -> "OfflineReplayBuffer":
+        """
+        What one of several processes holds that train together: consecutive transitions, with the statistics, the range of
+        the rewards and the fingerprint of the whole dataset. An episode that is cut in two is cut as by a time limit.
+
+        :param number: number of the part, from 0 on
+        :param n_parts: how many there are, of the same size but for a transition
+        :param device: where it is held
+        :param seed: seed of its minibatches
+        :param memory_map: whether it is left on disk, where this buffer is then
+        :raises DatasetError: there is nothing left for a part
+        """
+        cuts = self._cuts(n_parts)
+        first, stop = cuts[number], cuts[number + 1]
+        if len({*cuts}) <= n_parts:
+            raise DatasetError(
+                f"{dataset_label(self.dataset_id)} cannot be divided among {n_parts} processes: there are fewer "
+                f"{self._units} than processes. Start fewer."
+            )
+        device = get_device(device)
+        storage = th.device("cpu") if memory_map else device
+        part = self.twin(seed)
+        part._cut_table(first, stop, memory_map)
+        part.table, part.breaks = part.table.to(storage), part.breaks.to(storage)
+        part.memory_map, part.device = memory_map, device
+        # What comes next is not known before its update has been seeded.
+        part._ahead = None
+        part.first_row, part.n_whole = self.first_row + first, self.n_whole or self.n_offline
+        if self.episode_lengths is not None:
+            stops = np.cumsum(self.episode_lengths)
+            part.episode_lengths = np.diff([first, *stops[(stops > first) & (stops < stop)], stop])
+            part.first_episode = self.first_episode + int(np.searchsorted(stops, first, side="right"))
+        part._episodes = None
+        part._following = self._following[:0].to(device)
+        part.observation_mean, part.observation_std = self.observation_mean.to(device), self.observation_std.to(device)
+        part.generator = _make_generator(storage, seed)
+        return part
+
+    def _cut_table(self, first: int, stop: int, memory_map: bool) -> None:
+        """
+        Keep some transitions of the table only.
+
+        :param first: number of the first one
+        :param stop: number behind the last one
+        :param memory_map: whether they are left on disk, else they are copied as they are used
+        """
+        breaks, numbers = self.breaks[: self.n_breaks], th.arange(first, stop, device=self.table.device)
+        start, end = th.searchsorted(breaks, numbers[[0, -1]]).tolist()
+        if memory_map:
+            # The end of the table, where behind the last transition, or at it, there is another break.
+            self.table, self.breaks = self.table[first:], breaks[start : end + 1] - first
+            self._last_rows += start - first
+        else:
+            # After the last transition comes what the part does not hold.
+            breaks = th.cat([breaks[start:end], numbers[-1:]])
+            self.table = self._select(numbers, self._rows_after(breaks))
+            self.table[stop - first :, self.observation_size :] = 0.0
+            self.breaks, self._last_rows = breaks - first, stop - first
+        self.n_breaks = len(self.breaks)
+        self.n_offline = self.buffer_size = stop - first
+
+    def _cuts(self, n_parts: int) -> list[int]:
+        """Where the parts begin, and the last one ends."""
+        return [self.n_offline * number // n_parts for number in range(n_parts + 1)]
+
     def value_bounds(self, gamma: float) -> tuple[float, float]:
         """
         The range of returns: ``min r / (1 - gamma)`` to ``max r / (1 - gamma)``.
@@ -690,7 +767,7 @@ class OfflineReplayBuffer(ReplayBuffer):
             discounts = th.where(goes_on.unsqueeze(1), gamma * discounts, discounts)
         following, has_next = self._next_rows(last, self._index_episodes().ends)
         found = self._select(rows, self._rows_after(last), following)
-        episodes = th.searchsorted(self._index_episodes().last_rows, rows)
+        episodes = self.first_episode + th.searchsorted(self._index_episodes().last_rows, rows)
         return found, rewards, self.dones[last], discounts, has_next.unsqueeze(1).to(rewards.dtype), episodes
 
     def _rewards_at(self, rows: th.Tensor) -> th.Tensor:
@@ -975,7 +1052,15 @@ def make_buffer(
     """
     if isinstance(dataset, OfflineReplayBuffer):
         return dataset.for_model(memory_map=memory_map, **settings)
-    transitions = load_transitions(dataset, download=download, env=env, memory_map=memory_map, clip_actions=clip_actions)
+    load = partial(load_transitions, dataset, download=download, env=env, clip_actions=clip_actions)
+    if ranks.is_joined() and not memory_map:
+        # Of the whole dataset this process needs the statistics, and then a part: it stays on disk if it can.
+        try:
+            transitions = load(memory_map=True)
+        except DatasetError:
+            transitions = load()
+    else:
+        transitions = load(memory_map=memory_map)
     return buffer_class.from_transitions(transitions, is_own=transitions is not dataset, **settings)
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch as th
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.type_aliases import OfflineBatch
 
 #: Constant added inside logarithms.
@@ -36,11 +37,12 @@ def advantage_weights(
     advantages = advantages.detach()
     if mode == "clipped":
         return (scale * advantages).exp().clamp(max=max_weight)
-    exponent = advantages - advantages.max()
+    largest = ranks.max(advantages.max())
+    exponent = advantages - largest
     if mode == "normalized":
-        exponent = exponent / (advantages.max() - advantages.min()).clamp(min=ADVANTAGE_RANGE_MIN)
+        exponent = exponent / (largest - ranks.min(advantages.min())).clamp(min=ADVANTAGE_RANGE_MIN)
     weights = (scale * exponent).exp()
-    return weights / weights.mean() if unit_mean else weights
+    return weights / ranks.mean(weights.mean()) if unit_mean else weights
 
 
 def effective_sample_size(weights: th.Tensor) -> th.Tensor:

@@ -20,6 +20,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -29,7 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeIm
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from sb3_dmpo.common import arguments
+from sb3_dmpo.common import arguments, ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.capture import CapturedUpdates, CaptureOption, NotRecordedError, missing_for_capture
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption, missing_for_recording
@@ -157,6 +158,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     learns_from_rewards: ClassVar[bool] = True
     #: Why not, for messages.
     why_offline: ClassVar[str] = "has no critic and cannot improve by its own experience"
+    #: Arguments that several processes share equally.
+    shared_arguments: ClassVar[tuple[str, ...]] = ("batch_size",)
     #: Whether an update depends on nothing but its minibatch, so that it can be compiled, and done for several seeds at once.
     can_be_recorded: ClassVar[bool] = True
     #: Whether ``learn`` is at what comes before the first update, which may be broken off at any moment.
@@ -387,28 +390,31 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if self.dataset is None and not is_minari_id(str(dataset)):
             # The name comes out of a zip: files, pickles above all, are only opened if the user names them.
             raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=` to `load`.")
-        buffer = (
-            loaded
-            if loaded is not None
-            else make_buffer(
-                dataset,
-                self.replay_buffer_type,
-                self.download,
-                self.env,
-                self.memory_map,
-                self.clip_actions,
-                device=self.device,
-                seed=self.seed,
-                reward_scale=self.reward_scale,
-                reward_shift=self.reward_shift,
-                action_clip=self.action_clip,
-            )
-        )
+        if loaded is not None:
+            buffer = loaded
+        else:
+            with ranks.first_alone():
+                buffer = make_buffer(
+                    dataset,
+                    self.replay_buffer_type,
+                    self.download,
+                    self.env,
+                    self.memory_map,
+                    self.clip_actions,
+                    device="cpu" if ranks.is_joined() else self.device,
+                    seed=self.seed,
+                    reward_scale=self.reward_scale,
+                    reward_shift=self.reward_shift,
+                    action_clip=self.action_clip,
+                )
         expected = self.dataset_fingerprint if continuing else None
         check_buffer(buffer, self.observation_space, self.action_space, expected, self.learns_from_rewards)
         if self.n_steps > 1 or self.needs_next_actions or self.needs_episodes:
             buffer.check_episodes(self.needs_next_actions)
         self._on_dataset(buffer)
+        if ranks.is_joined():
+            # Statistics are those of the whole, and this process holds its part.
+            buffer = buffer.part(ranks.rank(), ranks.world(), self.device, self.seed, self.memory_map)
         self.replay_buffer = buffer
         self.dataset_fingerprint = buffer.fingerprint
 
@@ -548,7 +554,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param loss: 0-d
         :param max_grad_norm: bound of the gradient's norm
         """
-        gradients = list(th.autograd.grad(loss, self._optimizers[name][2]))
+        gradients = ranks.mean_gradients(list(th.autograd.grad(loss, self._optimizers[name][2])))
         self._step(name, gradients if max_grad_norm is None else clipped(gradients, max_grad_norm))
 
     def optimize_all(self, losses: dict[str, th.Tensor]) -> None:
@@ -563,8 +569,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             name: list(th.autograd.grad(loss, self._optimizers[name][2], retain_graph=name != last))
             for name, loss in losses.items()
         }
+        reduced = iter(ranks.mean_gradients([gradient for own in gradients.values() for gradient in own]))
         for name, own in gradients.items():
-            self._step(name, own)
+            self._step(name, [next(reduced) for _ in own])
 
     def _step(self, name: str, gradients: list[th.Tensor]) -> None:
         optimizer, _, parameters = self._optimizers[name]
@@ -592,6 +599,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """
         if not self.policy.training:  # to visit every module takes longer than it looks
             self.policy.set_training_mode(True)
+        batch_size //= ranks.world()
         for _ in range(gradient_steps):
             self._begin_update()
             batch, names = self._replay_update(batch_size) if self._captured.is_on else (None, None)
@@ -611,6 +619,17 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 self._rates[name].fill_(rate)
                 self._filled_rates[name] = rate
         self._n_updates += 1
+        if ranks.is_joined():
+            self._seed_update()
+
+    def _seed_update(self) -> None:
+        """
+        Let all that is drawn for the next update depend on the seed, the update and the process alone: a file has the random
+        states of one process, and what goes on from it is to draw what it would have drawn.
+        """
+        assert self.seed is not None and isinstance(self.replay_buffer, OfflineReplayBuffer)
+        for stream, generator in enumerate((self.replay_buffer.generator, self._noise_generator)):
+            generator.manual_seed(ranks.seed_of(self.seed, self._n_updates, stream))
 
     def _run_update(self, batch: OfflineBatch, batch_size: int) -> Metrics:
         with denormals_flushed() if self.device.type == "cpu" else contextlib.nullcontext():
@@ -669,8 +688,13 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
         if self.can_be_recorded:
             obstacle = missing_for_recording(optimizers) or missing_for_capture(self.device)
-            before = self._is_compiled if continuing else None
-            self._is_compiled = self._compiled.decide(self.compile, before, n_updates, optimizers, self.device)
+            option, before = self.compile, self._is_compiled if continuing else None
+            if ranks.is_joined():
+                obstacle = "several processes train together"
+                if option == "auto":
+                    # The processes may take minutes of different length for it; who wants that says so.
+                    option, before = False, None
+            self._is_compiled = self._compiled.decide(option, before, n_updates, optimizers, self.device)
         else:
             obstacle, self._is_compiled = "its updates depend on more than their minibatches", False
         # Captured updates are recorded ones.
@@ -745,6 +769,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             total_timesteps += self.num_timesteps
         self._total_timesteps = total_timesteps
         self._num_timesteps_at_start = self.num_timesteps
+        self._consent = ranks.Consent()
+        if ranks.rank() > 0:
+            # Process 0 alone writes and evaluates.
+            self._logger = Logger(folder=None, output_formats=[])
+            return total_timesteps, self._init_callback(None)
         if not self._custom_logger:
             self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         return total_timesteps, self._init_callback(callback, progress_bar)
@@ -772,6 +801,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :return: the model itself
         """
         total_timesteps = self._check_learn(total_timesteps, log_interval, {})
+        self._join_ranks()
         self._setup_dataset(continuing=not reset_num_timesteps)
         self._take_over_random_state(continuing=not reset_num_timesteps)
         self._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
@@ -794,6 +824,28 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self._flush_metrics()
             callback.on_training_end()
         return self
+
+    def _join_ranks(self) -> None:
+        """Begin as the other processes do that train this model together with this one; with one process nothing is done."""
+        if ranks.is_joined():
+            self.check_ranks()
+            ranks.copy_from_first([*self.policy.parameters(), *self.policy.buffers()])
+
+    def check_ranks(self) -> None:
+        """
+        Check that several processes can train this model, if there are several.
+
+        :raises ValueError: they cannot
+        """
+        if not ranks.is_joined():
+            return
+        if self.seed is None:
+            raise ValueError(
+                f"Several processes train one model, which begins in all of them alike: give {type(self).__name__} a seed."
+            )
+        for name in self.shared_arguments:
+            ranks.check_divisible(name, getattr(self, name))
+        ranks.check_device(self.device)
 
     def _prepare_updates(self, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
         """
@@ -831,7 +883,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if log_interval is not None and self.num_timesteps % log_interval == 0:
             self.dump_logs()
         callback.update_locals(variables)
-        return callback.on_step()
+        return self._consent.goes_on(callback.on_step())
 
     def get_env(self) -> VecEnv | None:
         """The environment; while learning without one, a placeholder with the right spaces that cannot be stepped."""
@@ -839,7 +891,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     def _flush_metrics(self) -> None:
         self.check_finite()
-        for name, value in self._metrics.means().items():
+        for name, value in ranks.mean_numbers(self._metrics.means()).items():
             self.logger.record(f"train/{name}", value)
         self._metrics.clear()
 
@@ -847,7 +899,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Write the log."""
         assert self.ep_info_buffer is not None
         self._flush_metrics()
-        if self._last_batch is not None:
+        if self._last_batch is not None and ranks.rank() == 0:
             with th.no_grad():
                 costly = self.diagnostics(self._last_batch) | error_quantiles(self.bellman_errors(self._last_batch))
                 for name, value in costly.items():
@@ -975,6 +1027,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     def _check_online(self) -> None:
         name = type(self).__name__
+        if ranks.is_joined():
+            raise ValueError("learn_online is for one process: several of them share a dataset, and `learn` from it.")
         if not self.learns_online:
             raise ValueError(f"{name} {self.why_offline}: use an actor-critic algorithm, e.g. DMPO.")
         if self.env is None:
@@ -1068,6 +1122,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             "_last_good",
             "_is_preparing",
             "_stored_arrays",
+            "_consent",
         ]
         return [*super()._excluded_save_params(), *runtime]
 
@@ -1116,6 +1171,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if not isinstance(path, str | os.PathLike):
             path.write(content.getbuffer())
             return
+        if ranks.rank() > 0:
+            return  # process 0 has written the same file
         path = path_to_write(path, ".zip")
         with atomic_write(path) as file:
             file.write(content.getbuffer())

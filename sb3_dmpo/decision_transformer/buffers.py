@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.data import Transitions
 from sb3_dmpo.data.table import FURTHER_COLUMNS
@@ -39,11 +40,11 @@ class SequenceBatch(NamedTuple):
 
     def mean(self, values: th.Tensor) -> th.Tensor:
         """
-        Mean over all steps that are not padded, 0-d.
+        Mean over all steps that are not padded, 0-d; with several processes this one's part of it, times their number.
 
         :param values: shape ``(batch, length, n)``
         """
-        return (values.mean(dim=2) * self.mask).sum() / self.mask.sum()
+        return (values.mean(dim=2) * self.mask).sum() / ranks.mean(self.mask.sum())
 
 
 class SequenceReplayBuffer(OfflineReplayBuffer):
@@ -56,6 +57,7 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
     returns_to_go: th.Tensor
     _episode_starts: th.Tensor
     _episode_stops: th.Tensor
+    _units = "episodes"
 
     @classmethod
     def from_transitions(cls, transitions: Transitions, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
@@ -83,6 +85,22 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         assert isinstance(copy, SequenceReplayBuffer)
         copy._index_sequences()
         return copy
+
+    def part(self, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
+        """
+        What one of several processes holds: whole episodes, as nearly as many transitions as that allows.
+
+        :param args: as in :meth:`OfflineReplayBuffer.part`
+        :param kwargs: as in :meth:`OfflineReplayBuffer.part`
+        """
+        part = super().part(*args, **kwargs)
+        assert isinstance(part, SequenceReplayBuffer)
+        part._index_sequences()
+        return part
+
+    def _cuts(self, n_parts: int) -> list[int]:
+        ends = np.append(0, np.cumsum(self.known_episode_lengths()))
+        return [int(ends[np.abs(ends - cut).argmin()]) for cut in super()._cuts(n_parts)]
 
     def _index_sequences(self) -> None:
         lengths = self.known_episode_lengths()

@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, LEARNING_RATE, NOT_NEGATIVE, POSITIVE, Range, optional
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -151,9 +152,9 @@ class DiffusionQL(OfflineAlgorithm):
         policy = self.policy
         actions = policy.actor(batch.observations, self._chain_noise(batch, "new"))
         q_values = policy.critic(batch.observations, actions).squeeze(2)
-        scales = q_values.detach().abs().mean(dim=1)
+        scales = ranks.mean(q_values.detach().abs().mean(dim=1))
         losses = -q_values.mean(dim=1) / scales.roll(1)
-        chosen = len(losses) - 1 - batch.noise["coin"]
+        chosen = len(losses) - 1 - ranks.first(batch.noise["coin"])
         loss = losses.gather(0, chosen.unsqueeze(0)).squeeze(0)
         return loss, {"q_loss": loss}
 

@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
@@ -373,8 +374,10 @@ class DMPO(OfflineAlgorithm):
         assert evidence is not None and batch.episodes is not None
         errors = (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
         shares = th.log_softmax(-(errors * self._precision()).sum(dim=2), dim=1)
-        counts = evidence.new_zeros(len(evidence), 1).index_add(0, batch.episodes, th.ones_like(shares[:, :1]))
-        means = th.zeros_like(evidence).index_add(0, batch.episodes, shares) / counts.clamp(min=1.0)
+        sums = evidence.new_zeros(len(evidence), self.n_components + 1)
+        sums = ranks.total(sums.index_add(0, batch.episodes, th.cat([shares, th.ones_like(shares[:, :1])], dim=1)))
+        counts = sums[:, -1:]
+        means = sums[:, :-1] / counts.clamp(min=1.0)
         # As if the steps had come one after the other, each with the mean of those of its episode.
         rates = 1.0 - (1.0 - EVIDENCE_RATE) ** counts
         gathered = evidence + rates * (means - evidence)
@@ -425,7 +428,7 @@ class DMPO(OfflineAlgorithm):
             self.policy.episode_evidence.copy_(metrics.pop("episode_evidence"))
         variance = self.policy.decoder_variance
         if variance is not None:
-            variance.lerp_(metrics["decoder_variance"].clamp(min=LEAST_VARIANCE), VARIANCE_RATE)
+            variance.lerp_(ranks.mean(metrics["decoder_variance"]).clamp(min=LEAST_VARIANCE), VARIANCE_RATE)
             metrics["decoder_variance"] = variance.mean()
 
     def info_step(self, batch: OfflineBatch) -> Metrics:

@@ -11,6 +11,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.networks import EnsembleLinear
 from sb3_dmpo.common.optimizers import make_optimizer, optimizer_step, prepare_adam
 from sb3_dmpo.common.updates import denormals_flushed
@@ -231,9 +232,14 @@ def input_statistics(transitions: Transitions, rows: th.Tensor) -> tuple[th.Tens
     :param rows: numbers of the transitions
     """
     blocks = th.split(rows, BLOCK_ROWS)
-    mean = sum(transitions(block)[0].double().sum(dim=0) for block in blocks) / len(rows)
-    squares = sum((transitions(block)[0].double() - mean).square().sum(dim=0) for block in blocks)
-    return th.as_tensor(mean), th.as_tensor(squares / len(rows)).sqrt()
+    n_rows = ranks.mean(th.tensor(len(rows), dtype=th.float64, device=rows.device))
+    mean = _mean([transitions(block)[0].double().sum(dim=0) for block in blocks], n_rows)
+    return mean, _mean([(transitions(block)[0].double() - mean).square().sum(dim=0) for block in blocks], n_rows).sqrt()
+
+
+def _mean(sums: list[th.Tensor], n_rows: th.Tensor) -> th.Tensor:
+    """Mean over the rows of all processes of what was summed block by block."""
+    return ranks.mean(th.as_tensor(sum(sums))) / n_rows.to(sums[0].device)
 
 
 def split(n_transitions: int, generator: th.Generator) -> tuple[th.Tensor, th.Tensor]:
@@ -247,6 +253,17 @@ def split(n_transitions: int, generator: th.Generator) -> tuple[th.Tensor, th.Te
     n_holdout = min(int(HOLDOUT_SHARE * n_transitions), MAX_HOLDOUT)
     # With fewer than five transitions they are their own holdout.
     return order[: n_holdout or n_transitions], order[n_holdout:]
+
+
+def part_of(numbers: th.Tensor, first_row: int, n_rows: int) -> th.Tensor:
+    """
+    Those of some transitions that lie in a part of the dataset, counted from its beginning.
+
+    :param numbers: numbers of the transitions
+    :param first_row: number of the part's first one
+    :param n_rows: how many it has
+    """
+    return numbers[(numbers >= first_row) & (numbers < first_row + n_rows)] - first_row
 
 
 class EarlyStopping:
@@ -293,6 +310,8 @@ class EnsembleTraining:
     :param batch_size: rows of a minibatch of every net
     :param patience: see :class:`EarlyStopping`
     :param max_epochs: end after so many epochs; None: no limit
+    :param first_row: number of the first one that is here, where several processes share the data
+    :param n_rows: how many are here; None: all
     """
 
     def __init__(
@@ -300,11 +319,13 @@ class EnsembleTraining:
         ensemble: DynamicsEnsemble,
         transitions: Transitions,
         n_transitions: int,
-        make_generator: Callable[[int], th.Generator],
+        make_generator: Callable[..., th.Generator],
         learning_rate: float = 1e-3,
         batch_size: int = 256,
         patience: int = 5,
         max_epochs: int | None = None,
+        first_row: int = 0,
+        n_rows: int | None = None,
     ) -> None:
         self.ensemble = ensemble
         self.transitions = transitions
@@ -312,8 +333,13 @@ class EnsembleTraining:
         self.batch_size = batch_size
         self.max_epochs = max_epochs
         generator = make_generator(0)
-        self.holdout, self.rows = split(n_transitions, generator)
-        shape = (ensemble.n_models, len(self.rows))
+        # All processes split alike, and each has what lies in its part of the data.
+        own = first_row, n_transitions if n_rows is None else n_rows
+        self.holdout, self.rows = (part_of(numbers, *own) for numbers in split(n_transitions, generator))
+        if ranks.is_joined():
+            generator = make_generator(0, *ranks.own_stream())
+        # As many everywhere, so that all do the same number of steps.
+        shape = (ensemble.n_models, int(ranks.max(th.tensor(len(self.rows)))))
         self.bootstrap = th.randint(len(self.rows), shape, generator=generator, device=generator.device)
         ensemble.set_scaler(*input_statistics(transitions, self.rows))
         self.parameters = list(ensemble.parameters())
@@ -337,7 +363,7 @@ class EnsembleTraining:
         """
         since, number = time.monotonic(), self.epoch + 1
         losses = [self._train_step(columns) for columns in th.split(self._shuffled(number), self.batch_size, 1)]
-        train_loss = float(th.stack(losses).mean())
+        train_loss = float(ranks.mean(th.stack(losses).mean()))
         if not math.isfinite(train_loss):
             raise FloatingPointError(
                 f"The loss of the dynamics ensemble is {train_loss} in epoch {number}: training has diverged. Lower "
@@ -360,7 +386,7 @@ class EnsembleTraining:
 
     def _shuffled(self, epoch: int) -> th.Tensor:
         """Rows of the dataset for every net in the order of an epoch, shape ``(M, n)``."""
-        generator = self.make_generator(epoch)
+        generator = self.make_generator(epoch, *ranks.own_stream())
         table = th.empty_like(self.bootstrap)
         for own, drawn in zip(table, self.bootstrap, strict=True):
             own.copy_(self.rows[drawn[th.randperm(len(drawn), generator=generator, device=generator.device)]])
@@ -368,13 +394,20 @@ class EnsembleTraining:
 
     def _train_step(self, rows: th.Tensor) -> th.Tensor:
         loss, _ = self.ensemble.loss(*self.transitions(rows))
-        optimizer_step(self.optimizer, self.parameters, list(th.autograd.grad(loss, self.parameters)))
+        gradients = ranks.mean_gradients(list(th.autograd.grad(loss, self.parameters)))
+        optimizer_step(self.optimizer, self.parameters, gradients)
         return loss.detach()
 
     @th.no_grad()
     def holdout_errors(self) -> th.Tensor:
         """Squared error of every net and output on the holdout, shape ``(M, 1+S)``."""
-        return self.ensemble.squared_errors(*self.transitions(self.holdout))
+        errors = self.ensemble.squared_errors(*self.transitions(self.holdout))
+        if not ranks.is_joined():
+            return errors
+        n_rows = th.tensor(float(len(self.holdout)), device=errors.device)
+        # A process may have none of them.
+        sums = errors * n_rows if len(self.holdout) > 0 else th.zeros_like(errors)
+        return ranks.mean(sums) / ranks.mean(n_rows)
 
     @th.no_grad()
     def finish(self) -> None:
@@ -385,7 +418,10 @@ class EnsembleTraining:
         ensemble.holdout_errors.copy_(errors)
         ensemble.elites.copy_(elites(errors, len(ensemble.elites)))
         ensemble.output_errors.copy_(self.holdout_errors()[ensemble.elites].mean(dim=0))
-        ensemble.output_variances.copy_(self.transitions(self.holdout)[1].var(dim=0, unbiased=False))
+        _, targets = self.transitions(self.holdout)
+        n_rows = ranks.mean(th.tensor(len(targets), dtype=th.float64, device=targets.device))
+        mean = _mean([targets.double().sum(dim=0)], n_rows)
+        ensemble.output_variances.copy_(_mean([(targets - mean).square().sum(dim=0)], n_rows))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What the next epoch depends on, besides data and settings."""

@@ -5,6 +5,7 @@ import pathlib
 import time
 import warnings
 from collections import deque
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch.nn.utils import parameters_to_vector
 from tqdm import tqdm
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import (
     COUNT,
     FINITE,
@@ -36,7 +38,7 @@ from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from sb3_dmpo.files.npz import pack_npz, read_npz
 from sb3_dmpo.files.safe_zip import DamagedFileError
 from sb3_dmpo.files.save_util import preserved_random_state
-from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining, split
+from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining, part_of, split
 from sb3_dmpo.maple.policies import MAPLEPolicy
 from sb3_dmpo.maple.rollouts import (
     CPU_BLOCK_ROWS,
@@ -237,6 +239,7 @@ class MAPLE(OfflineAlgorithm):
         "target_entropy": optional(FINITE),
         "compile": one_of(False, "auto"),
     }
+    shared_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "model_batch_size", "rollout_batch_size")
     learns_online: ClassVar[bool] = False
     why_offline: ClassVar[str] = "learns from episodes that its model of the recorded data imagines, and not online"
     can_be_recorded: ClassVar[bool] = False
@@ -304,6 +307,7 @@ class MAPLE(OfflineAlgorithm):
         #: The ensemble after the last epoch, until it is finished.
         self._half_trained: dict[str, np.ndarray] | None = None
         self._pieces: EpisodePieces | None = None
+        self._observation_limits: tuple[th.Tensor, th.Tensor] | None = None
         self._rule: TerminationRule | None = None
         self._environment: LearnedEnvironment | None = None
         self._forget_rollouts()
@@ -360,8 +364,8 @@ class MAPLE(OfflineAlgorithm):
             )
         self._rule = self._rule_of(buffer)
         super()._on_dataset(buffer)
-        self._pieces = EpisodePieces(buffer, self.rollout_length)
-        self._environment = None
+        self._observation_limits = observation_limits(buffer.observations[: buffer.n_offline])
+        self._pieces = self._environment = None
         self._hidden = self._model_buffer = None
 
     def set_dataset(self, dataset: Any) -> None:
@@ -379,6 +383,12 @@ class MAPLE(OfflineAlgorithm):
         assert isinstance(self.replay_buffer, SequenceReplayBuffer)
         return self.replay_buffer
 
+    @property
+    def _episode_pieces(self) -> EpisodePieces:
+        if self._pieces is None:
+            self._pieces = EpisodePieces(self._data, self.rollout_length)
+        return self._pieces
+
     def _transitions(self, rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Inputs and targets of the ensemble, rows by number."""
         found = self._data.steps(rows)
@@ -386,8 +396,8 @@ class MAPLE(OfflineAlgorithm):
         return th.cat([found.observations, found.actions], dim=-1), targets
 
     def _make_generator(self, device: th.device, *path: int) -> th.Generator:
-        """A generator of one of the algorithm's own streams."""
-        return _generator(device, self._stream_seed, *path)
+        """A generator of one of the algorithm's own streams, of which every process has its own."""
+        return _generator(device, self._stream_seed, *path, *ranks.own_stream())
 
     def _set_termination(self, rule: str | TerminationRule) -> None:
         """Take a rule of the user's. Its name goes into the zip; who loads that names the function again."""
@@ -524,10 +534,12 @@ class MAPLE(OfflineAlgorithm):
         return EnsembleTraining(
             ensemble,
             self._transitions,
-            self._data.n_offline,
-            lambda number: self._make_generator(storage, _MODEL_STREAM, number),
+            self._data.n_whole or self._data.n_offline,
+            lambda *path: _generator(storage, self._stream_seed, _MODEL_STREAM, *path),
+            first_row=self._data.first_row,
+            n_rows=self._data.n_offline,
             learning_rate=self.model_learning_rate,
-            batch_size=self.model_batch_size,
+            batch_size=self.model_batch_size // ranks.world(),
             patience=self.model_patience,
             max_epochs=self.model_max_epochs,
         )
@@ -548,7 +560,8 @@ class MAPLE(OfflineAlgorithm):
             raise ValueError("There is no ensemble that was fitted to these data: call `learn_model` first.")
         horizon = horizon or self.rollout_length
         storage = data.generator.device
-        held_out, _ = split(data.n_offline, _generator(storage, fitted.seed, _MODEL_STREAM, 0))
+        held_out, _ = split(data.n_whole or data.n_offline, _generator(storage, fitted.seed, _MODEL_STREAM, 0))
+        held_out = part_of(held_out, data.first_row, data.n_offline)
         starts = held_out[held_out + horizon <= data.episode_ends(held_out)][:n_pieces]
         if len(starts) == 0:
             raise ValueError(
@@ -583,9 +596,9 @@ class MAPLE(OfflineAlgorithm):
 
     def _make_environment(self) -> LearnedEnvironment:
         if self._environment is None:
-            assert self._dynamics is not None and self._rule is not None
+            assert self._dynamics is not None and self._rule is not None and self._observation_limits is not None
             buffer = self._data
-            low, high = observation_limits(buffer.observations[: buffer.n_offline])
+            low, high = self._observation_limits
             slack = self.penalty_coef * self.penalty_clip * self.reward_slack
             self._environment = LearnedEnvironment(
                 self._dynamics.ensemble,
@@ -625,13 +638,12 @@ class MAPLE(OfflineAlgorithm):
         """Compute the recurrent states of the dataset with the encoders of now."""
         policy = self.policy
         encoders = (policy.policy_encoder, policy.value_encoder)
-        assert self._pieces is not None
-        self._hidden = self._pieces.hidden_states(policy, encoders)
+        self._hidden = self._episode_pieces.hidden_states(policy, encoders)
         self._refresh = done
         self._snapshots[done] = (_parameters(encoders[0]), _parameters(encoders[1]))
 
     def _new_model_buffer(self) -> ModelBuffer:
-        sizes = (self.n_retained_rollouts, self.rollout_batch_size, self.rollout_length)
+        sizes = (self.n_retained_rollouts, self.rollout_batch_size // ranks.world(), self.rollout_length)
         return ModelBuffer(*sizes, self.policy)
 
     def _roll_out(self, done: int) -> None:
@@ -661,8 +673,7 @@ class MAPLE(OfflineAlgorithm):
         :param policy: acts
         """
         environment, data = self._make_environment(), self._data
-        assert self._pieces is not None
-        ensemble, n, length = environment.ensemble, self.rollout_batch_size, self.rollout_length
+        ensemble, n, length = environment.ensemble, buffer.rollout_size, self.rollout_length
         storage = data.generator.device
         draw_starts = self._make_generator(storage, _ROLLOUT_STREAM, number, 0)
         generator = self._make_generator(self.device, _ROLLOUT_STREAM, number, 1)
@@ -683,13 +694,12 @@ class MAPLE(OfflineAlgorithm):
         beyond = starts + length
         later = th.where(beyond < ends, to_go[beyond.clamp(max=data.n_offline - 1)].squeeze(1), 0.0)
         values["dataset_return"] = float((to_go[starts].squeeze(1) - later).mean())
-        return values
+        return ranks.mean_numbers(values)
 
     def _starts(self, steps: th.Tensor, hidden: HiddenStates) -> Sequences:
         """Steps of the dataset as sequences of one step."""
-        assert self._pieces is not None
         found, rows = self._data.steps(steps.unsqueeze(1)), steps.to(self.device)
-        valid, last_actions = th.ones_like(found.rewards), self._pieces.last_actions(steps)
+        valid, last_actions = th.ones_like(found.rewards), self._episode_pieces.last_actions(steps)
         transitions = (found.observations, found.actions, found.next_observations, found.rewards, found.dones)
         return Sequences(*transitions, valid, last_actions, hidden.policy[rows], hidden.value[rows], {})
 
@@ -707,7 +717,6 @@ class MAPLE(OfflineAlgorithm):
         """Make the retained episodes again, with the weights of the time: they are not in the zip."""
         if not self._snapshots:
             return
-        assert self._pieces is not None
         # On a copy: an interrupt must not leave the weights of then behind.
         policy = copy.deepcopy(self.policy)
         encoders = (policy.policy_encoder, policy.value_encoder)
@@ -715,7 +724,7 @@ class MAPLE(OfflineAlgorithm):
         for done, parameters in sorted(self._snapshots.items()):
             for encoder, vector in zip(encoders, parameters, strict=True):
                 _set_parameters(encoder, vector)
-            hidden = self._pieces.hidden_states(policy, encoders)
+            hidden = self._episode_pieces.hidden_states(policy, encoders)
             for recipe in self._recipes:
                 if recipe.refresh == done:
                     _set_parameters(policy.policy_encoder, recipe.actor[: len(parameters[0])])
@@ -738,12 +747,12 @@ class MAPLE(OfflineAlgorithm):
 
         :param batch_size: number of sequences
         """
-        assert self._pieces is not None and self._hidden is not None and self._model_buffer is not None
-        n_real = int(self.real_ratio * batch_size)
-        data = self._data
-        pieces = data._draw(len(self._pieces.firsts), n_real)
+        assert self._hidden is not None and self._model_buffer is not None
+        n_real = ranks.share(int(self.real_ratio * batch_size * ranks.world()))
+        data, episode_pieces = self._data, self._episode_pieces
+        pieces = data._draw(len(episode_pieces.firsts), n_real)
         rows = data._draw(self._model_buffer.n_filled, batch_size - n_real).to(self.device)
-        batch = self._pieces.sequences(pieces, self._hidden).and_then(self._model_buffer.sequences(rows))
+        batch = episode_pieces.sequences(pieces, self._hidden).and_then(self._model_buffer.sequences(rows))
         return batch._replace(
             observations=self.policy.scale_observations(batch.observations),
             next_observations=self.policy.scale_observations(batch.next_observations),
@@ -775,6 +784,7 @@ class MAPLE(OfflineAlgorithm):
         contexts, next_contexts = _contexts(policy.policy_encoder, batch, batch.policy_hidden)
         value_contexts, next_value_contexts = _contexts(policy.value_encoder, batch, batch.value_hidden)
         alpha = policy.log_alpha.detach().exp()
+        mean = partial(batch.mean, n_steps=ranks.mean(batch.valid.sum()))
         with th.no_grad():
             next_actions, next_log_probs = policy.actor(next_contexts, batch.next_observations).sample(
                 batch.noise["next_noise"]
@@ -783,15 +793,15 @@ class MAPLE(OfflineAlgorithm):
             targets = batch.rewards + self.gamma * (1.0 - batch.dones) * (next_values - alpha * next_log_probs)
             targets = targets.clamp(*self.value_range)
         q_values = policy.critics(value_contexts, observations, actions)
-        critic_1_loss, critic_2_loss = (0.5 * batch.mean((targets - values).square()) for values in q_values)
+        critic_1_loss, critic_2_loss = (0.5 * mean((targets - values).square()) for values in q_values)
         sampled, log_probs = policy.actor(contexts, observations).sample(batch.noise["noise"])
         sampled_values = th.minimum(*policy.critics(value_contexts.detach(), observations, sampled))
-        actor_loss = batch.mean(alpha * log_probs - sampled_values)
-        alpha_loss = -batch.mean(policy.log_alpha * (log_probs.detach() + self.entropy_target))
+        actor_loss = mean(alpha * log_probs - sampled_values)
+        alpha_loss = -mean(policy.log_alpha * (log_probs.detach() + self.entropy_target))
         losses = {"actor": actor_loss, "critic_1": critic_1_loss, "critic_2": critic_2_loss, "alpha": alpha_loss}
         metrics = {f"{name}_loss": loss for name, loss in losses.items()}
-        metrics |= {"alpha": alpha, "entropy": -batch.mean(log_probs.detach()), "q_value": batch.mean(q_values[0].detach())}
-        return losses, metrics | {"target_q": batch.mean(targets)}
+        metrics |= {"alpha": alpha, "entropy": -mean(log_probs.detach()), "q_value": mean(q_values[0].detach())}
+        return losses, metrics | {"target_q": mean(targets)}
 
     def update(self, batch: Sequences) -> Metrics:  # type: ignore[override]
         """One update of everything but the ensemble."""
@@ -807,6 +817,7 @@ class MAPLE(OfflineAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         runtime = ["_dynamics", "_given_dynamics", "_half_trained", "_pieces", "_environment", "_hidden", "_model_buffer"]
+        runtime += ["_observation_limits"]
         return [*super()._excluded_save_params(), *runtime, "_recipes", "_snapshots", "_own_rule", "_rule"]
 
     def _packed_arrays(self) -> bytes | None:

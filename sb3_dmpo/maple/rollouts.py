@@ -45,13 +45,14 @@ class Sequences(NamedTuple):
     value_hidden: th.Tensor
     noise: dict[str, th.Tensor]
 
-    def mean(self, values: th.Tensor) -> th.Tensor:
+    def mean(self, values: th.Tensor, n_steps: th.Tensor | None = None) -> th.Tensor:
         """
         Mean over all steps that count, 0-d.
 
         :param values: shape ``(batch, T, 1)``
+        :param n_steps: what the sum is divided by; None: by the number of these steps
         """
-        return (values * self.valid).sum() / self.valid.sum()
+        return (values * self.valid).sum() / (self.valid.sum() if n_steps is None else n_steps)
 
     def and_then(self, other: "Sequences") -> "Sequences":
         """

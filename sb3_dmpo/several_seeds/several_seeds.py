@@ -15,6 +15,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.capture import CapturedUpdates
 from sb3_dmpo.common.compilation import (
@@ -72,6 +73,8 @@ def check_together(models: Sequence[OfflineAlgorithm]) -> None:
     :param models: the models
     :raises ValueError: they differ in more than their seeds, or their updates cannot be recorded
     """
+    if ranks.is_joined():
+        raise ValueError("learn_together is for one process: several of them train one model.")
     if not models or len({id(model) for model in models}) < len(models):
         raise ValueError(f"learn_together needs models, each of them once; it was given {len(models)}.")
     first = models[0]

@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import LEARNING_RATE, NOT_NEGATIVE, Range
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
@@ -104,7 +105,8 @@ class ReBRAC(DeterministicActorCritic):
         """Weighted squared distance of the actor's actions to the dataset's, less their smaller Q-value, 0-d."""
         actions = self.policy.actor(batch.observations)
         q_values = min_max_q(self.policy.critic(batch.observations, actions))
-        q_weight = 1.0 / q_values.detach().abs().mean() if self.normalize_q else th.ones_like(q_values[0, 0])
+        size = ranks.mean(q_values.detach().abs().mean()) if self.normalize_q else None
+        q_weight = th.ones_like(q_values[0, 0]) if size is None else 1.0 / size
         bc_loss = (actions - batch.actions).square().sum(dim=1).mean()
         loss = self.actor_bc_coef * bc_loss - q_weight * q_values.mean()
         return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_weight": q_weight}

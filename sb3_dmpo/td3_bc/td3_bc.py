@@ -7,6 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import POSITIVE, Range
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
@@ -69,7 +70,7 @@ class TD3BC(DeterministicActorCritic):
         """Negative normalised Q-value of the actor's actions plus their cloning error, 0-d."""
         actions = self.policy.actor(batch.observations)
         q_values = self.policy.critic(batch.observations, actions)[0]
-        q_weight = self.alpha / q_values.detach().abs().mean()
+        q_weight = self.alpha / ranks.mean(q_values.detach().abs().mean())
         bc_loss = F.mse_loss(actions, batch.actions)
         loss = bc_loss - q_weight * q_values.mean()
         return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_weight": q_weight}

@@ -4,18 +4,22 @@ import argparse
 import contextlib
 import importlib.util
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
+
+import numpy as np
 
 import sb3_dmpo
 from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_seeds
-from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
+from sb3_dmpo.cli.train.exp_manager import FollowingManager, OfflineExperimentManager
 from sb3_dmpo.cli.train.finetune import FineTuningManager, finetune_settings
 from sb3_dmpo.cli.train.resume import find_run
 from sb3_dmpo.cli.train.seeds import SeveralSeedsManager
 from sb3_dmpo.cli.zoo import ZooParser, prepared_zoo, swapped
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.hub.summary import read_summary
@@ -28,6 +32,21 @@ _SINGLE_RUN = {
     "optimize_hyperparameters": ("-optimize", "search with a single seed"),
     "track": ("--track", "track the runs one by one, with --seed N"),
 }
+#: Options that belong to a single process, and what to do instead.
+_ONE_PROCESS = {
+    "seeds": ("--seeds", "train the seeds one by one, or all of them in one process"),
+    "finetune": ("--finetune", "fine-tune the model in one process, with -i ZIP --finetune N"),
+    "optimize_hyperparameters": ("-optimize", "start workers one by one, which share a study by --storage and --study-name"),
+}
+#: Options of a process that only does its share of the updates: nothing is written, evaluated or shown.
+_FOLLOWER: dict[str, Any] = {
+    **{"results": "", "tensorboard_log": "", "progress": False, "track": False, "verbose": 0},
+    **{"eval_freq": -1, "save_freq": -1},
+}
+_SEVERAL_PROCESSES = """
+Several processes train one model together, each with its share of the data and of every minibatch:
+torchrun --nproc-per-node 2 -m sb3_dmpo train --algo dmpo --dataset D4RL/pen/human-v2
+"""
 
 
 class TrainParser(ZooParser):
@@ -44,7 +63,7 @@ class TrainParser(ZooParser):
     }
 
     def __init__(self, argv: Sequence[str], options: argparse.Namespace) -> None:
-        super().__init__(argv, options, prog="sb3_dmpo train", description=__doc__)
+        super().__init__(argv, options, prog="sb3_dmpo train", description=__doc__, epilog=_SEVERAL_PROCESSES)
         self.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
         self.add_argument("--clip-actions", action="store_true", help="clip actions outside the bounds, and say how many")
         self.add_argument("--memory-map", action="store_true", help="leave the data on disk: for more than fits into memory")
@@ -81,6 +100,8 @@ class TrainParser(ZooParser):
         :raises UsageError: something that was asked for is not there
         :raises DatasetError: the dataset is not there
         """
+        if ranks.is_joined():
+            self._check_ranks(options)
         if options.seeds is not None:
             self._check_seeds(options)
         options.finetune_params = finetune_settings(options)
@@ -92,7 +113,8 @@ class TrainParser(ZooParser):
             raise UsageError(f"--dynamics {options.dynamics} is no file: name the zip of a MAPLE model.")
         options.argv = list(self.argv)
         is_evaluated = options.eval_freq is None or options.eval_freq > 0 or options.optimize_hyperparameters
-        self.open_dataset(options, is_stepped=is_evaluated or options.finetune > 0)
+        with ranks.first_alone():
+            self.open_dataset(options, is_stepped=is_evaluated or options.finetune > 0)
         options.conf_file = options.conf_file or str(config_path(options.algo))
         load_config(options.conf_file)
         if options.trained_agent:
@@ -104,6 +126,16 @@ class TrainParser(ZooParser):
             raise UsageError("--save-replay-buffer is of no use: the replay buffer is the dataset.")
         if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
             raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
+        if ranks.is_joined() and options.seed < 0:
+            options.seed = ranks.object_of_first(int(np.random.randint(2**32 - 1)))
+        if ranks.rank() > 0:
+            vars(options).update(_FOLLOWER)
+
+    @staticmethod
+    def _check_ranks(options: argparse.Namespace) -> None:
+        for name, (option, remedy) in _ONE_PROCESS.items():
+            if getattr(options, name):
+                raise UsageError(f"{option} does not go with torchrun: {remedy}.")
 
     @staticmethod
     def _check_seeds(options: argparse.Namespace) -> None:
@@ -119,7 +151,10 @@ class TrainParser(ZooParser):
     def _find_interrupted_run(options: argparse.Namespace) -> None:
         if options.trained_agent or options.optimize_hyperparameters:
             raise UsageError("--resume finishes a run: it goes neither with -i nor with -optimize.")
-        run = find_run(options.log_folder, options.algo, options.env, options.dataset, options.seed, options.locks)
+        run = None
+        if ranks.rank() == 0:
+            run = find_run(options.log_folder, options.algo, options.env, options.dataset, options.seed, options.locks)
+        run = ranks.object_of_first(run)
         if run is None:
             print(f"--resume: no run of {options.algo} on {options.dataset} under {options.log_folder}, beginning one.")
             return
@@ -139,6 +174,17 @@ class TrainParser(ZooParser):
             options.seed = seed
 
 
+@contextlib.contextmanager
+def quiet_follower() -> Iterator[None]:
+    """What several processes would say alike, process 0 says alone; errors are everybody's own."""
+    if ranks.rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def run(argv: Sequence[str]) -> None:
     """
     Train as the command line says.
@@ -149,11 +195,19 @@ def run(argv: Sequence[str]) -> None:
     import rl_zoo3.train
 
     def manager(args: argparse.Namespace, *positional: Any, **keywords: Any) -> OfflineExperimentManager | SeveralSeedsManager:
+        if ranks.rank() > 0:
+            return FollowingManager(args, *positional, **keywords)
         if args.seeds is not None:
             return SeveralSeedsManager(args, *positional, **keywords)
         return (FineTuningManager if args.finetune else OfflineExperimentManager)(args, *positional, **keywords)
 
     locks = contextlib.ExitStack()
     parser = TrainParser.module(argv, argparse.Namespace(locks=locks))
-    with locks, prepared_zoo(), swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser):
+    with (
+        ranks.joined(),
+        quiet_follower(),
+        locks,
+        prepared_zoo(),
+        swapped(rl_zoo3.train, ExperimentManager=manager, argparse=parser),
+    ):
         rl_zoo3.train.train()

@@ -7,6 +7,7 @@ import shutil
 from collections import OrderedDict
 from pathlib import Path
 from pprint import pprint
+from types import FrameType
 from typing import Any, ClassVar
 
 import optuna
@@ -35,7 +36,9 @@ from sb3_dmpo.cli.train.callbacks import (
 )
 from sb3_dmpo.cli.train.resume import InterruptedRun, lock_run
 from sb3_dmpo.cli.zoo import swapped
+from sb3_dmpo.common import ranks
 from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.data import DatasetError, DatasetSource
 from sb3_dmpo.data.tasks import describe_data, reference_scores
 from sb3_dmpo.envs.registration import TOY_ENV_ID
@@ -81,7 +84,8 @@ class OfflineExperimentManager(ExperimentManager):
             if self.resumed.checkpoint is not None:
                 self.trained_agent, self.continue_training = str(self.resumed.checkpoint), True
         #: To be typed again in the same folder.
-        self.command = shlex.join(["python", "-m", "sb3_dmpo", "train", *args.argv])
+        launcher = ["torchrun", "--nproc-per-node", str(ranks.world())] if ranks.is_joined() else ["python"]
+        self.command = shlex.join([*launcher, "-m", "sb3_dmpo", "train", *args.argv])
         self.results: ResultsFile | None = None
         if args.results:
             self.results = ResultsFile(
@@ -182,7 +186,10 @@ class OfflineExperimentManager(ExperimentManager):
         :raises UsageError: a value that the algorithm does not take
         """
         try:
-            return super().setup_experiment()
+            made = super().setup_experiment()
+            if made is not None and isinstance(made[0], OfflineAlgorithm):
+                made[0].check_ranks()
+            return made
         except BaseException as error:
             self.discard()
             if isinstance(error, TypeError | ValueError) and not isinstance(error, DatasetError) and self.verbose < 2:
@@ -209,6 +216,7 @@ class OfflineExperimentManager(ExperimentManager):
         lock_run(Path(self.save_path), self.args.locks)
         self.params_path = f"{self.save_path}/{self.env_name}"
         os.mkdir(self.params_path)
+        ranks.object_of_first(self.save_path)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -449,3 +457,45 @@ class OfflineExperimentManager(ExperimentManager):
         except FloatingPointError as error:
             print(error)
             raise optuna.exceptions.TrialPruned() from error
+
+
+class _IgnoreInterrupt(StopOnInterrupt):
+    """Goes on after Ctrl-C: process 0 hears it as well, and says when all end."""
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        pass
+
+
+class FollowingManager(OfflineExperimentManager):
+    """
+    What a process does for a run that is not the first of several ones: its share of the updates, and nothing that is written.
+
+    :param args: parsed options
+    :param positional: as rl_zoo3's ``train`` passes them
+    :param keywords: the same by name
+    """
+
+    def __init__(self, args: Any, *positional: Any, **keywords: Any) -> None:
+        super().__init__(args, *positional, **keywords)
+        self.interrupt = _IgnoreInterrupt()
+
+    def create_log_folder(self) -> None:
+        """Take over the folder of the first process."""
+        if self.resumed is None:
+            self.save_path = ranks.object_of_first("")
+            self.params_path = f"{self.save_path}/{self.env_name}"
+
+    def create_callbacks(self) -> None:
+        """None."""
+        self.callbacks = []
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        pass
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Nothing.
+
+        :param model: the model
+        """
+        self._until_saved.close()
