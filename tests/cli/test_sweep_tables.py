@@ -19,9 +19,11 @@ pytest.importorskip("submitit")
 from benchmarks.tables import TABLES, task_of
 from sb3_dmpo.cli.configs import check_hyperparameters, parse_values
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.sweep import command
 from sb3_dmpo.cli.sweep.needs import read_times
 from sb3_dmpo.cli.sweep.runs import PlannedRun, config_entry
 from sb3_dmpo.cli.sweep.table import read_table
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.data.tasks import TASKS
 from tests.cli.test_sweep import REPOSITORY, rows_of, slurm  # noqa: F401 (a fixture)
 from tests.doors import sweep
@@ -145,6 +147,26 @@ def test_options_of_train_behind_the_dashes_are_added(call: Callable[..., Outcom
     assert out.splitlines()[0].endswith("--env Hopper-v5 --eval-freq 5 -params tau:0.1")
 
 
+def test_data_are_downloaded_once_before_the_jobs_start(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster the workers may have no network."""
+    asked = {}
+
+    def found(dataset: str, download: bool) -> None:
+        asked[dataset] = download
+        if len(asked) == 2:
+            raise DatasetError("enough")
+
+    monkeypatch.setattr(command, "open_dataset", found)
+    path = tmp_path / "t.yml"
+    path.write_text(
+        "- {algos: [bc], datasets: [a/b-v0]}\n- {algos: [bc], datasets: [c/d-v0], seeds: 0-1, train: [--download]}\n"
+    )
+    assert_one_line(call(sweep, "--table", str(path), "--folder", str(tmp_path / "s")), "enough")
+    assert asked == {"a/b-v0": False, "c/d-v0": True}
+
+
 SMALL = f"""
 - algos: [bc, td3_bc]
   datasets: [{TWO_GOALS_DATASET_ID}]
@@ -165,9 +187,9 @@ def run_small_table(folder: Path, *options: str, **environment: str) -> None:
     :param environment: further environment variables
     """
     (folder / "table.yml").write_text(SMALL)
-    command = [sys.executable, "-m", "sb3_dmpo", "sweep", "--table", "table.yml", "--jobs", "2", *options]
+    words = [sys.executable, "-m", "sb3_dmpo", "sweep", "--table", "table.yml", "--jobs", "2", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     final = [row for row in rows_of(folder / "sweeps" / "results.csv") if row["evaluation"] == "final"]
     assert sorted((row["algorithm"], row["seed"]) for row in final) == [
