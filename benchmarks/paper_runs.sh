@@ -3,7 +3,7 @@
 #   benchmarks/paper_runs.sh --jobs 4                                     on this machine, four at a time
 #   benchmarks/paper_runs.sh --cluster slurm --gres gpu:1 --jobs 50       on SLURM
 # Run it again after an interruption: what is finished is skipped, and the rest goes on from its checkpoints.
-# Other datasets: PEN=D4RL/pen/human-v2 DOOR=D4RL/door/human-v2 MEDIUM=mujoco/hopper/medium-v0 benchmarks/paper_runs.sh ...
+# These are the stand-in sets; the paper's own data and lengths: sb3_dmpo sweep --table benchmarks/paper/table_4.yml.
 # FAST and SLOW are the methods with five seeds and with three.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,10 +11,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-sweeps}
 RESULTS=${RESULTS:-benchmarks/results}
-PEN=${PEN:-zoo/pen/noisy-v0}
-DOOR=${DOOR:-zoo/door/human-v0}
-MEDIUM=${MEDIUM:-zoo/hopper/medium-v0}
-MIXED=${MIXED:-zoo/hopper/mixed-v0}
+PEN=zoo/pen/noisy-v0
+DOOR=zoo/door/human-v0
+MEDIUM=zoo/hopper/medium-v0
+MIXED=zoo/hopper/mixed-v0
 FAST=${FAST:-dmpo infodmpo awac mix_awac lp_awac td3_bc iql bc}
 SLOW=${SLOW:-cql lapo diffusion_ql decision_transformer}
 

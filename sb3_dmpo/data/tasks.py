@@ -55,6 +55,24 @@ _DATA_OF_NAMESPACE = {
 }
 
 
+#: How D4RL's first files of Adroit call what the data are.
+_QUALITIES = {"v0-demos-clipped": "human", "demos-v0-bc-combined": "cloned", "v0-expert-clipped": "expert"}
+
+
+def task_and_quality(dataset: str) -> tuple[str, str]:
+    """
+    What a dataset is by its name, in lower case: ``pen`` and ``human`` for ``D4RL/pen/human-v2`` and for
+    ``pen-v0_demos_clipped.hdf5``, ``hopper`` and ``medium-replay`` for ``hopper_medium_replay-v2.hdf5``.
+
+    :param dataset: Minari id, or path of a D4RL file by the name of its task or by the one that D4RL's server gives it
+    """
+    parts = re.sub(r"(-v\d+)?(\.\w+)?$", "", dataset).lower().split("/")
+    if len(parts) > 1 and parts[-2] in TASKS:
+        return parts[-2], parts[-1]
+    task, _, quality = parts[-1].replace("_", "-").partition("-")
+    return task, _QUALITIES.get(quality, quality)
+
+
 def entry_keys(dataset: str) -> list[str]:
     """
     Keys under which the settings for a dataset are looked up, the most specific first: its id, task and quality, family
@@ -63,11 +81,7 @@ def entry_keys(dataset: str) -> list[str]:
 
     :param dataset: Minari id, or path of a D4RL file (``hopper-medium-v2.hdf5``)
     """
-    parts = re.sub(r"(-v\d+)?(\.\w+)?$", "", dataset).split("/")
-    if len(parts) > 1 and parts[-2].lower() in TASKS:
-        task, quality = parts[-2].lower(), parts[-1].lower()
-    else:
-        task, _, quality = parts[-1].lower().partition("-")
+    task, quality = task_and_quality(dataset)
     keys = [dataset]
     if task in TASKS:
         family = TASKS[task].family

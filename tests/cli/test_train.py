@@ -25,6 +25,7 @@ from torch import nn
 import sb3_dmpo
 from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.cli.configs import check_hyperparameters, config_path, find_entry, load_config, parse_values
+from sb3_dmpo.cli.data.convert import environment_spec
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value, plain
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile
@@ -433,6 +434,25 @@ def test_keys_are_tried_from_special_to_general(tmp_path: Path) -> None:
         load_config(str(config))
     (tmp_path / "c.py").write_text("hyperparams = {'default': {'n_timesteps': 7}}")
     assert find_entry(str(tmp_path / "c.py"), "a/b-v0") == ("default", {"n_timesteps": 7})
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("~/.d4rl/datasets/hopper_medium-v2.hdf5", "hopper-medium"),
+        ("halfcheetah_medium_expert-v2.hdf5", "halfcheetah-medium-expert"),
+        ("walker2d_medium_replay.hdf5", "walker2d-medium-replay"),
+        ("/data/pen-v0_demos_clipped.hdf5", "pen-human"),
+        ("door-demos-v0-bc-combined.hdf5", "door-cloned"),
+        ("hammer-v0_expert_clipped.hdf5", "hammer-expert"),
+        ("relocate-human-v1.hdf5", "relocate-human"),
+    ],
+)
+def test_files_as_d4rl_names_them_have_the_settings_of_their_task(path: str, key: str) -> None:
+    """They had those of ``default``, and ``convert`` found no environment for them."""
+    assert entry_keys(path)[1] == key
+    env = environment_spec(path, None)
+    assert env is not None and env.id.lower().replace("adroithand", "").startswith(key.partition("-")[0])
 
 
 def test_environment_names() -> None:

@@ -15,7 +15,7 @@ from sb3_dmpo.data import load_transitions, open_dataset
 from sb3_dmpo.data.minari import MinariSource
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
 from sb3_dmpo.data.recorded_env import register_robotics
-from sb3_dmpo.data.tasks import TASKS, entry_keys, reference_scores
+from sb3_dmpo.data.tasks import TASKS, entry_keys, reference_scores, task_and_quality
 
 
 def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
@@ -28,7 +28,7 @@ def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
     """
     if env_id == "none":
         return None
-    task = TASKS.get(Path(file).name.lower().partition("-")[0])
+    task = TASKS.get(task_and_quality(Path(file).name)[0])
     known, limit = (None, None) if task is None else (task.env_id, task.time_limit)
     name = env_id or known
     if name is None:

@@ -18,8 +18,10 @@ from sb3_dmpo.cli.configs import config_path
 from sb3_dmpo.cli.errors import EXIT_FAILURE, EXIT_USAGE, UsageError
 from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
-from sb3_dmpo.cli.sweep.options import make_grid, make_jobs, make_parser
+from sb3_dmpo.cli.sweep.needs import default_times, needs, read_times
+from sb3_dmpo.cli.sweep.options import check_grid, make_grid, make_jobs, make_parser
 from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, read_json
+from sb3_dmpo.cli.sweep.table import read_table
 from sb3_dmpo.cli.terminal import own_stream
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.files.plain_text import plain
@@ -90,9 +92,10 @@ class Sweep:
         """
         self.results.check()
         self.training.check()
+        to_download = {run.plan.dataset for run in self.runs if "--download" in run.plan.arguments}
         for dataset in dict.fromkeys(run.plan.dataset for run in self.runs):
-            if "--download" not in self.runs[0].plan.arguments:
-                open_dataset(dataset)
+            # Here, once: on a cluster the workers may have no network.
+            open_dataset(dataset, download=dataset in to_download)
         for run in self.runs:
             config_path(run.plan.algo)
             run.plan.prepare(self.root)
@@ -231,10 +234,16 @@ def run(argv: Sequence[str]) -> int:
     console = Console(file=own_stream())
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    sweep = Sweep(make_grid(options, typed[position + 1 :]), options, console)
+    check_grid(options)
+    arguments = typed[position + 1 :]
+    plans = make_grid(options, arguments) if options.table is None else read_table(options.table, arguments)
+    sweep = Sweep(plans, options, console)
     if options.dry_run:
+        times = read_times(options.times or default_times())
         for run in sweep.runs:
             console.print("python " + " ".join(sweep.command(run.plan)), highlight=False, markup=False, soft_wrap=True)
+        for line in needs(plans, times, options):
+            console.print(f"# {line}", highlight=False, markup=False, soft_wrap=True)
         return 0
     sweep.prepare()
     failed = sweep.run(make_jobs(options))

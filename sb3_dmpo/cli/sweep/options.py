@@ -21,12 +21,19 @@ from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 _OWN_OPTIONS = {"--algo", "--dataset", "--seed", "-n", "--n-timesteps", "--save-freq", "--resume", "-f", "--log-folder"}
 _OWN_OPTIONS |= {"--results", "-params", "--hyperparams", "--num-threads"}
 
+#: Time of a SLURM job where none is asked for.
+DEFAULT_MINUTES = 24 * 60
+#: Options of the grid, which a file of grids takes the place of.
+_GRID_OPTIONS = {"--algos": "algos", "--datasets": "datasets", "--seeds": "seeds", "-n": "n_timesteps"}
+_GRID_OPTIONS |= {"-params": "hyperparams", "--label": "label", "--vary": "vary"}
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = Parser(prog="sb3_dmpo sweep", description=__doc__, allow_abbrev=False)
     grid = parser.add_argument_group("the grid")
-    grid.add_argument("--algos", nargs="+", required=True, type=algorithm_name, metavar="ALGO")
+    grid.add_argument("--table", type=Path, metavar="FILE.yml", help="file of grids, instead of all other options of the grid")
+    grid.add_argument("--algos", nargs="+", default=[], type=algorithm_name, metavar="ALGO")
     grid.add_argument("--datasets", nargs="+", default=[TWO_GOALS_DATASET_ID], metavar="ID", help="default: the toy")
     grid.add_argument("--seeds", nargs="+", default=["0"], metavar="SEED", help="numbers and ranges (0-4); default: 0")
     grid.add_argument("-n", "--n-timesteps", type=int, default=-1, help="updates of every run (default: as in the config)")
@@ -51,7 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--save-freq", type=int, default=5000, help="updates between checkpoints")
     runs.add_argument("--retries", type=int, default=3, help="how often a run that dies is begun again")
     runs.add_argument("--threads", type=int, default=1, help="threads of every run")
-    runs.add_argument("--dry-run", action="store_true", help="print the commands only")
+    runs.add_argument("--dry-run", action="store_true", help="print the commands and what they take, only")
+    runs.add_argument(
+        "--times", type=Path, metavar="FILE.csv", help="measured times for --dry-run (default: benchmarks/results/speed.csv)"
+    )
     cluster = parser.add_argument_group("the machine")
     cluster.add_argument("--cluster", choices=("local", "slurm"), default="local")
     cluster.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -63,6 +73,22 @@ def make_parser() -> argparse.ArgumentParser:
     cluster.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="SLURM: further options of sbatch")
     cluster.add_argument("--setup", nargs="+", default=[], metavar="COMMAND", help="SLURM: commands before the run")
     return parser
+
+
+def check_grid(options: argparse.Namespace) -> None:
+    """
+    Refuse a grid that is not said, or said twice.
+
+    :param options: parsed options
+    :raises UsageError: ``--table`` and options that it stands for, or neither it nor ``--algos``
+    """
+    given = [option for option, name in _GRID_OPTIONS.items() if getattr(options, name) != make_parser().get_default(name)]
+    if options.table is not None and given:
+        raise UsageError(
+            f"--table says what is run: leave out {', '.join(given)}, or write them into a copy of {options.table}."
+        )
+    if options.table is None and not options.algos:
+        raise UsageError("Say what is to be run: --algos dmpo td3_bc, or --table FILE.yml.")
 
 
 def minutes(text: str) -> int:
@@ -126,7 +152,7 @@ def make_jobs(options: argparse.Namespace) -> Jobs:
             raise UsageError(f"--slurm {item}: write KEY=VALUE, e.g. --slurm account=lab constraint=a100.")
         further[key] = value
     parameters = {
-        "timeout_min": options.time or 24 * 60,
+        "timeout_min": options.time or DEFAULT_MINUTES,
         "cpus_per_task": options.threads,
         "slurm_partition": options.partition,
         "slurm_gres": options.gres,

@@ -2,14 +2,16 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from sb3_dmpo.cli.configs import config_path, find_entry
@@ -48,6 +50,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=1).encode("utf-8"))
+
+
+@functools.lru_cache
+def config_entry(algo: str, dataset: str) -> Mapping[str, Any]:
+    """
+    What the algorithm's config says about a dataset, read once: a table has hundreds of runs.
+
+    :param algo: name of the algorithm
+    :param dataset: id of the dataset
+    :raises UsageError: there is no config, or it says nothing
+    """
+    return MappingProxyType(find_entry(str(config_path(algo)), dataset)[1])
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class PlannedRun:
         if self.n_timesteps > 0:
             return self.n_timesteps
         typed = dict(item.split(":", 1) for item in self.params if ":" in item)
-        entry = find_entry(str(config_path(self.algo)), self.dataset)[1] | typed
+        entry = {**config_entry(self.algo, self.dataset), **typed}
         if "n_timesteps" not in entry:
             raise UsageError(f"The config of {self.algo} does not say how many updates to do on {self.dataset}: use -n.")
         return int(entry["n_timesteps"])
