@@ -24,6 +24,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
+from sb3_dmpo.common.export import ExportedPolicy
 from sb3_dmpo.data.preprocessing import canonical_observation_space
 from tests.toy_data import DriftEnv, box_space, make_replay_buffer, make_transitions, nested_space
 
@@ -40,6 +41,16 @@ SMALL: dict[str, dict[str, Any]] = {
 UPDATES = 8
 DATA = make_transitions()
 DICT_DATA = make_transitions(observation_space=canonical_observation_space(nested_space()))
+
+
+def exported_and_single_actions(model: OfflineAlgorithm, observations: np.ndarray) -> np.ndarray:
+    """Actions of a batch, which the exported policy and single observations must agree with."""
+    expected, _ = model.predict(observations, deterministic=True)
+    found = ExportedPolicy(model.policy)(th.from_numpy(observations)).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    single = np.stack([model.predict(observation)[0] for observation in observations])
+    np.testing.assert_allclose(single, expected, atol=1e-5)
+    return expected
 
 
 def assert_same(first: Any, second: Any, where: str = "") -> None:

@@ -69,10 +69,7 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         :param kwargs: as in :meth:`OfflineReplayBuffer.from_transitions`
         :raises DatasetError: if the data do not fit on the device, or their rewards do not allow the scaling
         """
-        buffer = super().from_transitions(transitions, *args, **kwargs)
-        assert isinstance(buffer, SequenceReplayBuffer)
-        buffer._index_sequences()
-        return buffer
+        return _indexed(super().from_transitions(transitions, *args, **kwargs))
 
     def for_model(self, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
         """
@@ -81,10 +78,7 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         :param args: as in :meth:`OfflineReplayBuffer.for_model`
         :param kwargs: as in :meth:`OfflineReplayBuffer.for_model`
         """
-        copy = super().for_model(*args, **kwargs)
-        assert isinstance(copy, SequenceReplayBuffer)
-        copy._index_sequences()
-        return copy
+        return _indexed(super().for_model(*args, **kwargs))
 
     def part(self, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
         """
@@ -93,10 +87,7 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         :param args: as in :meth:`OfflineReplayBuffer.part`
         :param kwargs: as in :meth:`OfflineReplayBuffer.part`
         """
-        part = super().part(*args, **kwargs)
-        assert isinstance(part, SequenceReplayBuffer)
-        part._index_sequences()
-        return part
+        return _indexed(super().part(*args, **kwargs))
 
     def _cuts(self, n_parts: int) -> list[int]:
         ends = np.append(0, np.cumsum(self.known_episode_lengths()))
@@ -193,3 +184,14 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._index_sequences()
+
+
+def _indexed(buffer: OfflineReplayBuffer) -> SequenceReplayBuffer:
+    """
+    A buffer that knows where its sequences are.
+
+    :param buffer: one that was just made
+    """
+    assert isinstance(buffer, SequenceReplayBuffer)
+    buffer._index_sequences()
+    return buffer

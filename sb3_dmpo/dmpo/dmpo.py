@@ -278,13 +278,16 @@ class DMPO(OfflineAlgorithm):
         q_values = policy.critic_target(observations, (actions + noise).clamp(-1.0, 1.0))
         return min_max_q(q_values, self.min_q_weight)
 
+    def _component_errors(self, batch: OfflineBatch) -> th.Tensor:
+        """Squared errors of all sub-policies, shape ``(batch, n_components, action_size)``."""
+        return (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
+
     def _owners(self, batch: OfflineBatch) -> th.Tensor:
         """Whose the transitions are by what is known before the actor is asked, shape ``(batch, n_components)``."""
         if self.assignment == "episode":
             assert batch.episodes is not None and self.policy.episode_evidence is not None
             return self._episode_assignment(self._prior(batch), self.policy.episode_evidence[batch.episodes])
-        errors = (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
-        return self._exact_assignment(self._prior(batch), errors)
+        return self._exact_assignment(self._prior(batch), self._component_errors(batch))
 
     def critic_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Squared error of all critics, those of sub-policies weighted by whose the transitions are, 0-d."""
@@ -372,8 +375,7 @@ class DMPO(OfflineAlgorithm):
         """
         evidence = self.policy.episode_evidence
         assert evidence is not None and batch.episodes is not None
-        errors = (self.policy.actor.all_components(batch.observations) - batch.actions.unsqueeze(1)).square()
-        shares = th.log_softmax(-(errors * self._precision()).sum(dim=2), dim=1)
+        shares = th.log_softmax(-(self._component_errors(batch) * self._precision()).sum(dim=2), dim=1)
         sums = evidence.new_zeros(len(evidence), self.n_components + 1)
         sums = ranks.total(sums.index_add(0, batch.episodes, th.cat([shares, th.ones_like(shares[:, :1])], dim=1)))
         counts = sums[:, -1:]
@@ -384,7 +386,7 @@ class DMPO(OfflineAlgorithm):
         return th.cat([gathered[:-1], evidence[-1:]])
 
     def actor_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
-        """Weighted negative evidence lower bound of actor, posterior and prior (eq. 11), and the step along Q, 0-d."""
+        """Weighted negative evidence lower bound of actor, posterior and prior (eq. 11), 0-d."""
         policy = self.policy
         weights = self._weights(batch)
         uniform = batch.noise["gumbel_uniform"]
@@ -398,8 +400,7 @@ class DMPO(OfflineAlgorithm):
             errors = (policy.actor(batch.observations, z) - batch.actions).square()
         elif policy.posterior is None:
             prior = self._prior(batch)
-            actions = policy.actor.all_components(batch.observations)
-            errors = (actions - batch.actions.unsqueeze(1)).square()
+            errors = self._component_errors(batch)
             probabilities = self._exact_assignment(prior, errors)
             errors = (probabilities.unsqueeze(2) * errors).sum(dim=1)
         else:

@@ -10,14 +10,13 @@ import pytest
 import torch as th
 
 from sb3_dmpo import DMPO, OneStepDMPO
-from sb3_dmpo.common.export import ExportedPolicy
 from sb3_dmpo.data import Transitions
 from sb3_dmpo.dmpo.dmpo import EVIDENCE_RATE
 from sb3_dmpo.dmpo.networks import ComponentCritic
 from sb3_dmpo.files.npz import pack_npz
 from sb3_dmpo.files.safe_zip import DamagedFileError
 from sb3_dmpo.several_seeds.several_seeds import learn_together
-from tests.contract import DATA, assert_same, make
+from tests.contract import DATA, assert_same, exported_and_single_actions, make
 
 K = 4
 OPTIONS: dict[str, Any] = {
@@ -169,11 +168,7 @@ def test_damaged_evidence_is_told(arrays: dict[str, Any], message: str, tmp_path
 def test_exported_policies_choose_alike() -> None:
     model = mixture().learn(20)
     observations = DATA.observations[:64]
-    expected, _ = model.predict(observations, deterministic=True)
-    found = ExportedPolicy(model.policy)(th.from_numpy(observations)).detach().numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    single = np.stack([model.predict(observation)[0] for observation in observations])
-    np.testing.assert_allclose(single, expected, atol=1e-5)
+    expected = exported_and_single_actions(model, observations)
     chosen = model.policy.select_component(observations)
     with th.no_grad():
         actions = model.policy.actor.all_components(model.policy._scaled(observations)).numpy()

@@ -5,17 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch as th
 
 from sb3_dmpo import DMPO, OneStepDMPO
-from sb3_dmpo.common.export import ExportedPolicy
 from sb3_dmpo.common.type_aliases import OfflineBatch
 from sb3_dmpo.dmpo.dmpo import LEAST_VARIANCE, VARIANCE_RATE
 from sb3_dmpo.envs import make_two_goals_dataset
 from sb3_dmpo.several_seeds.several_seeds import learn_together
-from tests.contract import DATA, assert_same, make
+from tests.contract import DATA, assert_same, exported_and_single_actions, make
 
 K = 4
 EVERYTHING: dict[str, Any] = {
@@ -193,13 +191,7 @@ def test_resume_bit_for_bit(name: str, options: dict[str, Any], tmp_path: Path) 
 
 @pytest.mark.parametrize("options", [{"gate": "supported"}, {"gate": "learned"}, EVERYTHING], ids=str)
 def test_exported_policies_choose_alike(options: dict[str, Any]) -> None:
-    model = mixture(**options).learn(20)
-    observations = DATA.observations[:64]
-    expected, _ = model.predict(observations, deterministic=True)
-    found = ExportedPolicy(model.policy)(th.from_numpy(observations)).detach().numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    single = np.stack([model.predict(observation)[0] for observation in observations])
-    np.testing.assert_allclose(single, expected, atol=1e-5)
+    exported_and_single_actions(mixture(**options).learn(20), DATA.observations[:64])
 
 
 def test_several_seeds_keep_their_own_variances() -> None:
