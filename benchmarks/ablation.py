@@ -59,7 +59,9 @@ def variants() -> dict[str, dict[str, str]]:
     return found
 
 
-def command(dataset: str, seed: int, updates: int, eval_freq: int, folder: Path, arguments: dict[str, str]) -> list[str]:
+def command(
+    dataset: str, seed: int, updates: int, eval_freq: int, folder: Path, arguments: dict[str, str], compiled: bool = False
+) -> list[str]:
     """
     The training command of a variant.
 
@@ -69,8 +71,9 @@ def command(dataset: str, seed: int, updates: int, eval_freq: int, folder: Path,
     :param eval_freq: updates between evaluations
     :param folder: where the run's files go
     :param arguments: the variant's
+    :param compiled: compile the updates
     """
-    rest = dict(arguments)
+    rest = dict(arguments) | {"compile": str(compiled)}
     policy_kwargs = f"dict(net_arch=[128,128],critic_layer_norm={rest.pop('critic_layer_norm')})"
     params = [f"{name}:{value}" for name, value in rest.items()] + [f"policy_kwargs:{policy_kwargs!r}"]
     run = ["--algo", "one_step_dmpo", "--dataset", dataset, "--seed", str(seed), "-n", str(updates)]
@@ -90,15 +93,19 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(dataset: str, seed: int, updates: int, logs: Path, output: Path) -> None:
+def run(
+    dataset: str, seed: int, updates: int, logs: Path, output: Path, evaluations: int = 20, compiled: bool = False
+) -> None:
     """
     Train what is not in the results file, and add its rows.
 
     :param dataset: Minari id
     :param seed: seed of the runs
-    :param updates: number of updates, evaluated 20 times
+    :param updates: number of updates
     :param logs: folder of the runs
     :param output: the results file
+    :param evaluations: evaluations of a run
+    :param compiled: compile the updates
     """
     for variant, arguments in variants().items():
         done = rows_of(output)
@@ -107,9 +114,8 @@ def run(dataset: str, seed: int, updates: int, logs: Path, output: Path) -> None
         folder = logs / dataset.replace("/", "-") / variant.replace(" ", "_") / f"seed_{seed}"
         (folder / "results.csv").unlink(missing_ok=True)
         print(f"{dataset}, seed {seed}: {variant}", flush=True)
-        subprocess.run(
-            [sys.executable, *command(dataset, seed, updates, max(updates // 20, 1), folder, arguments)], check=True
-        )
+        eval_freq = max(updates // evaluations, 1)
+        subprocess.run([sys.executable, *command(dataset, seed, updates, eval_freq, folder, arguments, compiled)], check=True)
         rows = [*done, *({"variant": variant} | row for row in rows_of(folder / "results.csv"))]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -171,13 +177,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*")
     parser.add_argument("-n", "--updates", type=int, default=20_000)
+    parser.add_argument("--evaluations", type=int, default=20, help="evaluations of a run")
+    parser.add_argument("--compile", action="store_true", help="compile the updates: twice as fast on CPUs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logs", type=Path, default=Path("logs/ablation"))
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args(argv)
     for dataset in options.datasets:
-        run(dataset, options.seed, options.updates, options.logs, options.output)
+        run(dataset, options.seed, options.updates, options.logs, options.output, options.evaluations, options.compile)
     if options.draw:
         draw(rows_of(options.output), PICTURE)
     for (dataset, variant), (mean, worst) in summary(rows_of(options.output)).items():
