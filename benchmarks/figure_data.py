@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.errors import UsageError, exit_code
@@ -45,10 +46,45 @@ def load(path: str, dataset: str | None = None) -> Any:
     raise UsageError(f"{path}: no folder of the path names an algorithm ({', '.join(ALGOS)}).")
 
 
+class Alone:
+    """
+    One sub-policy of a mixture, as a model that acts on the toy, whose actions need no scaling.
+
+    :param model: the mixture
+    :param component: index of the sub-policy
+    """
+
+    def __init__(self, model: Any, component: int) -> None:
+        self.policy, self.component = model.policy, component
+
+    def predict(self, observation: np.ndarray, deterministic: bool = True) -> tuple[np.ndarray, None]:
+        """
+        The sub-policy's action; there is no state.
+
+        :param observation: shape (2,)
+        :param deterministic: has no effect
+        """
+        with th.no_grad():
+            scaled = self.policy.scale_observations(th.as_tensor(observation[None]))
+            return self.policy.acting("actor").all_components(scaled)[0, self.component].numpy(), None
+
+
+def padded(paths: Sequence[np.ndarray]) -> np.ndarray:
+    """
+    Paths of different lengths as one array with NaN behind the ends, shape (n, steps, 2).
+
+    :param paths: each of shape (steps, 2)
+    """
+    rows = np.full((len(paths), max(map(len, paths)), 2), np.nan, np.float32)
+    for row, positions in zip(rows, paths, strict=True):
+        row[: len(positions)] = positions
+    return rows
+
+
 def toy_arrays(models: dict[str, str], n_trajectories: int, seed: int) -> Arrays:
     """
-    Trajectories of every model, padded with NaN, shape (n, steps, 2), their returns, the data's positions, and which
-    sub-policy acts where.
+    Trajectories of every model, padded with NaN, shape (n, steps, 2), their returns, the data's positions, and of every
+    mixture which sub-policy acts where, and where each gets to alone from the first start.
 
     :param models: paths by name
     :param n_trajectories: trajectories of every model
@@ -62,14 +98,15 @@ def toy_arrays(models: dict[str, str], n_trajectories: int, seed: int) -> Arrays
     for name, path in models.items():
         model = load(path)
         paths, returns = trajectories(model, n_trajectories, seed)
-        padded = np.full((len(paths), max(map(len, paths)), 2), np.nan, np.float32)
-        for row, positions in zip(padded, paths, strict=True):
-            row[: len(positions)] = positions
-        arrays |= {f"paths_{name}": padded, f"returns_{name}": np.array(returns)}
+        arrays |= {f"paths_{name}": padded(paths), f"returns_{name}": np.array(returns)}
         if hasattr(model.policy, "select_component"):
-            arrays["components"] = component_map(model.policy, RESOLUTION).astype(np.int16)
-            arrays["n_components"] = np.array(model.n_components)
-            arrays["is_one"] = np.array(model.policy.acts_as_one(arrays["data"].astype(np.float32)))
+            arrays |= {
+                f"components_{name}": component_map(model.policy, RESOLUTION).astype(np.int16),
+                f"n_components_{name}": np.array(model.n_components),
+                f"is_one_{name}": np.array(model.policy.acts_as_one(arrays["data"].astype(np.float32))),
+            }
+            paths, returns = zip(*(trajectories(Alone(model, k), 1, seed) for k in range(model.n_components)), strict=True)
+            arrays |= {f"alone_{name}": padded([path for (path,) in paths]), f"alone_returns_{name}": np.array(returns)[:, 0]}
     return arrays
 
 

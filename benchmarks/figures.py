@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from sb3_dmpo.files.save_util import atomic_write
-from sb3_dmpo.plots.common import ONE_POLICY, PALETTE
+from sb3_dmpo.plots.common import ONE_POLICY, PALETTE, colour_of
 from sb3_dmpo.plots.two_goals import draw_components, draw_map, draw_trajectories
 
 try:
@@ -37,6 +37,15 @@ HERE = Path(__file__).parent
 DPI = 130
 
 
+def unpadded(paths: np.ndarray) -> list[np.ndarray]:
+    """
+    Paths as they were, each of shape (steps, 2).
+
+    :param paths: with NaN behind the ends, shape (n, steps, 2)
+    """
+    return [positions[~np.isnan(positions[:, 0])] for positions in paths]
+
+
 def figure_2(folder: Path) -> Drawing:
     """
     The toy: map, trajectories of every method, and which sub-policy acts where.
@@ -45,11 +54,12 @@ def figure_2(folder: Path) -> Drawing:
     """
     path = folder / "figure_2.npz"
     if not path.is_file():
-        return None, f"{path} is not there: python benchmarks/figure_data.py toy TD3+BC=... AWAC=... LP-AWAC=... DMPO=..."
+        return None, f"{path} is not there: python benchmarks/figure_data.py toy TD3+BC=... AWAC=... LP-AWAC=... DMPO=... ..."
     with np.load(path) as arrays:
         names = [str(name) for name in arrays["names"]]
-        n_panels = len(names) + 1 + ("components" in arrays)
-        n_columns = min(n_panels, 3)
+        mixtures = [name for name in names if f"components_{name}" in arrays]
+        n_panels = 1 + len(names) + len(mixtures)
+        n_columns = 4 if n_panels > 6 else 3
         n_rows = -(-n_panels // n_columns)
         figure = Figure(figsize=(4.6 * n_columns, 4.75 * n_rows + 0.8), layout="constrained")
         axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
@@ -58,16 +68,20 @@ def figure_2(folder: Path) -> Drawing:
         draw_map(axes[0])
         axes[0].set_title("(a) task and demonstrations")
         for i, name in enumerate(names, start=1):
-            paths = [positions[~np.isnan(positions[:, 0])] for positions in arrays[f"paths_{name}"]]
-            drawn = draw_trajectories(axes[i], arrays["data"], paths, arrays[f"returns_{name}"], name)
+            drawn = draw_trajectories(
+                axes[i], arrays["data"], unpadded(arrays[f"paths_{name}"]), arrays[f"returns_{name}"], name
+            )
             axes[i].set_title(f"({'abcdefghijkl'[i]}) {name}, mean return {arrays[f'returns_{name}'].mean():.2f}")
             handles |= {handle.get_label(): handle for handle in drawn}
-        if "components" in arrays:
-            last = axes[len(names) + 1]
-            is_one = "is_one" in arrays and bool(arrays["is_one"])
-            draw_components(last, arrays["components"], int(arrays["n_components"]), is_one)
-            what = ONE_POLICY if is_one else "active sub-policy of the mixture"
-            last.set_title(f"({'abcdefghijkl'[len(names) + 1]}) {what}")
+        for i, name in enumerate(mixtures, start=1 + len(names)):
+            is_one = bool(arrays[f"is_one_{name}"])
+            draw_components(axes[i], arrays[f"components_{name}"], int(arrays[f"n_components_{name}"]), is_one)
+            what = ONE_POLICY if is_one else "active sub-policy, and each alone"
+            if not is_one:
+                for component, path in enumerate(unpadded(arrays[f"alone_{name}"])):
+                    axes[i].plot(*path.T, color="black", linewidth=3.2, zorder=5)
+                    axes[i].plot(*path.T, color=colour_of(component), linewidth=2.0, zorder=5)
+            axes[i].set_title(f"({'abcdefghijkl'[i]}) {name}: {what}")
         for unused in axes[n_panels:]:
             unused.set_axis_off()
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles), frameon=False)

@@ -25,6 +25,8 @@ METHOD_NAMES = {
     "maple": "MAPLE",
     "dmpo": "DMPO",
     "infodmpo": "infoDMPO",
+    "one_step_dmpo": "OneStepDMPO",
+    "rebrac": "ReBRAC",
 }
 #: Colours that people with any kind of colour vision can tell apart (after Okabe and Ito).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")

@@ -67,11 +67,11 @@ def plot_two_goals(
     figure.savefig(path, dpi=120)
 
 
-def trajectories(model: BaseAlgorithm, n: int, seed: int) -> tuple[list[NDArray[np.float32]], list[float]]:
+def trajectories(model: Any, n: int, seed: int) -> tuple[list[NDArray[np.float32]], list[float]]:
     """
     Positions of episodes, each of shape (steps + 1, 2), and their returns.
 
-    :param model: model trained on TwoGoals
+    :param model: model trained on TwoGoals, or whatever has its ``predict``
     :param n: number of episodes
     :param seed: seed of the first episode; the others have those after it
     """

@@ -39,7 +39,8 @@ def test_data_and_pictures(models: list[str], tmp_path: Path, capsys: pytest.Cap
     ):
         assert figure_data.main([*arguments, "--output", str(tmp_path / f"figure_{number}.npz")]) == 0
     toy, bellman, episode = (np.load(tmp_path / f"figure_{number}.npz") for number in (2, 4, 5))
-    assert toy["paths_AWAC"].shape[0] == len(toy["returns_AWAC"]) == 20 and int(toy["n_components"]) == 8
+    assert toy["paths_AWAC"].shape[0] == len(toy["returns_AWAC"]) == 20 and int(toy["n_components_DMPO"]) == 8
+    assert "components_AWAC" not in toy and toy["alone_DMPO"].shape[::2] == (8, 2) and toy["alone_returns_DMPO"].shape == (8,)
     assert bellman["errors_DMPO"].shape == (2, 50) and int(bellman["updates_DMPO"]) == 2
     steps = len(episode["components_0"])
     assert episode["values_0"].shape == (steps, 8)

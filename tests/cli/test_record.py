@@ -9,10 +9,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.enjoy import record
 from sb3_dmpo.cli.enjoy.record import RecordingEnv, VideoWriter, choose_renderer, free_name
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.plots.common import PALETTE
+from sb3_dmpo.plots.common import METHOD_NAMES, PALETTE
 from sb3_dmpo.plots.overlay import Overlay
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -156,3 +157,7 @@ def test_a_library_that_rendering_needs_is_named(tmp_path: Path, monkeypatch: py
         env.step(np.zeros((1, 1), np.float32))
     env.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_every_algorithm_has_a_name_for_the_title_of_its_videos() -> None:
+    assert set(METHOD_NAMES) == set(ALGOS)
