@@ -76,7 +76,7 @@ def figure_2(folder: Path) -> Drawing:
         for i, name in enumerate(mixtures, start=1 + len(names)):
             is_one = bool(arrays[f"is_one_{name}"])
             draw_components(axes[i], arrays[f"components_{name}"], int(arrays[f"n_components_{name}"]), is_one)
-            what = ONE_POLICY if is_one else "active sub-policy, and each alone"
+            what = ONE_POLICY if is_one else "who acts, each alone"
             if not is_one:
                 for component, path in enumerate(unpadded(arrays[f"alone_{name}"])):
                     axes[i].plot(*path.T, color="black", linewidth=3.2, zorder=5)
