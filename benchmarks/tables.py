@@ -21,9 +21,18 @@ from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import METHOD_NAMES
 
 try:
-    from scores import ScoresByDataset, TableCell, bootstrap_interval, collect_cells, interquartile_mean, read_results
+    from scores import (
+        RUN_UPDATES,
+        ScoresByDataset,
+        TableCell,
+        bootstrap_interval,
+        collect_cells,
+        interquartile_mean,
+        read_results,
+    )
 except ImportError:
     from benchmarks.scores import (
+        RUN_UPDATES,
         ScoresByDataset,
         TableCell,
         bootstrap_interval,
@@ -36,6 +45,8 @@ HERE = Path(__file__).parent
 #: Our algorithms by the papers' names.
 METHODS = {name: algo for algo, name in METHOD_NAMES.items()} | {"CQL(rho)": "cql"}
 MISSING = "-"
+#: Evaluations in the second half of a run that say something about its steadiness.
+MIN_LATE_EVALUATIONS = 5
 Cells = dict[tuple[str, int, str], TableCell]
 
 
@@ -249,6 +260,90 @@ def aggregate_lines(cells: Cells) -> list[list[str]]:
     return lines
 
 
+@dataclass(frozen=True)
+class LateScores:
+    """
+    The second half of a run's evaluations.
+
+    :param mean: of their scores
+    :param lowest: the lowest
+    :param last: the last
+    """
+
+    mean: float
+    lowest: float
+    last: float
+
+
+def late_scores(rows: Iterable[dict[str, str]]) -> dict[tuple[str, int, str], dict[int, LateScores]]:
+    """
+    What the evaluations in the second half of every run say, by dataset, updates of the run and algorithm, then by seed.
+    Runs that were evaluated less than :data:`MIN_LATE_EVALUATIONS` times there are left out.
+
+    :param rows: evaluations
+    """
+    runs: dict[tuple[str, int, str, int], dict[int, float]] = {}
+    for row in rows:
+        length, updates = int(row[RUN_UPDATES]), int(row["updates"])
+        is_repeated = row["evaluation"] != "final" and updates == length
+        if 2 * updates > length and not is_repeated:
+            key = (row["dataset"], length, row["algorithm"], int(row["seed"]))
+            runs.setdefault(key, {})[updates] = float(row["score"])
+    found: dict[tuple[str, int, str], dict[int, LateScores]] = {}
+    for (*place, seed), by_updates in sorted(runs.items()):
+        scores = [by_updates[updates] for updates in sorted(by_updates)]
+        if len(scores) >= MIN_LATE_EVALUATIONS:
+            found.setdefault(tuple(place), {})[seed] = LateScores(float(np.mean(scores)), min(scores), scores[-1])
+    return found
+
+
+def late_lines(found: dict[tuple[str, int, str], dict[int, LateScores]]) -> list[list[str]]:
+    """
+    The second half of the runs as a table: over seeds, the mean (± their standard deviation), the lowest evaluation of all,
+    and the mean of the last.
+
+    :param found: of :func:`late_scores`
+    """
+    lines = [["dataset", "updates", "method", "seeds", "mean of the second half", "lowest", "last"]]
+    for (dataset, updates, algorithm), seeds in found.items():
+        means = np.array([scores.mean for scores in seeds.values()])
+        spread = f" ± {means.std():.1f}" if len(means) > 1 else ""
+        lowest = min(scores.lowest for scores in seeds.values())
+        last = np.mean([scores.last for scores in seeds.values()])
+        name = METHOD_NAMES.get(algorithm, algorithm)
+        lines.append(
+            [dataset, f"{updates:,}", name, str(len(means)), f"{means.mean():.1f}{spread}", f"{lowest:.1f}", f"{last:.1f}"]
+        )
+    return lines
+
+
+def peer_lines(found: dict[tuple[str, int, str], dict[int, LateScores]], algorithm: str = "one_step_dmpo") -> list[list[str]]:
+    """
+    Interquartile means over all runs (each the mean of its second half) of every method and of one that it is compared with,
+    on the datasets and numbers of updates where both have results.
+
+    :param found: of :func:`late_scores`
+    :param algorithm: the one
+    """
+    own_name = METHOD_NAMES[algorithm]
+    lines = [["method", "datasets", "runs", "interquartile mean", "95% interval", own_name, "95% interval"]]
+    for peer in sorted({key[2] for key in found} - {algorithm}):
+        places = [key[:2] for key in found if key[2] == peer and (*key[:2], algorithm) in found]
+        if not places:
+            continue
+        texts, runs = [], []
+        for name in (peer, algorithm):
+            by_place = {f"{place}": found[(*place, name)].values() for place in places}
+            scores = {place: np.array([run.mean for run in values]) for place, values in by_place.items()}
+            low, high = bootstrap_interval(scores)
+            # Of single seeds there is nothing to draw again.
+            is_drawn = all(len(values) > 1 for values in scores.values())
+            texts += [f"{interquartile_mean(scores.values()):.1f}", f"{low:.1f} to {high:.1f}" if is_drawn else MISSING]
+            runs.append(str(sum(len(values) for values in scores.values())))
+        lines.append([METHOD_NAMES.get(peer, peer), str(len(places)), " / ".join(runs), *texts])
+    return lines
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """
     A Markdown table.
@@ -315,6 +410,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             "results on some of the datasets are left out."
         )
         parts.append(f"## Interquartile means\n\n{note}\n\n{markdown(lines)}\n")
+    late = late_scores(rows)
+    lines, peers = late_lines(late), peer_lines(late)
+    if len(lines) > 1:
+        write_csv(output / "second_half.csv", lines)
+        note = (
+            f"Of runs with at least {MIN_LATE_EVALUATIONS} evaluations there: a policy that one evaluation finds good and the "
+            "next bad is not to be trusted. Mean ± standard deviation over seeds, lowest evaluation of any seed, mean of the "
+            "last ones."
+        )
+        parts.append(f"## The second half of the runs\n\n{note}\n\n{markdown(lines)}\n")
+    if len(peers) > 1:
+        write_csv(output / "second_half_peers.csv", peers)
+        note = (
+            "Of the means of the second half, on the datasets where both have such runs; runs: the method's / OneStepDMPO's."
+        )
+        parts.append(f"### OneStepDMPO beside each method, interquartile means\n\n{note}\n\n{markdown(peers)}\n")
     with atomic_write(output / "tables.md") as file:
         file.write("\n".join(parts).encode("utf-8"))
     for text in missing:

@@ -107,3 +107,29 @@ def test_the_papers_numbers_add_up() -> None:
         if task != "total":
             assert cells["DMPO"] == paper[3][task]["DMPO"]
     assert [len(cells) for cells in paper.values()] == [1, 21, 16, 6, 8, 5, 9]
+
+
+def late_rows(algorithm: str, seed: int, scores: list[float], dataset: str = "zoo/hopper/mixed-v0") -> list[dict[str, str]]:
+    place = {"algorithm": algorithm, "dataset": dataset, "seed": str(seed), "run_updates": str(10 * len(scores))}
+    rows = [
+        place | {"updates": str(10 * (number + 1)), "evaluation": "training", "score": str(score)}
+        for number, score in enumerate(scores)
+    ]
+    # The last one is evaluated again, with more episodes.
+    return [*rows[:-1], rows[-1] | {"score": "-1000"}, rows[-1] | {"evaluation": "final"}]
+
+
+def test_second_half_of_the_runs() -> None:
+    early = [0.0] * 5
+    rows = late_rows("dmpo", 0, [*early, 10.0, 20.0, 30.0, 40.0, 50.0]) + late_rows(
+        "dmpo", 1, [*early, 50.0, 50.0, 50.0, 50.0, 0.0]
+    )
+    rows += late_rows("one_step_dmpo", 0, [*early, 90.0, 90.0, 90.0, 90.0, 90.0]) + late_rows("bc", 0, [0.0, 1.0, 2.0, 3.0])
+    rows += late_rows("bc", 0, [*early, 7.0, 7.0, 7.0, 7.0, 7.0], dataset="zoo/pen/noisy-v0")
+    found = tables.late_scores(rows)
+    assert tables.late_lines(found)[1:] == [
+        ["zoo/hopper/mixed-v0", "100", "DMPO", "2", "35.0 ± 5.0", "0.0", "25.0"],
+        ["zoo/hopper/mixed-v0", "100", "OneStepDMPO", "1", "90.0", "90.0", "90.0"],
+        ["zoo/pen/noisy-v0", "100", "BC", "1", "7.0", "7.0", "7.0"],
+    ]
+    assert tables.peer_lines(found)[1:] == [["DMPO", "1", "2 / 1", "35.0", "30.0 to 40.0", "90.0", "-"]]
