@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 
@@ -22,6 +21,7 @@ from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from sb3_dmpo.envs.registration import make_evaluation_env
 from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.plots.maze_view import from_above
 from sb3_dmpo.plots.two_goals import RESOLUTION, component_map, trajectories
 
 RESULTS = Path(__file__).parent / "results"
@@ -140,7 +140,7 @@ def episode_arrays(path: str, dataset: str, n_episodes: int, seed: int) -> Array
     :param seed: seed of the environment
     """
     model = load(path)
-    env: gym.Env[Any, Any] = make_evaluation_env(dataset, render_mode="rgb_array")
+    env = from_above(make_evaluation_env(dataset, render_mode="rgb_array"))
     arrays: Arrays = {
         "dataset": np.array(dataset),
         "algorithm": np.array(type(model).__name__),

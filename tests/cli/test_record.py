@@ -161,3 +161,48 @@ def test_a_library_that_rendering_needs_is_named(tmp_path: Path, monkeypatch: py
 
 def test_every_algorithm_has_a_name_for_the_title_of_its_videos() -> None:
     assert set(METHOD_NAMES) == set(ALGOS)
+
+
+@pytest.fixture(params=["PointMaze_UMaze-v3", "AntMaze_UMaze-v5"])
+def maze(request: pytest.FixtureRequest) -> gym.Env[Any, Any]:
+    gym.register_envs(pytest.importorskip("gymnasium_robotics"))
+    return gym.make(request.param, render_mode="rgb_array")
+
+
+def where(picture: np.ndarray, is_meant: np.ndarray) -> np.ndarray:
+    """Middle of the pixels that are meant, as x and y on a floor whose middle is the origin."""
+    rows, columns = np.nonzero(is_meant)
+    height, width = picture.shape[:2]
+    return np.array([columns.mean() - (width - 1) / 2, (height - 1) / 2 - rows.mean()])
+
+
+def test_a_maze_is_recorded_from_above(maze: gym.Env[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path begins and ends where the agent does, in the scale of the picture (the goal hovers: a little larger)."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    choose_renderer()
+    if "MUJOCO_GL" not in record.os.environ:
+        pytest.skip("MuJoCo needs EGL or OSMesa")
+    env = RecordingEnv([lambda: maze], None, 0, tmp_path / "x.mp4", "IQL")
+    inner: Any = maze.unwrapped
+    env.reset()
+    plain = inner.render()
+    red, green, blue = plain.astype(int).transpose(2, 0, 1)
+    pixels_per_metre = where(plain, (red > 120) & (green < 60) & (blue < 60)) / inner.goal
+    assert pixels_per_metre[0] == pytest.approx(pixels_per_metre[1], rel=0.05) and pixels_per_metre[0] > 15
+
+    colour = [int(PALETTE[4][i : i + 2], 16) for i in (1, 3, 5)]
+    view, grey = env.envs[0], np.full((480, 480, 3), 128, np.uint8)
+    simulation = getattr(inner, "point_env", None) or inner.ant_env
+    monkeypatch.setattr(simulation, "render", lambda: grey)
+    start = simulation.data.qpos[:2].copy()
+    drawn = view.render()
+    assert where(drawn, (drawn == colour).all(axis=2)) == pytest.approx(start * pixels_per_metre, abs=20)
+    simulation.data.qpos[:2] = end = start + np.array([0.0, 1.5])
+    env.step(np.zeros((1, *maze.action_space.shape), np.float32))
+    longer = view.render()
+    added = where(longer, (longer == colour).all(axis=2) & ~(drawn == colour).all(axis=2))
+    assert added == pytest.approx((start + end) / 2 * pixels_per_metre, abs=20)
+    env.reset()
+    again = view.render()
+    assert (again == colour).all(axis=2).sum() <= (drawn == colour).all(axis=2).sum() + 20
+    env.close()

@@ -17,6 +17,7 @@ from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetSource
 from sb3_dmpo.data.tasks import reference_scores
+from sb3_dmpo.plots.maze_view import from_above
 from sb3_dmpo.plots.overlay import Overlay
 
 _DEFAULT_FPS = 30
@@ -146,7 +147,8 @@ class VideoWriter:
 
 class RecordingEnv(EpisodeCounter):
     """
-    A single environment whose episodes are written to a video, with what the policy thinks beside the picture.
+    A single environment whose episodes are written to a video, with what the policy thinks beside the picture. Mazes are seen
+    from above.
 
     :param env_fns: maker of the environment
     :param limit: number of episodes; None: no limit
@@ -159,6 +161,7 @@ class RecordingEnv(EpisodeCounter):
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None, seed: int, path: Path, title: str
     ) -> None:
         super().__init__(env_fns, limit, seed)
+        self.envs = [from_above(env) for env in self.envs]
         self.model: Any = None
         self.overlay = Overlay(title)
         self.video = VideoWriter(path, float(self.envs[0].metadata.get("render_fps") or _DEFAULT_FPS))
