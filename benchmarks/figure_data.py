@@ -3,7 +3,8 @@ What the figures are drawn from, computed from trained models; ``figures.py`` dr
 
 ``python benchmarks/figure_data.py toy DMPO=model.zip AWAC=model.zip ...``: trajectories on the toy and its map of sub-policies
 (Figure 2); ``bellman --dataset ID NAME=model.zip ...``: Bellman errors on a sample of the data (Figure 4);
-``episode --dataset ID DMPO=model.zip``: what the gate does over two episodes, with rendered frames (Figure 5).
+``episode --dataset ID DMPO=model.zip``: what the gate does over two episodes, with rendered frames (Figure 5);
+``maze --dataset ID NAME=model.zip ...``: trajectories in the dataset's maze (maze_trajectories).
 """
 
 import argparse
@@ -170,6 +171,50 @@ def episode_arrays(path: str, dataset: str, n_episodes: int, seed: int) -> Array
     return arrays
 
 
+def maze_arrays(models: dict[str, str], dataset: str, n_episodes: int, seed: int) -> Arrays:
+    """
+    The maze of a dataset, and of every model the paths of its episodes up to the goal, shape (n_episodes, steps, 2), their
+    goals, and whether they are reached.
+
+    :param models: paths by name
+    :param dataset: id of the dataset, whose environment is run
+    :param n_episodes: episodes of every model
+    :param seed: seed of the first episode; the others have those after it, as in a run's last evaluation
+    """
+    env = make_evaluation_env(dataset)
+    maze = getattr(env.unwrapped, "maze", None)
+    if maze is None:
+        raise UsageError(f"The environment of {dataset} is no maze: name a dataset of AntMaze or PointMaze.")
+    arrays: Arrays = {
+        "names": np.array(list(models)),
+        "dataset": np.array(dataset),
+        "walls": np.array([[cell == 1 for cell in row] for row in maze.maze_map]),
+        "cell_size": np.array(maze.maze_size_scaling),
+    }
+    for name, path in models.items():
+        model = load(path)
+        paths, goals, successes = [], [], []
+        for episode in range(n_episodes):
+            observation, _ = env.reset(seed=seed + episode)
+            goals.append(observation["desired_goal"])
+            positions, state, has_ended, is_success = [observation["achieved_goal"]], None, False, False
+            while not (has_ended or is_success):
+                action, state = model.predict(observation, state, deterministic=True)
+                observation, _, terminated, truncated, info = env.step(action)
+                positions.append(observation["achieved_goal"])
+                has_ended, is_success = terminated or truncated, info["is_success"]
+            paths.append(np.array(positions))
+            successes.append(is_success)
+        arrays |= {
+            f"paths_{name}": padded(paths),
+            f"goals_{name}": np.array(goals, np.float32),
+            f"successes_{name}": np.array(successes),
+            f"updates_{name}": np.array(model.num_timesteps),
+        }
+    env.close()
+    return arrays
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Compute the data of a figure.
@@ -178,30 +223,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("toy", "bellman", "episode"))
+    parser.add_argument("what", choices=("toy", "bellman", "episode", "maze"))
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL.zip")
-    parser.add_argument("--dataset", help="Minari id (bellman, episode)")
+    parser.add_argument("--dataset", help="Minari id (bellman, episode, maze)")
     parser.add_argument("--samples", type=int, default=2_000, help="transitions (bellman)")
-    parser.add_argument("--seed", type=int, default=100, help="seed of the environment (toy, episode)")
-    parser.add_argument("--output", type=Path, help="file to write (default: benchmarks/results/figure_N.npz)")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes of every model (maze)")
+    parser.add_argument("--seed", type=int, default=100, help="seed of the environment (toy, episode, maze)")
+    parser.add_argument("--output", type=Path, help="file to write (default: benchmarks/results/FIGURE.npz)")
     options = parser.parse_args(argv)
 
     def program() -> None:
         models = dict(item.split("=", 1) for item in options.models if "=" in item)
         if len(models) != len(options.models):
             raise UsageError("Write models as NAME=MODEL.zip.")
+        if options.episodes < 1:
+            raise UsageError(f"--episodes is {options.episodes}: it has to be at least 1.")
         if options.what != "toy" and options.dataset is None:
             raise UsageError(f"{options.what} needs --dataset.")
         if options.what == "toy":
-            number, arrays = 2, toy_arrays(models, 20, options.seed)
+            figure, arrays = "figure_2", toy_arrays(models, 20, options.seed)
         elif options.what == "bellman":
-            number, arrays = 4, bellman_arrays(models, options.dataset, options.samples)
+            figure, arrays = "figure_4", bellman_arrays(models, options.dataset, options.samples)
+        elif options.what == "episode":
+            figure, arrays = "figure_5", episode_arrays(next(iter(models.values())), options.dataset, 2, options.seed)
         else:
-            number, arrays = 5, episode_arrays(next(iter(models.values())), options.dataset, 2, options.seed)
-        path = options.output or RESULTS / f"figure_{number}.npz"
+            figure = "maze_trajectories"
+            arrays = maze_arrays(models, options.dataset, options.episodes, options.seed)
+        path = options.output or RESULTS / f"{figure}.npz"
         with atomic_write(path) as file:
             np.savez_compressed(file, **arrays)
-        print(f"Data of figure {number}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
+        print(f"Data of {figure}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
 
     return exit_code(program, "figure_data.py")
 

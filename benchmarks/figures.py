@@ -1,7 +1,8 @@
 """
-Figures 2 to 5 of the DMPO paper, and performance profiles, from committed data: ``python benchmarks/figures.py``.
+Figures 2 to 5 of the DMPO paper, performance profiles, and trajectories in a maze, from committed data:
+``python benchmarks/figures.py``.
 
-Reads the results files and ``figure_*.npz`` in ``benchmarks/results`` (``figure_data.py`` makes the latter) and writes PNG
+Reads the results files and the ``.npz`` files in ``benchmarks/results`` (``figure_data.py`` makes the latter) and writes PNG
 files into ``benchmarks/results/figures``. What is not there is said and left out.
 """
 
@@ -25,11 +26,13 @@ from sb3_dmpo.plots.two_goals import draw_components, draw_map, draw_trajectorie
 try:
     from figure_styles import STYLES, Drawing, style
     from learning_curves import figure_3
+    from maze_trajectories import maze_trajectories
     from scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
     from tables import TABLES, comparable
 except ImportError:
     from benchmarks.figure_styles import STYLES, Drawing, style
     from benchmarks.learning_curves import figure_3
+    from benchmarks.maze_trajectories import maze_trajectories
     from benchmarks.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
     from benchmarks.tables import TABLES, comparable
 
@@ -220,6 +223,7 @@ FIGURES: dict[str, Callable[[Path], Drawing]] = {
     "figure_4": figure_4,
     "figure_5": figure_5,
     "performance_profiles": profiles,
+    "maze_trajectories": maze_trajectories,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
@@ -17,10 +18,17 @@ from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.data.tasks import entry_keys
 
-#: Keys of an entry that are for the command line; all others are arguments of the algorithm.
-RUN_KEYS = frozenset(
-    {"n_timesteps", "eval_freq", "eval_episodes", "final_eval_episodes", "policy", "env_kwargs", "callback", "monitor_kwargs"}
-)
+#: Keys of an entry that are for the command line, with the types of their values; all others are arguments of the algorithm.
+RUN_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "n_timesteps": ((int,), "a whole number, at least 1"),
+    "eval_freq": ((int,), "a whole number of updates; -1: no evaluation"),
+    "eval_episodes": ((int,), "a whole number, at least 1"),
+    "final_eval_episodes": ((int,), "a whole number, at least 1"),
+    "policy": ((str,), "the name of a policy"),
+    "env_kwargs": ((dict,), "arguments of the environment, e.g. dict(name=1)"),
+    "callback": ((str, dict, list, BaseCallback), "the path of a callback, e.g. 'package.module.Class', or a list of them"),
+    "monitor_kwargs": ((dict,), "arguments of SB3's Monitor, e.g. dict(info_keywords=('name',))"),
+}
 
 #: Arguments of the algorithms that belong to a run, with the option that sets them.
 RUN_OPTIONS = {
@@ -121,6 +129,23 @@ def _fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, kind) and (annotation is bool or not isinstance(value, bool))
 
 
+def _check_run_key(key: str, value: Any) -> None:
+    """
+    :param key: one of ``RUN_KEYS``
+    :param value: its value
+    :raises UsageError: the value is of another type, or too small
+    """
+    types, expected = RUN_KEYS[key]
+    if types == (int,):
+        # 1e6 is a float.
+        is_whole = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and value.is_integer()
+        is_right = is_whole and (value >= 1 or key == "eval_freq")
+    else:
+        is_right = isinstance(value, types)
+    if not is_right:
+        raise UsageError(f"{key} is {value!r}, expected {expected}.")
+
+
 def _type_name(annotation: Any) -> str:
     name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     return re.sub(r"collections\.abc\.Callable\[[^|]*\]", "schedule", name.replace("typing.", ""))
@@ -143,7 +168,9 @@ def check_hyperparameters(hyperparams: dict[str, Any], algorithm: type[BaseAlgor
             raise UsageError(f"{key!r} is not a hyperparameter: use the option {RUN_OPTIONS[key]}.")
         if key not in arguments and key not in RUN_KEYS:
             raise UsageError(f"{name} has no hyperparameter {key!r}. {suggest(key, {*arguments, *RUN_KEYS})}")
-        if key in arguments and not _fits(value, arguments[key]):
+        if key in RUN_KEYS:
+            _check_run_key(key, value)
+        elif not _fits(value, arguments[key]):
             raise UsageError(f"{key} is {value!r}, expected {_type_name(arguments[key])}.")
     policy_kwargs = hyperparams.get("policy_kwargs") or {}
     policy = algorithm.policy_aliases.get(hyperparams.get("policy", "MlpPolicy"))

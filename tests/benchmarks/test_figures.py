@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import minari
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from benchmarks.scores import read_results
 from sb3_dmpo import AWAC, DMPO
 from sb3_dmpo.cli.results import TRAINING_COLUMNS
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
+from sb3_dmpo.plots.two_goals import FAILURE_COLOUR, SUCCESS_COLOUR
 from tests.benchmarks.test_tables import row, write
 
 pytest.importorskip("matplotlib")
@@ -63,7 +66,7 @@ def test_data_and_pictures(models: list[str], tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert figures.main(["--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "missing: figure_3: no critic losses of DMPO on zoo/hopper/mixed-v0"
-    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(figures.FIGURES) - {"performance_profiles"}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(figures.FIGURES) - {"performance_profiles", "maze_trajectories"}
     first = (tmp_path / "figures" / "figure_3.png").read_bytes()
     assert figures.main(["--results", str(tmp_path), "--only", "figure_3"]) == 0
     assert (tmp_path / "figures" / "figure_3.png").read_bytes() == first
@@ -106,6 +109,56 @@ def test_runs_of_two_lengths_have_a_panel_each(tmp_path: Path) -> None:
     assert [axes.get_title() for axes in above] == [f"zoo/hopper/mixed-v0, {length} updates" for length in (30, 50)]
     for axes, length in zip(above, (3, 5), strict=True):
         assert [list(line.get_ydata()) for line in axes.lines] == [[length] * length] * 2
+
+
+class _Pusher:
+    """Stands in for a model: pushes in one direction, whatever it sees."""
+
+    num_timesteps = 1_000
+
+    def __init__(self, direction: float) -> None:
+        self.action = np.array([direction, 0.0], np.float32)
+
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, None]:
+        return self.action, None
+
+
+def test_trajectories_in_a_maze(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, models: list[str]
+) -> None:
+    """In a corridor whose goal lies in the east, pushing to the east reaches it, and the path ends there."""
+    gym.register_envs(pytest.importorskip("gymnasium_robotics"))
+    corridor = [[1, 1, 1, 1, 1], [1, "r", 0, "g", 1], [1, 1, 1, 1, 1]]
+    env = minari.DataCollector(gym.make("PointMaze_UMaze-v3", maze_map=corridor, max_episode_steps=200))
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    env.reset()
+    env.create_dataset("tests/corridor-v0", eval_env=gym.make("PointMaze_UMaze-v3", maze_map=corridor, max_episode_steps=200))
+    env.close()
+    directions = {"east": 1.0, "west": -1.0}
+    monkeypatch.setattr(figure_data, "load", lambda path: _Pusher(directions[path]))
+    arguments = ["maze", "--dataset", "tests/corridor-v0", "--episodes", "3", "East=east", "West=west"]
+    assert figure_data.main([*arguments, "--output", str(tmp_path / "maze_trajectories.npz")]) == 0, capsys.readouterr()
+    data = np.load(tmp_path / "maze_trajectories.npz")
+    assert data["walls"].tolist() == [[True] * 5, [True, False, False, False, True], [True] * 5] and data["cell_size"] == 1
+    assert data["successes_East"].all() and not data["successes_West"].any()
+    assert data["paths_West"].shape == (3, 201, 2) and data["paths_East"].shape[1] < 201
+    for path, goal in zip(data["paths_East"], data["goals_East"], strict=True):
+        steps = path[~np.isnan(path[:, 0])]
+        assert steps[0, 0] < -0.5 and np.linalg.norm(steps[-1] - goal) <= 0.45 < np.linalg.norm(steps[-2] - goal)
+
+    assert figures.main(["--results", str(tmp_path), "--only", "maze_trajectories"]) == 0
+    assert (tmp_path / "figures" / "maze_trajectories.png").is_file()
+    figure, _ = figures.FIGURES["maze_trajectories"](tmp_path)
+    assert [axes.get_title() for axes in figure.axes] == ["East: 100% of 3\n1,000 updates", "West: 0% of 3\n1,000 updates"]
+    for axes, colour in zip(figure.axes, (SUCCESS_COLOUR, FAILURE_COLOUR), strict=True):
+        assert [line.get_color() for line in axes.lines[:3]] == [colour] * 3
+
+    capsys.readouterr()
+    for wrong, word in (("0", "--episodes is 0"), ("1", "is no maze")):
+        assert figure_data.main(["maze", models[0], "--dataset", TWO_GOALS_DATASET_ID, "--episodes", wrong]) == 2
+        assert word in capsys.readouterr().err
 
 
 def test_the_page_shows_every_committed_figure() -> None:

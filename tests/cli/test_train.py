@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import minari
@@ -245,6 +245,26 @@ def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], monk
         (["--env", "TwoGoal-v0"], ["'TwoGoal-v0'", "TwoGoals-v0"]),
         (["--gym-packages", "no_such_package"], ["no_such_package"]),
         (["--eval-episodes", "0"], ["--eval-episodes", "--eval-freq -1"]),
+        (["-params", "n_timesteps:'many'"], ["n_timesteps", "'many'", "whole number"]),
+        (["-params", "n_timesteps:0"], ["n_timesteps", "0", "at least 1"]),
+        (["-params", "eval_freq:2.5"], ["eval_freq", "2.5", "whole number"]),
+        (["-params", "eval_episodes:True"], ["eval_episodes", "True", "whole number"]),
+        (["-params", "final_eval_episodes:0"], ["final_eval_episodes", "0", "at least 1"]),
+        (["-params", "policy:3"], ["policy", "3", "name"]),
+        (["-params", "env_kwargs:3"], ["env_kwargs", "3", "dict("]),
+        (["-params", "monitor_kwargs:[1]"], ["monitor_kwargs", "[1]", "dict("]),
+        (["-params", "callback:3"], ["callback", "3", "'package.module.Class'"]),
+        (["-params", "callback:'no_such_package.Callback'"], ["callback", "no_such_package"]),
+        (["-params", "callback:'rl_zoo3.callbacks.NoSuchCallback'"], ["callback", "NoSuchCallback"]),
+        (["-params", "policy:'no_such_package.Policy'"], ["policy", "no_such_package"]),
+        (["-n", "6", "-params", "n_timesteps:4"], ["n_timesteps:4", "-n", "6"]),
+        (["--eval-freq", "3", "-params", "eval_freq:2"], ["eval_freq:2", "--eval-freq", "3"]),
+        (["--eval-episodes", "3", "-params", "eval_episodes:2"], ["eval_episodes:2", "--eval-episodes", "3"]),
+        (["--env-kwargs", "a:1", "-params", "env_kwargs:dict(a=2)"], ["env_kwargs", "--env-kwargs"]),
+        (["--eval-freq", "-1", "-params", "final_eval_episodes:3"], ["final_eval_episodes:3", "--eval-freq larger"]),
+        (["-params", "eval_freq:-1", "eval_episodes:3"], ["eval_episodes:3", "--eval-freq larger"]),
+        (["-optimize", "-params", "final_eval_episodes:3"], ["final_eval_episodes:3", "--n-evaluations"]),
+        (["-optimize", "-params", "eval_freq:3"], ["eval_freq:3", "--n-evaluations"]),
         (["--save-replay-buffer"], ["--save-replay-buffer"]),
     ],
 )
@@ -253,6 +273,62 @@ def test_faults_are_one_line_and_leave_nothing(
 ) -> None:
     assert_one_line(call(train, *arguments), *words)
     assert not list(tmp_path.rglob("*_1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # -params has the last word on the last evaluation, --eval-episodes on those before.
+        (["--eval-freq", "3", "--eval-episodes", "1", "-params", "final_eval_episodes:2"], [(3, 1), (6, 1), (6, 2)]),
+        (["-params", "eval_freq:4.0", "eval_episodes:1", "n_timesteps:6"], [(4, 1), (6, 1)]),
+        # As the advice says: a single evaluation, after the last update.
+        (["--eval-freq", "1000", "-params", "final_eval_episodes:3", "n_timesteps:6"], [(6, 3)]),
+    ],
+)
+def test_settings_of_the_run_in_params_are_honoured(
+    call: Callable[..., Outcome], tmp_path: Path, arguments: list[str], expected: list[tuple[int, int]]
+) -> None:
+    tiny = ["policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
+    length = [] if "n_timesteps:6" in arguments else ["n_timesteps:6"]
+    code, _, err = call(train, "--algo", "bc", "--seed", "1", "--results", "r.csv", *arguments, *tiny, *length)
+    assert code == 0, err
+    with open(tmp_path / "r.csv", newline="") as file:
+        found = [(int(row["updates"]), int(row["n_episodes"])) for row in csv.DictReader(file)]
+    assert found == expected
+
+
+class RememberedCallback(BaseCallback):
+    """Remembers that it was called."""
+
+    calls: ClassVar[list[int]] = []
+
+    def _on_step(self) -> bool:
+        self.calls.append(self.num_timesteps)
+        return True
+
+
+def test_callbacks_and_arguments_of_environments_in_params_are_honoured(
+    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Counted(TwoGoals):
+        def __init__(self, render_mode: str | None = None, marker: int = 0) -> None:
+            super().__init__(render_mode)
+            made.append(marker)
+
+    monkeypatch.setitem(gym.registry, "TwoGoals-v0", gym.envs.registration.EnvSpec("TwoGoals-v0", Counted, max_episode_steps=40))
+    RememberedCallback.calls.clear()
+    path = f"{RememberedCallback.__module__}.RememberedCallback"
+    tiny = [*TINY, f"callback:'{path}'", "env_kwargs:dict(marker=7)", "monitor_kwargs:dict(info_keywords=('is_success',))"]
+    code, _, err = call(train, "--algo", "bc", *tiny)
+    assert code == 0, err
+    assert RememberedCallback.calls == [1, 2, 3, 4, 5, 6] and made.count(7) == 1 + 2
+    # An option goes before the config.
+    Path("c.yml").write_text("default: {n_timesteps: 6, env_kwargs: {marker: 7}}")
+    made.clear()
+    assert call(train, "--algo", "bc", "-conf", "c.yml", "--env-kwargs", "marker:8", *TINY)[0] == 0
+    assert made.count(8) == 1 + 2 and 7 not in made
 
 
 def test_missing_packages_are_named(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:

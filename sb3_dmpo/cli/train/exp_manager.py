@@ -120,6 +120,9 @@ class OfflineExperimentManager(ExperimentManager):
         written.update(self.custom_hyperparams or {})
         hyperparams = parse_values(written)
         check_hyperparameters(hyperparams, ALGOS[self.algo], self.algo)
+        self._refuse_contradictions(hyperparams)
+        if self.env_kwargs:
+            hyperparams["env_kwargs"] = self.env_kwargs
         if self.n_timesteps <= 0 and "n_timesteps" not in hyperparams:
             raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
@@ -130,23 +133,62 @@ class OfflineExperimentManager(ExperimentManager):
         pprint(dict(sorted(written.items())))
         return hyperparams, OrderedDict(sorted(written.items()))
 
+    def _refuse_contradictions(self, hyperparams: dict[str, Any]) -> None:
+        """
+        :param hyperparams: parsed settings
+        :raises UsageError: an option says something else than ``-params``
+        """
+        options = {
+            "n_timesteps": ("-n", self.n_timesteps if self.n_timesteps > 0 else None),
+            "eval_freq": ("--eval-freq", self.eval_freq),
+            "eval_episodes": ("--eval-episodes", self.n_eval_episodes),
+            "env_kwargs": ("--env-kwargs", self.env_kwargs or None),
+        }
+        for key in self.custom_hyperparams or {}:
+            option, value = options.get(key, ("", None))
+            if value is not None and value != hyperparams[key]:
+                raise UsageError(f"-params says {key}:{hyperparams[key]}, and {option} says {value}: leave one of them out.")
+
     def _choose_protocol(self, hyperparams: dict[str, Any]) -> None:
         """
         Frequency, episodes and environments of the evaluation: command line, config, the paper's, in this order.
 
         :param hyperparams: parsed settings
+        :raises UsageError: fewer than one episode, or ``-params`` says something about evaluations that there will not be
         """
+        typed = self.custom_hyperparams or {}
+        # --eval-episodes is about all evaluations, unless -params says more about the last one.
+        knows_last = "final_eval_episodes" in hyperparams and (self.n_eval_episodes is None or "final_eval_episodes" in typed)
         if self.n_eval_episodes is None:
             self.n_eval_episodes = int(hyperparams.get("eval_episodes", EVAL_EPISODES))
-            self.final_eval_episodes = int(hyperparams.get("final_eval_episodes", self.n_eval_episodes))
-        else:
-            self.final_eval_episodes = self.n_eval_episodes
+        self.final_eval_episodes = int(hyperparams["final_eval_episodes"]) if knows_last else self.n_eval_episodes
         if self.eval_freq is None:
             self.eval_freq = int(hyperparams.get("eval_freq", EVAL_FREQ))
-        if min(self.n_eval_episodes, self.final_eval_episodes) < 1:
+        if self.n_eval_episodes < 1:
             raise UsageError("--eval-episodes has to be at least 1; --eval-freq -1 switches evaluation off.")
+        self._refuse_unused(typed)
         if self.n_eval_envs is None:
             self.n_eval_envs = min(self.n_eval_episodes, _MAX_EVAL_ENVS)
+
+    def _refuse_unused(self, typed: dict[str, Any]) -> None:
+        """
+        :param typed: settings of ``-params``
+        :raises UsageError: one of them is about evaluations that there will not be
+        """
+        if self.optimize_hyperparameters:
+            unused = {"eval_freq", "final_eval_episodes"}
+            reason = "a search evaluates every trial --n-evaluations times, with --eval-episodes episodes: leave it out"
+        elif self.eval_freq <= 0:
+            unused = {"eval_episodes", "final_eval_episodes"}
+            reason = (
+                f"with an eval_freq of {self.eval_freq} nothing is evaluated: for a single evaluation, after the last update, "
+                "give an --eval-freq larger than the number of updates"
+            )
+        else:
+            return
+        for key in typed:
+            if key in unused:
+                raise UsageError(f"-params says {key}:{typed[key]}, but {reason}.")
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +205,10 @@ class OfflineExperimentManager(ExperimentManager):
         return hyperparams
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        processed, *others = super()._preprocess_hyperparams(hyperparams)
+        try:
+            processed, *others = super()._preprocess_hyperparams(hyperparams)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"A callback or policy of the settings cannot be found by its path: {error}.") from error
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs
         arguments = {key: value for key, value in processed.items() if key == "policy" or key not in RUN_KEYS}
@@ -488,6 +533,14 @@ class FollowingManager(OfflineExperimentManager):
     def create_callbacks(self) -> None:
         """None."""
         self.callbacks = []
+
+    def _refuse_contradictions(self, hyperparams: dict[str, Any]) -> None:
+        # The first process does, with the options that were typed.
+        pass
+
+    def _choose_protocol(self, hyperparams: dict[str, Any]) -> None:
+        # The first process evaluates.
+        pass
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         pass
