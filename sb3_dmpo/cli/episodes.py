@@ -33,9 +33,21 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
 
+def episodes_of_each(n_episodes: int, n_envs: int) -> list[int]:
+    """
+    How many episodes each environment runs, as SB3's evaluation divides them. Whoever took the first ones that end would
+    count too many short ones.
+
+    :param n_episodes: episodes of all environments
+    :param n_envs: number of environments
+    """
+    return [(n_episodes + i) // n_envs for i in range(n_envs)]
+
+
 def seed_episodes(env: VecEnv, seed: int) -> None:
     """
-    Let episode i of the environments, counted over all of them, begin with the seed of the run plus ``EVAL_SEED_OFFSET + i``.
+    Let the environments, each of which runs its :func:`episodes_of_each`, begin their episodes with the seed of the run plus
+    ``EVAL_SEED_OFFSET``, the next one, and so on: however many environments there are, n episodes are the same ones.
     Environments in other processes stay as they are.
 
     :param env: the environments
@@ -45,4 +57,5 @@ def seed_episodes(env: VecEnv, seed: int) -> None:
     if isinstance(inner, DummyVecEnv):
         for i, one in enumerate(inner.envs):
             one = one.env if isinstance(one, SeededEpisodes) else one
-            inner.envs[i] = SeededEpisodes(one, seed + EVAL_SEED_OFFSET + i, inner.num_envs)
+            # The last environments run the most episodes.
+            inner.envs[i] = SeededEpisodes(one, seed + EVAL_SEED_OFFSET + inner.num_envs - 1 - i, inner.num_envs)

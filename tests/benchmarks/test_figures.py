@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import minari
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from sb3_dmpo.cli.results import TRAINING_COLUMNS
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from sb3_dmpo.plots.two_goals import FAILURE_COLOUR, SUCCESS_COLOUR
 from tests.benchmarks.test_tables import row, write
+from tests.dataset_helpers import make_dataset
 
 pytest.importorskip("matplotlib")
 figure_data = pytest.importorskip("benchmarks.figure_data")
@@ -129,12 +129,8 @@ def test_trajectories_in_a_maze(
     """In a corridor whose goal lies in the east, pushing to the east reaches it, and the path ends there."""
     gym.register_envs(pytest.importorskip("gymnasium_robotics"))
     corridor = [[1, 1, 1, 1, 1], [1, "r", 0, "g", 1], [1, 1, 1, 1, 1]]
-    env = minari.DataCollector(gym.make("PointMaze_UMaze-v3", maze_map=corridor, max_episode_steps=200))
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    env.reset()
-    env.create_dataset("tests/corridor-v0", eval_env=gym.make("PointMaze_UMaze-v3", maze_map=corridor, max_episode_steps=200))
+    env = gym.make("PointMaze_UMaze-v3", maze_map=corridor, max_episode_steps=200)
+    make_dataset("tests/corridor-v0", env.observation_space, env.action_space, env=env)
     env.close()
     directions = {"east": 1.0, "west": -1.0}
     monkeypatch.setattr(figure_data, "load", lambda path: _Pusher(directions[path]))

@@ -8,11 +8,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.enjoy import record
-from sb3_dmpo.cli.enjoy.record import RecordingEnv, VideoWriter, choose_renderer, free_name
+from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, VideoWriter, choose_renderer, free_name
+from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET, seed_episodes
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.plots.common import METHOD_NAMES, PALETTE
 from sb3_dmpo.plots.overlay import Overlay
 
@@ -206,3 +210,40 @@ def test_a_maze_is_recorded_from_above(maze: gym.Env[Any, Any], tmp_path: Path, 
     again = view.render()
     assert (again == colour).all(axis=2).sum() <= (drawn == colour).all(axis=2).sum() + 20
     env.close()
+
+
+class _LongIfOdd(gym.Env[Any, Any]):
+    """Every episode gives its seed as the return; odd seeds take five steps, even ones one."""
+
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        assert seed is not None
+        self.seed, self.steps = seed, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        is_over = self.steps == (5 if self.seed % 2 else 1)
+        return np.zeros(1, np.float32), float(self.seed) if is_over else 0.0, is_over, False, {"is_success": is_over}
+
+
+class _Still:
+    def predict(self, observations: np.ndarray, **kwargs: Any) -> Any:
+        return np.zeros((len(observations), 1), np.float32), None
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3, 4, 10, 12])
+def test_the_episodes_are_the_same_ones_however_many_environments_run_them(n_envs: int) -> None:
+    """Not those that end first; ``enjoy`` and a run's last evaluation agree."""
+    env_fns: list[Callable[[], gym.Env[Any, Any]]] = [lambda: Monitor(_LongIfOdd())] * n_envs
+    expected = [EVAL_SEED_OFFSET + 7 + i for i in range(10)]
+    counter = EpisodeCounter(env_fns, 10, seed=7)
+    counter.reset()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            counter.step(np.zeros((n_envs, 1), np.float32))
+    assert sorted(episode["r"] for episode in counter.episodes) == expected
+    env = DummyVecEnv(env_fns)
+    seed_episodes(env, 7)
+    assert sorted(evaluate_policy(_Still(), env, n_eval_episodes=10).returns) == expected

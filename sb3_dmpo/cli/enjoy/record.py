@@ -1,6 +1,7 @@
 """Episodes for watching a model: counted until there are enough, and as MP4 files, without a display too."""
 
 import ctypes.util
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_dmpo.cli.episodes import seed_episodes
+from sb3_dmpo.cli.episodes import episodes_of_each, seed_episodes
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data import DatasetSource
@@ -63,7 +64,10 @@ class EpisodeCounter(DummyVecEnv):
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], limit: int | None, seed: int) -> None:
         super().__init__(env_fns)
         seed_episodes(self, seed)
-        self.limit = limit
+        #: Episodes that each environment has yet to run.
+        self._left: list[float] = [math.inf] * self.num_envs
+        if limit is not None:
+            self._left = list(episodes_of_each(limit, self.num_envs))
         self.episodes: list[dict[str, Any]] = []
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -73,16 +77,17 @@ class EpisodeCounter(DummyVecEnv):
         :param actions: one for every environment
         :raises KeyboardInterrupt: all episodes have been run
         """
-        if self.limit is not None and len(self.episodes) >= self.limit:
+        if not any(self._left):
             raise KeyboardInterrupt
         super().step_async(actions)
 
     def step_wait(self) -> Any:
         """Do the step."""
         observations, rewards, dones, infos = super().step_wait()
-        for done, info in zip(dones, infos, strict=True):
-            if done:
-                self.episodes.append({**info["episode"], "is_success": info.get("is_success")})
+        for i in np.flatnonzero(dones):
+            if self._left[i]:
+                self._left[i] -= 1
+                self.episodes.append({**infos[i]["episode"], "is_success": infos[i].get("is_success")})
         return observations, rewards, dones, infos
 
     def result(self, dataset: DatasetSource, env_id: str | None) -> EvaluationResult | None:
