@@ -62,7 +62,9 @@ def maze_trajectories(folder: Path) -> Drawing:
             panel.plot(*positions.T, line, color=colour, linewidth=1.2, alpha=0.8)
         panel.plot(*paths[:, 0].T, "o", color=_START, markersize=4)
         panel.plot(*data[f"goals_{name}"].T, "*", color=_GOAL, markersize=10, markeredgecolor="black", markeredgewidth=0.5)
-        panel.set_title(f"{name}: {successes.mean():.0%} of {len(successes)}\n{int(data[f'updates_{name}']):,} updates")
+        panel.set_title(
+            f"{name}: {successes.mean():.0%} of {len(successes)} episodes\n{int(data[f'updates_{name}']):,} updates"
+        )
     for unused in axes[len(names) :]:
         unused.set_axis_off()
     figure.suptitle(f"{data['dataset']}: episodes that reach the goal", fontsize=12)

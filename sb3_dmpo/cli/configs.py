@@ -138,7 +138,7 @@ def _check_run_key(key: str, value: Any) -> None:
     types, expected = RUN_KEYS[key]
     if types == (int,):
         # 1e6 is a float.
-        is_whole = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and value.is_integer()
+        is_whole = value.is_integer() if isinstance(value, float) else type(value) is int
         is_right = is_whole and (value >= 1 or key == "eval_freq")
     else:
         is_right = isinstance(value, types)

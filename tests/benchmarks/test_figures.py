@@ -66,7 +66,10 @@ def test_data_and_pictures(models: list[str], tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert figures.main(["--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "missing: figure_3: no critic losses of DMPO on zoo/hopper/mixed-v0"
-    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(figures.FIGURES) - {"performance_profiles", "maze_trajectories"}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(figures.FIGURES) - {
+        "performance_profiles",
+        "maze_trajectories",
+    }
     first = (tmp_path / "figures" / "figure_3.png").read_bytes()
     assert figures.main(["--results", str(tmp_path), "--only", "figure_3"]) == 0
     assert (tmp_path / "figures" / "figure_3.png").read_bytes() == first
@@ -147,7 +150,10 @@ def test_trajectories_in_a_maze(
     assert figures.main(["--results", str(tmp_path), "--only", "maze_trajectories"]) == 0
     assert (tmp_path / "figures" / "maze_trajectories.png").is_file()
     figure, _ = figures.FIGURES["maze_trajectories"](tmp_path)
-    assert [axes.get_title() for axes in figure.axes] == ["East: 100% of 3\n1,000 updates", "West: 0% of 3\n1,000 updates"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "East: 100% of 3 episodes\n1,000 updates",
+        "West: 0% of 3 episodes\n1,000 updates",
+    ]
     for axes, colour in zip(figure.axes, (SUCCESS_COLOUR, FAILURE_COLOUR), strict=True):
         assert [line.get_color() for line in axes.lines[:3]] == [colour] * 3
 

@@ -317,7 +317,9 @@ def test_callbacks_and_arguments_of_environments_in_params_are_honoured(
             super().__init__(render_mode)
             made.append(marker)
 
-    monkeypatch.setitem(gym.registry, "TwoGoals-v0", gym.envs.registration.EnvSpec("TwoGoals-v0", Counted, max_episode_steps=40))
+    monkeypatch.setitem(
+        gym.registry, "TwoGoals-v0", gym.envs.registration.EnvSpec("TwoGoals-v0", Counted, max_episode_steps=40)
+    )
     RememberedCallback.calls.clear()
     path = f"{RememberedCallback.__module__}.RememberedCallback"
     tiny = [*TINY, f"callback:'{path}'", "env_kwargs:dict(marker=7)", "monitor_kwargs:dict(info_keywords=('is_success',))"]
