@@ -45,8 +45,8 @@ def variants() -> dict[str, dict[str, str]]:
     everything = {name: True for name in OPTIONS}
     nothing = {name: False for name in OPTIONS}
     chosen = {"none": nothing, "all": everything}
-    chosen |= {f"only {name}": nothing | {name: True} for name in OPTIONS}
     chosen |= {f"all but {name}": everything | {name: False} for name in OPTIONS}
+    chosen |= {f"only {name}": nothing | {name: True} for name in OPTIONS}
     found = {}
     for variant, is_on in chosen.items():
         arguments: dict[str, str] = {}

@@ -21,7 +21,7 @@ def value_of(command: list[str], option: str) -> str:
 
 def test_variants_are_none_each_alone_all_and_all_but_one() -> None:
     variants, options = ablation.variants(), list(ablation.OPTIONS)
-    assert list(variants) == ["none", "all", *(f"only {name}" for name in options), *(f"all but {name}" for name in options)]
+    assert list(variants) == ["none", "all", *(f"all but {name}" for name in options), *(f"only {name}" for name in options)]
     assert len({str(sorted(arguments.items())) for arguments in variants.values()}) == len(variants)
     differing = {key for key in variants["all"] if variants["all"][key] != variants["all but supported gate"][key]}
     assert differing == {"gate"}
