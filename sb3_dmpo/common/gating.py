@@ -16,7 +16,9 @@ NEAR_TIE = 1e-5
 Table = Callable[..., tuple[th.Tensor, th.Tensor]]
 
 
-def best_actions(observations: th.Tensor, networks: Sequence[nn.Module], table: Table) -> tuple[th.Tensor, th.Tensor]:
+def best_actions(
+    observations: th.Tensor, networks: Sequence[nn.Module], table: Table, block_size: int | None = None
+) -> tuple[th.Tensor, th.Tensor]:
     """
     Index of the best action ``(batch, 1)`` and the action ``(batch, action_size)``.
 
@@ -27,12 +29,14 @@ def best_actions(observations: th.Tensor, networks: Sequence[nn.Module], table: 
     :param observations: scaled observations, float32, shape ``(batch, observation_size)``
     :param networks: what the table needs
     :param table: the values and the actions, called as ``table(observations, *networks)``
+    :param block_size: number of observations that a CPU compares actions for at a time; None: all at once
     """
     if next(networks[0].parameters()).dtype == th.float64:
         values, actions = table(observations.double(), *networks)
         index = values.argmax(dim=1, keepdim=True)
         return index, chosen_actions(actions, index)
-    values, actions = table(observations, *networks)
+    blocks = observations.split(block_size) if block_size and observations.device.type == "cpu" else (observations,)
+    values, actions = map(th.cat, zip(*(table(block, *networks) for block in blocks), strict=True))
     index = values.argmax(dim=1, keepdim=True)
     best = values.topk(min(2, values.shape[1]), dim=1).values
     # With a single action there is nothing to choose.

@@ -12,7 +12,7 @@ import torch as th
 from torch.nn import functional as F
 
 #: Rows of a block: two hidden layers of 256 units in float32 and a matrix between them fill half of a 2 MB cache.
-_BLOCK_ROWS = 512
+BLOCK_ROWS = 512
 
 _NETWORKS = "Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, Tensor[] critic_biases"
 _NETWORKS += ", Tensor[]? critic_scales=None, Tensor[]? critic_shifts=None"
@@ -76,7 +76,7 @@ class _Network:
         :param components: shape ``(n, own_size)``
         """
         own, n = th.mm(components, self.own_weight), len(components)
-        step = max(_BLOCK_ROWS // n, 1)
+        step = max(BLOCK_ROWS // n, 1)
         room = own.new_empty(min(step, len(self.shared)), *own.shape)
         outputs = own.new_empty(len(self.last_weight), len(self.shared) * n)
         blocks = th.split(self.shared.unsqueeze(1), step), th.split(outputs, step * n, dim=1)
@@ -94,7 +94,7 @@ class _Network:
         :param rows: which observations
         """
         n, shared_rows = actions.shape[2], self.shared[rows].unsqueeze(1)
-        step = max(_BLOCK_ROWS // n, 1)
+        step = max(BLOCK_ROWS // n, 1)
         room = self.shared.new_empty(min(step, len(shared_rows)) * n, self.shared.shape[1])
         outputs = self.shared.new_empty(1, len(shared_rows) * n)
         blocks = th.split(shared_rows, step), th.split(actions.flatten(1), step * n, dim=1), th.split(outputs, step * n, dim=1)

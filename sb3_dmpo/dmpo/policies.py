@@ -13,6 +13,7 @@ from sb3_dmpo.common.losses import entropy, min_max_q
 from sb3_dmpo.common.networks import EnsembleCritic, ValueNetwork, chosen_actions
 from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.dmpo.gate import best_component, gate_table
+from sb3_dmpo.dmpo.gate_kernels import BLOCK_ROWS
 from sb3_dmpo.dmpo.networks import ComponentCritic, ComponentPrior, MixtureActor, Posterior
 
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
@@ -289,7 +290,8 @@ class MixturePolicy(OfflinePolicy):
         return self._best_actions(self.scale_observations(observation))[1]
 
     def _best_actions(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        return best_actions(observations, self.choosing_networks, self.scored_actions)
+        block_size = max(BLOCK_ROWS // self.n_components, 1)
+        return best_actions(observations, self.choosing_networks, self.scored_actions, block_size)
 
     def _predict_one(self, observation: th.Tensor, deterministic: bool) -> th.Tensor:
         scaled = self.scale_observations(observation)

@@ -3,10 +3,12 @@
 import copy
 
 import numpy as np
+import pytest
 import torch as th
 from torch import nn
 
 from sb3_dmpo.common.gating import NEAR_TIE, best_actions, is_near_tie
+from sb3_dmpo.dmpo.gate_kernels import BLOCK_ROWS
 from tests.contract import DATA, make
 
 ACTIONS = th.arange(6.0).reshape(1, 3, 2)
@@ -55,6 +57,41 @@ def test_the_batch_does_not_matter() -> None:
     assert np.array_equal(whole, parts)
     exact = model.policy.component_q_values(observations)
     assert (exact.max(axis=1) - np.take_along_axis(exact, whole[:, None], 1)[:, 0] <= 1e-5).all()
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, 5])
+def test_blocks_of_observations(block_size: int) -> None:
+    """A CPU never holds the hidden layers of more than a block of them; the ties of all are decided together."""
+    sizes: list[tuple[int, th.dtype]] = []
+
+    def values(observations: th.Tensor, network: nn.Linear) -> tuple[th.Tensor, th.Tensor]:
+        sizes.append((len(observations), observations.dtype))
+        return observations[:, :3].clone(), observations.view(-1, 3, 2)
+
+    observations = th.arange(24.0).sin().view(4, 6)
+    observations[[0, 3], 1] = observations[[0, 3], 0] = 2.0
+    index, actions = best_actions(observations, [nn.Linear(1, 1)], values, block_size)
+    whole_index, whole_actions = best_actions(observations, [nn.Linear(1, 1)], values)
+    assert th.equal(index, whole_index) and th.equal(actions, whole_actions)
+    blocks = [min(block_size, 4 - start) for start in range(0, 4, block_size)]
+    assert sizes == [*((size, th.float32) for size in blocks), (2, th.float64), (4, th.float32), (2, th.float64)]
+
+
+@pytest.mark.parametrize("gate", ["values", "supported", "learned"])
+def test_a_policy_compares_in_blocks(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make("dmpo", dataset=DATA, gate=gate).policy
+    observations = np.random.default_rng(0).normal(0.0, 2.0, (300, 3)).astype(np.float32)
+    scored, sizes = policy.scored_actions, []
+
+    def recorded(observations: th.Tensor, *networks: nn.Module) -> tuple[th.Tensor, th.Tensor]:
+        sizes.append(len(observations))
+        return scored(observations, *networks)
+
+    monkeypatch.setattr(policy, "scored_actions", recorded)
+    actions, _ = policy.predict(observations)
+    assert sum(size == BLOCK_ROWS // policy.n_components for size in sizes) >= 2
+    monkeypatch.setattr("sb3_dmpo.dmpo.policies.BLOCK_ROWS", 10**6)
+    np.testing.assert_allclose(actions, policy.predict(observations)[0], rtol=0, atol=1e-6)
 
 
 def test_near_ties_are_decided_in_double_precision_and_the_networks_stay_as_they_are() -> None:
