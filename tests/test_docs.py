@@ -16,6 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.rst"))
 #: Constructing and updating their networks of full size takes seconds.
 SLOW = {f"algorithms/{name}.rst" for name in ("cql", "decision_transformer", "diffusion_ql", "lapo", "maple", "mix_awac")}
+SLOW |= {"deployment.rst"}
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -90,6 +90,7 @@ def test_critics_learn_where_the_data_are_their_own() -> None:
     assert th.allclose(errors.squeeze(2), (owners * (values - targets)).sum(dim=2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_episodes_are_told_apart_where_steps_cannot_be() -> None:
     """Two policies whose actions differ by less than their noise: hardly to be told from a step, plain from an episode."""
     generator = np.random.default_rng(0)
@@ -193,6 +194,7 @@ def test_every_gate_has_critics_of_sub_policies(gate: str) -> None:
     assert th.allclose(found.squeeze(1), values[rows, chosen], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_seeds_keep_their_own_evidence() -> None:
     together = [mixture(seed=seed) for seed in range(2)]
     learn_together(list(together), 4)

@@ -194,6 +194,7 @@ def test_exported_policies_choose_alike(options: dict[str, Any]) -> None:
     exported_and_single_actions(mixture(**options).learn(20), DATA.observations[:64])
 
 
+@pytest.mark.slow
 def test_several_seeds_keep_their_own_variances() -> None:
     together = [mixture(**EVERYTHING | {"seed": seed}) for seed in range(2)]
     learn_together(list(together), 4)
@@ -225,6 +226,7 @@ def test_value_targets_with_the_other_options() -> None:
     assert all(bool(th.isfinite(tensor).all()) for tensor in model.policy.state_dict().values())
 
 
+@pytest.mark.slow
 def test_sub_policies_part() -> None:
     """On the toy, whose data have two ways of acting, those of the paper stay one policy, and these do not."""
     found = {}

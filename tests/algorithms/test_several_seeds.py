@@ -23,7 +23,7 @@ from tests.doors import train
 from tests.toy_data import make_transitions
 
 #: Together they have delayed updates, several optimizers, operations of the package's own and a schedule.
-QUICK = ("bc", "td3_bc", "dmpo", "cql")
+QUICK = ("bc", "td3_bc")
 
 
 def models(name: str, n: int = 3, **arguments: Any) -> list[OfflineAlgorithm]:

@@ -24,6 +24,7 @@ def test_damaged_files() -> None:
     passed(damage.damaged_files(20))
 
 
+@pytest.mark.slow
 def test_hostile_files_are_live_elsewhere_and_dead_here() -> None:
     rows = hostile.hostile_files()
     passed(rows)

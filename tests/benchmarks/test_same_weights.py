@@ -8,6 +8,7 @@ import pytest
 from benchmarks import same_weights
 
 
+@pytest.mark.slow
 def test_a_checkout_is_the_same_as_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert same_weights.main([str(same_weights.HERE), "--updates", "3", "--cases", "bc"]) == 0
     assert capsys.readouterr().out == "bc: same\n"

@@ -61,7 +61,12 @@ SMALL = [option for option in TINY if option not in ("--seed", "1")]
 
 
 @pytest.mark.parametrize(
-    "options", [["--seed", "2"], ["--seeds", "0-1"], ["--finetune", "4", "--finetune-params", "learning_starts:2"]]
+    "options",
+    [
+        ["--seed", "2"],
+        pytest.param(["--seeds", "0-1"], marks=pytest.mark.slow),
+        ["--finetune", "4", "--finetune-params", "learning_starts:2"],
+    ],
 )
 def test_a_run_opens_its_dataset_once(
     options: list[str], call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -27,7 +27,7 @@ from tests.toy_data import DriftEnv
 
 RECORDED = [name for name, algorithm in ALGOS.items() if algorithm.can_be_recorded]
 #: Recording takes seconds: of most algorithms it is left to the slow tests.
-EACH_SLOWLY = [name if name in ("td3_bc", "dmpo") else pytest.param(name, marks=pytest.mark.slow) for name in RECORDED]
+EACH_SLOWLY = [name if name == "td3_bc" else pytest.param(name, marks=pytest.mark.slow) for name in RECORDED]
 
 
 def tensors_of(values: Any) -> list[th.Tensor]:
@@ -240,7 +240,8 @@ def test_options_are_captured(name: str, arguments: dict[str, Any], stand_in: St
     assert stand_in.n_replays == 10
 
 
-@pytest.mark.parametrize("name", ["td3_bc", pytest.param("iql", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["td3_bc", "iql"])
 def test_resumed_run_is_the_undisturbed_one(name: str, stand_in: StandIn, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dataset": DATA, "compile": True, "capture": True}
     make(name, **options).learn(3).save(tmp_path / "part")
@@ -250,6 +251,7 @@ def test_resumed_run_is_the_undisturbed_one(name: str, stand_in: StandIn, tmp_pa
     assert_same_models(resumed, whole)
 
 
+@pytest.mark.slow
 def test_several_seeds_are_captured(stand_in: StandIn) -> None:
     """One replay updates all models, each of which draws from its own generators; one leaves before the others."""
     sets = []
@@ -263,20 +265,20 @@ def test_several_seeds_are_captured(stand_in: StandIn) -> None:
         assert_same_models(captured, plain)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: model.set_random_seed(7),
-        lambda model: model.set_parameters(copy.deepcopy(model.get_parameters())),
-        # The same numbers elsewhere: a graph knows addresses only.
-        lambda model: [setattr(p, "data", p.data.clone()) for p in model.policy.parameters()],
-        lambda model: model.replay_buffer.reserve(100),
-        lambda model: model._noise_generator.manual_seed(3),
-        lambda model: model.policy.load_state_dict({k: v * 0.5 for k, v in model.policy.state_dict().items()}),
-        lambda model: model.train(2, 8),
-        lambda model: model.policy.set_training_mode(False),
-    ],
-)
+CHANGES: list[Callable[[OfflineAlgorithm], Any]] = [
+    # The same numbers elsewhere: a graph knows addresses only.
+    lambda model: [setattr(p, "data", p.data.clone()) for p in model.policy.parameters()],
+    lambda model: model._noise_generator.manual_seed(3),
+    lambda model: model.set_random_seed(7),
+    lambda model: model.set_parameters(copy.deepcopy(model.get_parameters())),
+    lambda model: model.replay_buffer.reserve(100),
+    lambda model: model.policy.load_state_dict({k: v * 0.5 for k, v in model.policy.state_dict().items()}),
+    lambda model: model.train(2, 8),
+    lambda model: model.policy.set_training_mode(False),
+]
+
+
+@pytest.mark.parametrize("change", [*CHANGES[:2], *(pytest.param(change, marks=pytest.mark.slow) for change in CHANGES[2:])])
 def test_changes_while_learning_are_seen(change: Callable[[OfflineAlgorithm], Any], stand_in: StandIn) -> None:
     captured, plain = pair("td3_bc")
     for model in (captured, plain):
@@ -284,6 +286,7 @@ def test_changes_while_learning_are_seen(change: Callable[[OfflineAlgorithm], An
     assert_same_models(captured, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["td3_bc"])
 def test_added_transitions_are_drawn_before_the_replay(name: str, stand_in: StandIn) -> None:
     """Online learning in between; afterwards the buffer lies elsewhere."""
@@ -305,7 +308,7 @@ def test_data_on_disk_are_read_before_the_replay(stand_in: StandIn, monkeypatch:
     assert stand_in.n_replays == 6 and stand_in.n_captured == 2
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_changed_settings_are_recorded_anew(compiled: bool, stand_in: StandIn) -> None:
     """A Python number is part of the graph."""
     kept = make("td3_bc", dataset=DATA, compile=True, capture=compiled).learn(2)

@@ -65,7 +65,10 @@ def test_recorded_update_equals_the_eager_one(name: str) -> None:
 
 
 @pytest.mark.usefixtures("quick_backend")
-@pytest.mark.parametrize("arguments", [{}, {"gating_dtype": "bfloat16", "policy_kwargs": {"net_arch": [32, 32]}}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, pytest.param({"gating_dtype": "bfloat16", "policy_kwargs": {"net_arch": [32, 32]}}, marks=pytest.mark.slow)],
+)
 def test_compiled_run_is_resumed_compiled(arguments: dict[str, Any], tmp_path: Path) -> None:
     whole = make("infodmpo", dataset=DATA, compile=True, **arguments).learn(4)
     half = make("infodmpo", dataset=DATA, compile=True, **arguments).learn(2)

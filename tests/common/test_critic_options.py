@@ -19,7 +19,7 @@ from tests.contract import DATA, assert_same, make
 
 WITH_CRITICS = [name for name, algorithm in ALGOS.items() if algorithm.learns_online]
 #: What takes seconds per algorithm is done for these, and for the others in the slow tests.
-QUICK = ("dmpo", "td3_bc", "iql")
+QUICK = ("td3_bc",)
 EACH_SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WITH_CRITICS]
 OPTIONS: dict[str, Any] = {"net_arch": [16, 16], "n_critics": 3, "critic_layer_norm": True}
 
@@ -178,7 +178,7 @@ def test_out_of_range(option: str, value: Any) -> None:
         DMPO("MlpPolicy", dataset=DATA, policy_kwargs={option: value})
 
 
-@pytest.mark.parametrize("name", ["dmpo", "diffusion_ql"])
+@pytest.mark.parametrize("name", ["dmpo", pytest.param("diffusion_ql", marks=pytest.mark.slow)])
 def test_onnx(name: str, tmp_path: Path) -> None:
     """Layer norm in double precision, where the critics choose; and averages, if there are some."""
     pytest.importorskip("onnxscript")

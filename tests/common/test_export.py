@@ -103,7 +103,7 @@ def test_torch_export_with_a_state(name: str, tmp_path: Path) -> None:
     assert_same_episodes(model, lambda *given: [out.detach().numpy() for out in program(*map(th.from_numpy, given))])
 
 
-@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("name", [pytest.param("decision_transformer", marks=pytest.mark.slow), "maple"])
 def test_onnx_with_a_state(name: str, tmp_path: Path) -> None:
     model = make(name, dataset=DATA).learn(8)
     model.export(tmp_path / "policy.onnx")

@@ -299,6 +299,7 @@ def test_an_entry_that_goes_while_it_is_published_is_no_error(cache: Path, monke
     assert not cache.exists() and np.isfinite(transitions.observations).all()
 
 
+@pytest.mark.slow
 def test_processes_with_an_empty_cache(cache: Path, tmp_path: Path) -> None:
     """Mapped and plain at the same moment: all get the same data."""
     make_dataset()
