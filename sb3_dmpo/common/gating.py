@@ -35,7 +35,7 @@ def best_actions(
         values, actions = table(observations.double(), *networks)
         index = values.argmax(dim=1, keepdim=True)
         return index, chosen_actions(actions, index)
-    blocks = observations.split(block_size) if block_size and observations.device.type == "cpu" else (observations,)
+    blocks = th.split(observations, block_size) if block_size and observations.device.type == "cpu" else (observations,)
     values, actions = map(th.cat, zip(*(table(block, *networks) for block in blocks), strict=True))
     index = values.argmax(dim=1, keepdim=True)
     best = values.topk(min(2, values.shape[1]), dim=1).values
