@@ -327,7 +327,8 @@ def peer_lines(found: dict[tuple[str, int, str], dict[int, LateScores]], algorit
     """
     own_name = METHOD_NAMES[algorithm]
     lines = [["method", "datasets", "runs", "interquartile mean", "95% interval", own_name, "95% interval"]]
-    for peer in sorted({key[2] for key in found} - {algorithm}):
+    # Variants (``infodmpo[n_components=4]``) have tables of their own.
+    for peer in sorted({key[2] for key in found if "[" not in key[2]} - {algorithm}):
         places = [key[:2] for key in found if key[2] == peer and (*key[:2], algorithm) in found]
         if not places:
             continue
