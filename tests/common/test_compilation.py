@@ -42,6 +42,14 @@ def test_guard_notices_synchronisation() -> None:
         bool(th.ones(1) > 0)
 
 
+#: Recording takes seconds: of most algorithms it is left to the slow tests.
+RECORDED = [
+    name if name in ("dmpo", "td3_bc", "decision_transformer") else pytest.param(name, marks=pytest.mark.slow)
+    for name, algorithm in ALGOS.items()
+    if algorithm.can_be_recorded
+]
+
+
 @pytest.mark.parametrize("name", ALGOS)
 def test_update_does_not_wait_for_the_device(name: str) -> None:
     model = make(name, dataset=DATA).learn(4)
@@ -53,7 +61,7 @@ def test_update_does_not_wait_for_the_device(name: str) -> None:
 
 
 @pytest.mark.usefixtures("quick_backend")
-@pytest.mark.parametrize("name", [name for name, algorithm in ALGOS.items() if algorithm.can_be_recorded])
+@pytest.mark.parametrize("name", RECORDED)
 def test_recorded_update_equals_the_eager_one(name: str) -> None:
     eager = make(name, dataset=DATA, compile=False).learn(8)
     compiled = make(name, dataset=DATA, compile=True).learn(8)

@@ -17,8 +17,8 @@ from tests.toy_data import EPISODE_LENGTH, DriftEnv, make_transitions
 TOLERANCE = 1e-5
 WITH_MEMORY = ("decision_transformer", "maple")
 WITHOUT_MEMORY = [name for name in ALGOS if name not in WITH_MEMORY]
-#: The exporter takes seconds for most of them.
-ONNX_ALGORITHMS = [name if name in ("dmpo", "bc") else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_MEMORY]
+#: Exporting takes seconds: of most algorithms it is left to the slow tests.
+EACH_SLOWLY = [name if name in ("dmpo", "bc") else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_MEMORY]
 
 
 def random_observations(model: OfflineAlgorithm, n: int) -> Any:
@@ -45,8 +45,8 @@ def assert_same_actions(model: OfflineAlgorithm, observations: Any, actions: np.
     np.testing.assert_allclose(actions, expected, atol=TOLERANCE, rtol=0.0)
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
-@pytest.mark.parametrize("name", WITHOUT_MEMORY)
+@pytest.mark.parametrize("policy", ["MlpPolicy", pytest.param("MultiInputPolicy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_torch_export(name: str, policy: str, tmp_path: Path) -> None:
     model = make(name, policy, dataset=DATA if policy == "MlpPolicy" else DICT_DATA).learn(8)
     model.export(tmp_path / "policy.pt2")
@@ -58,7 +58,7 @@ def test_torch_export(name: str, policy: str, tmp_path: Path) -> None:
         assert_same_actions(model, observations, actions.detach().numpy())
 
 
-@pytest.mark.parametrize("name", ONNX_ALGORITHMS)
+@pytest.mark.parametrize("name", EACH_SLOWLY)
 def test_onnx(name: str, tmp_path: Path) -> None:
     """Random observations, and an episode in which every action depends on those before."""
     model = make(name, dataset=DATA).learn(8)
