@@ -23,7 +23,7 @@ from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import PALETTE
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
-PICTURE = Path(__file__).parent / "results" / "figures" / "ablation.png"
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "ablation.png"
 #: Arguments of the training command with an option, and without.
 OPTIONS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "episode assignment": ({"assignment": "'episode'"}, {"assignment": "'posterior'"}),
@@ -131,14 +131,13 @@ def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], tuple[float, fl
 
     :param rows: of the results file
     """
-    runs: dict[tuple[str, str, str], list[tuple[int, float]]] = defaultdict(list)
+    runs: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     for row in rows:
-        if row["evaluation"] == "training":
-            runs[row["dataset"], row["variant"], row["seed"]].append((int(row["updates"]), float(row["score"])))
+        # The last evaluation of a run is in the row of the final one.
+        runs[row["dataset"], row["variant"], row["seed"]][int(row["updates"])] = float(row["score"])
     found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for (dataset, variant, _), evaluations in runs.items():
-        half = max(updates for updates, _ in evaluations) / 2
-        late = [score for updates, score in evaluations if updates > half]
+    for (dataset, variant, _), scores in runs.items():
+        late = [score for updates, score in scores.items() if 2 * updates > max(scores)]
         found[dataset, variant].append((sum(late) / len(late), min(late)))
     return {
         key: (sum(mean for mean, _ in values) / len(values), sum(worst for _, worst in values) / len(values))
