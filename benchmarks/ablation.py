@@ -22,6 +22,11 @@ from matplotlib.figure import Figure
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import PALETTE
 
+try:
+    from scores import second_half
+except ImportError:
+    from benchmarks.scores import second_half
+
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "ablation.png"
 #: Arguments of the training command with an option, and without.
@@ -131,13 +136,12 @@ def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], tuple[float, fl
 
     :param rows: of the results file
     """
-    runs: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+    runs: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
-        # The last evaluation of a run is in the row of the final one.
-        runs[row["dataset"], row["variant"], row["seed"]][int(row["updates"])] = float(row["score"])
+        runs[row["dataset"], row["variant"], row["seed"]].append(row)
     found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for (dataset, variant, _), scores in runs.items():
-        late = [score for updates, score in scores.items() if 2 * updates > max(scores)]
+    for (dataset, variant, _), evaluations in runs.items():
+        late = second_half(evaluations)
         found[dataset, variant].append((sum(late) / len(late), min(late)))
     return {
         key: (sum(mean for mean, _ in values) / len(values), sum(worst for _, worst in values) / len(values))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.errors import UsageError, exit_code
@@ -23,7 +22,7 @@ from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from sb3_dmpo.envs.registration import make_evaluation_env
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.maze_view import from_above
-from sb3_dmpo.plots.two_goals import RESOLUTION, component_map, trajectories
+from sb3_dmpo.plots.two_goals import RESOLUTION, all_actions, component_map, trajectories
 
 RESULTS = Path(__file__).parent / "results"
 #: Steps of an episode at which a frame is kept.
@@ -49,7 +48,7 @@ def load(path: str, dataset: str | None = None) -> Any:
 
 class Alone:
     """
-    One sub-policy of a mixture, as a model that acts on the toy, whose actions need no scaling.
+    One sub-policy of a mixture, as a model that acts on the toy.
 
     :param model: the mixture
     :param component: index of the sub-policy
@@ -65,9 +64,7 @@ class Alone:
         :param observation: shape (2,)
         :param deterministic: has no effect
         """
-        with th.no_grad():
-            scaled = self.policy.scale_observations(th.as_tensor(observation[None]))
-            return self.policy.acting("actor").all_components(scaled)[0, self.component].numpy(), None
+        return all_actions(self.policy, observation)[self.component], None
 
 
 def padded(paths: Sequence[np.ndarray]) -> np.ndarray:

@@ -40,15 +40,6 @@ HERE = Path(__file__).parent
 DPI = 130
 
 
-def unpadded(paths: np.ndarray) -> list[np.ndarray]:
-    """
-    Paths as they were, each of shape (steps, 2).
-
-    :param paths: with NaN behind the ends, shape (n, steps, 2)
-    """
-    return [positions[~np.isnan(positions[:, 0])] for positions in paths]
-
-
 def figure_2(folder: Path) -> Drawing:
     """
     The toy: map, trajectories of every method, and which sub-policy acts where.
@@ -71,9 +62,7 @@ def figure_2(folder: Path) -> Drawing:
         draw_map(axes[0])
         axes[0].set_title("(a) task and demonstrations")
         for i, name in enumerate(names, start=1):
-            drawn = draw_trajectories(
-                axes[i], arrays["data"], unpadded(arrays[f"paths_{name}"]), arrays[f"returns_{name}"], name
-            )
+            drawn = draw_trajectories(axes[i], arrays["data"], arrays[f"paths_{name}"], arrays[f"returns_{name}"], name)
             axes[i].set_title(f"({'abcdefghijkl'[i]}) {name}, mean return {arrays[f'returns_{name}'].mean():.2f}")
             handles |= {handle.get_label(): handle for handle in drawn}
         for i, name in enumerate(mixtures, start=1 + len(names)):
@@ -81,7 +70,7 @@ def figure_2(folder: Path) -> Drawing:
             draw_components(axes[i], arrays[f"components_{name}"], int(arrays[f"n_components_{name}"]), is_one)
             what = ONE_POLICY if is_one else "who acts, each alone"
             if not is_one:
-                for component, path in enumerate(unpadded(arrays[f"alone_{name}"])):
+                for component, path in enumerate(arrays[f"alone_{name}"]):
                     axes[i].plot(*path.T, color="black", linewidth=3.2, zorder=5)
                     axes[i].plot(*path.T, color=colour_of(component), linewidth=2.0, zorder=5)
             axes[i].set_title(f"({'abcdefghijkl'[i]}) {name}: {what}")
@@ -137,7 +126,7 @@ def figure_5(folder: Path) -> Drawing:
     for episode, part in enumerate(np.atleast_1d(figure.subfigures(1, n_episodes, wspace=0.04))):
         values, components = data[f"values_{episode}"], data[f"components_{episode}"]
         n_components = values.shape[1]
-        colours = [PALETTE[k % len(PALETTE)] for k in range(n_components)]
+        colours = [colour_of(k) for k in range(n_components)]
         shown = [step for step in steps if step < len(values)]
         grid = part.add_gridspec(3, len(steps), height_ratios=[1.25, 1.0, 1.0])
         # They differ by little beside what all of them have in common.

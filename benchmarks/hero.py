@@ -25,7 +25,7 @@ from sb3_dmpo import BC, DMPO
 from sb3_dmpo.data.loading import Transitions, load_transitions
 from sb3_dmpo.envs import make_two_goals_dataset
 from sb3_dmpo.envs.two_goals import GOALS, OBSTACLES, STEP_SIZE
-from sb3_dmpo.plots.two_goals import draw_map, trajectories
+from sb3_dmpo.plots.two_goals import all_actions, draw_map, trajectories
 
 #: The toy's settings of zoo_configs/, and the one that lets the sub-policies part.
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 128, "policy_kwargs": {"net_arch": [64, 64]}, "seed": 0}
@@ -45,11 +45,7 @@ def proposals(model: DMPO, observation: np.ndarray) -> tuple[np.ndarray, int]:
     :param model: trained on the toy, whose actions need no scaling
     :param observation: shape (2,)
     """
-    policy = model.policy
-    with th.no_grad():
-        scaled = policy.scale_observations(th.as_tensor(observation[None]))
-        actions = policy.acting("actor").all_components(scaled)[0].numpy()
-    return actions, int(policy.select_component(observation[None])[0])
+    return all_actions(model.policy, observation), int(model.policy.select_component(observation[None])[0])
 
 
 def draw_data(axes: Axes, data: Transitions) -> None:

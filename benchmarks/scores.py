@@ -97,6 +97,18 @@ def collect_cells(rows: Iterable[Mapping[str, str]], at: int | None = None) -> d
     }
 
 
+def second_half(run: Sequence[Mapping[str, str]]) -> list[float]:
+    """
+    Scores of the evaluations in the second half of one run, in order. After the last update only the final evaluation counts.
+
+    :param run: its evaluations
+    """
+    last = max(int(row["updates"]) for row in run)
+    counted = [row for row in run if row["evaluation"] == "final" or int(row["updates"]) < last]
+    scores = {int(row["updates"]): float(row["score"]) for row in counted}
+    return [scores[updates] for updates in sorted(scores) if 2 * updates > last]
+
+
 def interquartile_mean(scores: Iterable[FloatArray]) -> float:
     """
     Mean of the middle half of the scores of all runs.

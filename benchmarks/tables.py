@@ -29,6 +29,7 @@ try:
         collect_cells,
         interquartile_mean,
         read_results,
+        second_half,
     )
 except ImportError:
     from benchmarks.scores import (
@@ -39,6 +40,7 @@ except ImportError:
         collect_cells,
         interquartile_mean,
         read_results,
+        second_half,
     )
 
 HERE = Path(__file__).parent
@@ -282,16 +284,12 @@ def late_scores(rows: Iterable[dict[str, str]]) -> dict[tuple[str, int, str], di
 
     :param rows: evaluations
     """
-    runs: dict[tuple[str, int, str, int], dict[int, float]] = {}
+    runs: dict[tuple[str, int, str, int], list[dict[str, str]]] = {}
     for row in rows:
-        length, updates = int(row[RUN_UPDATES]), int(row["updates"])
-        is_repeated = row["evaluation"] != "final" and updates == length
-        if 2 * updates > length and not is_repeated:
-            key = (row["dataset"], length, row["algorithm"], int(row["seed"]))
-            runs.setdefault(key, {})[updates] = float(row["score"])
+        runs.setdefault((row["dataset"], int(row[RUN_UPDATES]), row["algorithm"], int(row["seed"])), []).append(row)
     found: dict[tuple[str, int, str], dict[int, LateScores]] = {}
-    for (*place, seed), by_updates in sorted(runs.items()):
-        scores = [by_updates[updates] for updates in sorted(by_updates)]
+    for (*place, seed), run in sorted(runs.items()):
+        scores = second_half(run)
         if len(scores) >= MIN_LATE_EVALUATIONS:
             found.setdefault(tuple(place), {})[seed] = LateScores(float(np.mean(scores)), min(scores), scores[-1])
     return found

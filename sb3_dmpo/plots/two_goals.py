@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
@@ -90,6 +91,19 @@ def trajectories(model: Any, n: int, seed: int) -> tuple[list[NDArray[np.float32
         returns.append(total)
     env.close()
     return paths, returns
+
+
+def all_actions(policy: Any, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """
+    What every sub-policy would do, shape (n_components, 2): the toy's actions need no scaling.
+
+    :param policy: policy of a mixture
+    :param observation: shape (2,)
+    """
+    with th.no_grad():
+        scaled = policy.scale_observations(th.as_tensor(observation[None]))
+        actions: NDArray[np.float32] = policy.acting("actor").all_components(scaled)[0].numpy()
+    return actions
 
 
 def component_map(policy: Any, resolution: int) -> NDArray[np.int64]:
