@@ -160,8 +160,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     why_offline: ClassVar[str] = "has no critic and cannot improve by its own experience"
     #: Arguments that several processes share equally.
     shared_arguments: ClassVar[tuple[str, ...]] = ("batch_size",)
-    #: Whether an update depends on nothing but its minibatch, so that it can be compiled, and done for several seeds at once.
-    can_be_recorded: ClassVar[bool] = True
+    #: Whether several of it can be trained at once: nothing but updates happens in its training.
+    can_learn_together: ClassVar[bool] = True
     #: Whether ``learn`` is at what comes before the first update, which may be broken off at any moment.
     _is_preparing: bool = False
     #: Whether its zips hold arrays besides networks and optimizers.
@@ -647,7 +647,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """
         buffer = self.replay_buffer
         assert isinstance(buffer, OfflineReplayBuffer)
-        variant, data = self.update_variant(batch_size), buffer.fixed_data()
+        variant, data = self.update_variant(batch_size), self._fixed_data(buffer)
         generators = [buffer.generator, self._noise_generator] if data else []
         # What the graph cannot draw itself is drawn before.
         batch = None if data else self.sample_batch(batch_size)
@@ -662,6 +662,10 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             return own, tuple(metrics)
 
         return self._captured.run((variant, buffer), body, self.device, generators, data) or (batch, None)
+
+    def _fixed_data(self, buffer: OfflineReplayBuffer) -> list[th.Tensor]:
+        """See :meth:`OfflineReplayBuffer.fixed_data`."""
+        return buffer.fixed_data()
 
     def _update_all(self, batch: OfflineBatch) -> Metrics:
         metrics = self.update(batch)
@@ -686,17 +690,14 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param continuing: whether a run goes on
         """
         optimizers = [optimizer for optimizer, _, _ in self._optimizers.values()]
-        if self.can_be_recorded:
-            obstacle = missing_for_recording(optimizers) or missing_for_capture(self.device)
-            option, before = self.compile, self._is_compiled if continuing else None
-            if ranks.is_joined():
-                obstacle = "several processes train together"
-                if option == "auto":
-                    # The processes may take minutes of different length for it; who wants that says so.
-                    option, before = False, None
-            self._is_compiled = self._compiled.decide(option, before, n_updates, optimizers, self.device)
-        else:
-            obstacle, self._is_compiled = "its updates depend on more than their minibatches", False
+        obstacle = missing_for_recording(optimizers) or missing_for_capture(self.device)
+        option, before = self.compile, self._is_compiled if continuing else None
+        if ranks.is_joined():
+            obstacle = "several processes train together"
+            if option == "auto":
+                # The processes may take minutes of different length for it; who wants that says so.
+                option, before = False, None
+        self._is_compiled = self._compiled.decide(option, before, n_updates, optimizers, self.device)
         # Captured updates are recorded ones.
         self._compiled.is_on |= self._captured.decide(self.capture, self._is_compiled, obstacle)
         self._use_state()

@@ -114,7 +114,7 @@ class DynamicsEnsemble(nn.Module):
             if found != kinds or not (0 <= elites.min() and elites.max() < n_models):
                 raise ValueError("their shapes do not fit")
             ensemble = cls(*sizes, n_models, len(elites), widths)
-            ensemble.load_state_dict({name: th.from_numpy(value) for name, value in arrays.items()})
+            ensemble.load_state_dict({name: th.tensor(value) for name, value in arrays.items()})
         except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
             raise DamagedFileError(f"The arrays in the file make no ensemble of dynamics ({error}).") from None
         return ensemble
@@ -448,14 +448,14 @@ class EnsembleTraining:
         if {name: (value.shape, value.dtype) for name, value in arrays.items()} != expected:
             raise DamagedFileError("The ensemble in the file that is half trained is of other settings or another dataset.")
         prefix = "ensemble/"
-        weights = {name.removeprefix(prefix): th.from_numpy(v) for name, v in arrays.items() if name.startswith(prefix)}
+        weights = {name.removeprefix(prefix): th.tensor(v) for name, v in arrays.items() if name.startswith(prefix)}
         self.ensemble.load_state_dict(weights)
         for i, tensor in enumerate(self.best):
-            tensor.copy_(th.from_numpy(arrays[f"best/{i}"]))
+            tensor.copy_(th.tensor(arrays[f"best/{i}"]))
         for i, parameter in enumerate(self.parameters):
             for name in ("step", "exp_avg", "exp_avg_sq"):
-                self.optimizer.state[parameter][name].copy_(th.from_numpy(arrays[f"adam/{i}/{name}"]))
-        self.stopping.best_errors = th.from_numpy(arrays["best_errors"].copy())
+                self.optimizer.state[parameter][name].copy_(th.tensor(arrays[f"adam/{i}/{name}"]))
+        self.stopping.best_errors = th.tensor(arrays["best_errors"])
         self.epoch, self.stopping.stale_epochs = map(int, arrays["counts"])
 
 

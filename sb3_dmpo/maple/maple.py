@@ -185,7 +185,7 @@ class MAPLE(OfflineAlgorithm):
     :meth:`learn` first fits the ensemble, which takes no timestep (:meth:`learn_model`), and then counts one timestep per
     update. Where the same data serve several runs, ``dynamics=`` takes the ensemble of another one.
 
-    Observations are not scaled; the ensemble has a scaler of its own. ``policy_delay`` and ``compile`` have no effect.
+    Observations are not scaled; the ensemble has a scaler of its own. ``policy_delay`` has no effect.
 
     :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: environment; optional
@@ -237,12 +237,11 @@ class MAPLE(OfflineAlgorithm):
         "real_ratio": UNIT,
         "reward_slack": NOT_NEGATIVE,
         "target_entropy": optional(FINITE),
-        "compile": one_of(False, "auto"),
     }
     shared_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "model_batch_size", "rollout_batch_size")
     learns_online: ClassVar[bool] = False
     why_offline: ClassVar[str] = "learns from episodes that its model of the recorded data imagines, and not online"
-    can_be_recorded: ClassVar[bool] = False
+    can_learn_together: ClassVar[bool] = False
     stores_arrays: ClassVar[bool] = True
     replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = SequenceReplayBuffer
 
@@ -803,6 +802,18 @@ class MAPLE(OfflineAlgorithm):
         metrics |= {"alpha": alpha, "entropy": -mean(log_probs.detach()), "q_value": mean(q_values[0].detach())}
         return losses, metrics | {"target_q": mean(targets)}
 
+    def update_variant(self, batch_size: int) -> tuple[Any, ...]:
+        """
+        What decides which operations the current update consists of; it is compiled once for every value.
+
+        :param batch_size: minibatch size
+        """
+        return (*super().update_variant(batch_size), self.value_range)
+
+    def _fixed_data(self, buffer: OfflineReplayBuffer) -> list[th.Tensor]:
+        """Nothing: hidden states and imagined episodes are made anew as training goes on."""
+        return []
+
     def update(self, batch: Sequences) -> Metrics:  # type: ignore[override]
         """One update of everything but the ensemble."""
         losses, metrics = self.losses(batch)
@@ -921,7 +932,7 @@ def _set_parameters(module: th.nn.Module, vector: th.Tensor) -> None:
 def _checked_vector(vector: np.ndarray, size: int) -> th.Tensor:
     if vector.shape != (size,) or vector.dtype != np.float32:
         raise ValueError(f"there are {vector.shape} numbers for {size} weights")
-    return th.from_numpy(vector)
+    return th.tensor(vector)
 
 
 def _contexts(encoder: Any, batch: Sequences, hidden: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

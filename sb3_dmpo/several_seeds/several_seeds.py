@@ -91,8 +91,8 @@ def check_together(models: Sequence[OfflineAlgorithm]) -> None:
                     f"{value} in number {i}."
                 )
     obstacle = missing_for_recording([optimizer for optimizer, _, _ in first._optimizers.values()])
-    if not first.can_be_recorded:
-        obstacle = "its updates depend on more than their minibatches"
+    if not first.can_learn_together:
+        obstacle = "it does more between its updates"
     if obstacle is not None:
         raise ValueError(
             f"Several seeds of {type(first).__name__} cannot learn at once: {obstacle}. Train one after the other."

@@ -66,7 +66,7 @@ def test_every_seed_ends_as_on_its_own(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALGOS if name not in QUICK and ALGOS[name].can_be_recorded])
+@pytest.mark.parametrize("name", [name for name in ALGOS if name not in QUICK and ALGOS[name].can_learn_together])
 def test_every_seed_of_the_other_algorithms_ends_as_on_its_own(name: str) -> None:
     assert_as_alone(name, 24)
 
@@ -255,7 +255,7 @@ def test_failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         learn_together(models("td3_bc", 2, compile=True), 4)
 
 
-def test_updates_that_depend_on_more_than_their_minibatches() -> None:
+def test_training_that_does_more_than_updates() -> None:
     with pytest.raises(ValueError, match=r"Several seeds of MAPLE cannot learn at once: .* Train one after the other"):
         learn_together(models("maple", 2), 1)
 

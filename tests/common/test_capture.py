@@ -25,9 +25,12 @@ from tests.common.test_compilation import NoSynchronisation
 from tests.contract import DATA, assert_same, make
 from tests.toy_data import DriftEnv
 
-RECORDED = [name for name, algorithm in ALGOS.items() if algorithm.can_be_recorded]
 #: Recording takes seconds: of most algorithms it is left to the slow tests.
-EACH_SLOWLY = [name if name == "td3_bc" else pytest.param(name, marks=pytest.mark.slow) for name in RECORDED]
+EACH_SLOWLY = [
+    name if name == "td3_bc" else pytest.param(name, marks=pytest.mark.slow)
+    for name, algorithm in ALGOS.items()
+    if algorithm.can_learn_together  # nothing but updates happens
+]
 
 
 def tensors_of(values: Any) -> list[th.Tensor]:
@@ -210,6 +213,14 @@ def test_replays_equal_learn(name: str, stand_in: StandIn) -> None:
     assert list(logs[0][0]) == list(logs[1][0])
     # Sums of 64 and of 1000 numbers at a time.
     np.testing.assert_allclose(list(logs[0][0].values()), list(logs[1][0].values()), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_minibatches_of_imagined_episodes_are_drawn_before_the_replay(stand_in: StandIn) -> None:
+    captured, plain = pair("maple", learning_rate=lambda progress: 1e-3 * progress)
+    stand_in.watch(captured)
+    assert_same_models(captured.learn(10), plain.learn(10))
+    assert stand_in.n_replays == 10 and captured._n_rollouts > 2 and captured._refresh > 0
 
 
 @pytest.mark.parametrize("name", ["td3_bc", pytest.param("iql", marks=pytest.mark.slow)])
@@ -406,8 +417,6 @@ def test_choice() -> None:
     assert choose(True, False, None) and not choose(False, True, None)
     with pytest.raises(RuntimeError, match=r"capture=True is not possible: CUDA graphs need a CUDA device.*'cpu'.*\"auto\""):
         make("td3_bc", dataset=DATA, capture=True).learn(1)
-    with pytest.raises(RuntimeError, match="capture=True is not possible: its updates depend on more"):
-        make("maple", dataset=DATA, capture=True).learn(1)
     with pytest.raises(ValueError, match="capture is 'yes'"):
         make("td3_bc", dataset=DATA, capture="yes")
     assert not make("td3_bc", dataset=DATA, compile=True).learn(0)._captured.is_on
