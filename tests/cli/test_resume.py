@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_dmpo import DMPO
+from sb3_dmpo import DMPO, MAPLE
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from tests.cli.test_train import Outcome, assert_one_line
+from tests.contract import assert_same as assert_equal
 
 pytest.importorskip("rl_zoo3")
 
@@ -188,6 +189,58 @@ def test_sigkill_while_training(
     code, _, err = call(train, *RUN, "-f", "killed", "--resume")
     assert code == 0, err
     assert_same(tmp_path / "killed", whole)
+
+
+MAPLE_RUN = ["--algo", "maple", "-n", "30", "--seed", "1", "--save-freq", "10", "--eval-freq", "15", "--eval-episodes", "2"]
+MAPLE_RUN += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16", "n_models:2", "n_elites:1", "model_arch:(8,)"]
+MAPLE_RUN += ["model_max_epochs:3", "rollout_batch_size:10", "rollout_interval:6", "n_retained_rollouts:2"]
+MAPLE_RUN += ["refresh_interval:12", "real_ratio:0.25"]
+KILLED_AT = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+import sb3_dmpo.maple.dynamics, sb3_dmpo.maple.maple
+from sb3_dmpo.__main__ import main
+owner = eval("sb3_dmpo.maple." + sys.argv.pop(1))
+name, last = sys.argv.pop(1), int(sys.argv.pop(1))
+original, calls = getattr(owner, name), []
+def deadly(*args, **kwargs):
+    calls.append(name)
+    if len(calls) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+setattr(owner, name, deadly)
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "owner, name, call_number, checkpoint",
+    [
+        ("dynamics.EnsembleTraining", "_train_step", 30, 0),
+        ("dynamics.DynamicsEnsemble", "step", 13, 10),
+        ("maple.MAPLE", "update", 27, 20),
+    ],
+)
+def test_maple_killed_in_each_of_its_phases(
+    call: Callable[..., Outcome], tmp_path: Path, owner: str, name: str, call_number: int, checkpoint: int
+) -> None:
+    """In the second epoch of its ensemble, in the middle of imagined episodes, and between updates."""
+    path = Path("maple/TwoGoals-v0_1")
+    assert call(train, *MAPLE_RUN, "-f", "whole")[0] == 0
+    command = [sys.executable, "-c", KILLED_AT, owner, name, str(call_number), "train", *MAPLE_RUN, "-f", "killed"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    left = {file.name for file in (tmp_path / "killed" / path).glob("*.zip")}
+    assert f"rl_model_{checkpoint}_steps.zip" in left and f"rl_model_{checkpoint + 10}_steps.zip" not in left
+    code, out, err = call(train, *MAPLE_RUN, "-f", "killed", "--resume")
+    assert code == 0 and f"rl_model_{checkpoint}_steps.zip" in out, err
+    models = [MAPLE.load(tmp_path / folder / path / "TwoGoals-v0.zip") for folder in ("killed", "whole")]
+    for model in models:
+        model._unpack()
+    first, second = models
+    assert_equal(first.get_parameters(), second.get_parameters())
+    assert_equal(first.dynamics.ensemble.to_arrays(), second.dynamics.ensemble.to_arrays())
 
 
 def test_a_log_folder_with_brackets(call: Callable[..., Outcome], tmp_path: Path) -> None:
