@@ -21,10 +21,12 @@ from benchmarks.timing.turns import QUICK, Effort
 from sb3_dmpo import ALGOS
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
-TABLES = ("train", "scaling", "seeds", "data", "predict", "eval")
+TABLES = ("train", "scaling", "seeds", "data", "predict", "eval", "arithmetic")
 
 #: Algorithms of the eval table, slow and quick
 EVALUATED = ("dmpo", "infodmpo", "iql", "td3_bc", "bc")
+#: Algorithms of the arithmetic table
+COUNTED = ("dmpo", "infodmpo", "td3_bc")
 #: Algorithms of the seeds table
 OF_SEVERAL_SEEDS = ("dmpo", "td3_bc", "bc")
 
@@ -82,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> list[rows_module.Row]:
         "eval": lambda: acting_tables.eval_rows(
             [name for name in EVALUATED if name in options.algos], options.threads[0], effort
         ),
+        "arithmetic": lambda: tables.arithmetic_rows([name for name in COUNTED if name in options.algos]),
     }
     origin, found = rows_module.origin(), []
     for table in TABLES:

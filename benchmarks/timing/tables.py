@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch as th
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing.ours import VARIANTS, setting, variants
+from benchmarks.timing.ours import VARIANTS, make_model, sb3_model, setting, variants
 from benchmarks.timing.rows import Row, measured
 from benchmarks.timing.turns import OURS, PEERS, Arena, Contender, Effort, arena, has_peers, in_turn
 from sb3_dmpo import ALGOS
@@ -114,6 +115,36 @@ def scaling_rows(threads: int, effort: Effort, only: Collection[str]) -> Iterato
                         "measure": "updates per CPU-second",
                     }
                     yield measured(contender.cpu, contenders[0].cpu, base_words, **columns)
+
+
+def arithmetic_rows(algos: list[str]) -> Iterator[Row]:
+    """
+    Floating-point operations of the matrix products of an update, beside those of SB3's TD3; but for the comparison of
+    sub-policies, whose operators the counter does not look into. They are the same on every machine.
+
+    :param algos: names as in ``ALGOS``
+    """
+    reference = _operations(sb3_model())
+    for algo in algos:
+        model = make_model(algo, compile=False)
+        model.learn(0)
+        columns = {
+            "table": "arithmetic",
+            "case": algo,
+            "system": "sb3_dmpo",
+            "variant": "all but the comparison of sub-policies",
+            "setting": setting(algo, {})[1],
+            "device": "cpu",
+            "threads": 1,
+            "measure": "million operations per update",
+        }
+        yield measured([_operations(model)], [reference], SB3, **columns)
+
+
+def _operations(model: Any) -> float:
+    with FlopCounterMode(display=False) as counter:
+        model.train(4, model.batch_size)  # twice with the delayed part, twice without
+    return float(counter.get_total_flops()) / 4e6
 
 
 def check_names(algos: list[str], only: Collection[str]) -> None:

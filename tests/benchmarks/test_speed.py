@@ -60,6 +60,17 @@ def test_the_scaling_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_the_arithmetic_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "COUNTED", ("bc",))
+    (found,) = speed.main([*TINY, "--only", "arithmetic"])
+    batch, observation, action, width = 256, 17, 6, 256
+    forward = batch * (observation * width + width * width + width * action)
+    # Gradients of all weights, and of the inputs of all layers but the first.
+    assert float(found["median"]) == pytest.approx(2e-6 * (3 * forward - batch * observation * width), rel=1e-3)
+    assert found["ratio_to"] == "SB3 TD3" and 0 < float(found["ratio"]) < 0.5
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_seeds_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "SETTINGS", ({"batch_size": 8, "policy_kwargs": {"net_arch": [8]}},))
     found = speed.main([*TINY, "--only", "seeds", "--algos", "bc"])
