@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import PALETTE
 
-try:
-    from scores import second_half
-except ImportError:
-    from benchmarks.scores import second_half
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.scores import second_half
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "ablation.png"

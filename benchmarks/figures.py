@@ -23,18 +23,13 @@ from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import ONE_POLICY, PALETTE, colour_of
 from sb3_dmpo.plots.two_goals import draw_components, draw_map, draw_trajectories
 
-try:
-    from figure_styles import STYLES, Drawing, style
-    from learning_curves import figure_3
-    from maze_trajectories import maze_trajectories
-    from scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
-    from tables import TABLES, comparable
-except ImportError:
-    from benchmarks.figure_styles import STYLES, Drawing, style
-    from benchmarks.learning_curves import figure_3
-    from benchmarks.maze_trajectories import maze_trajectories
-    from benchmarks.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
-    from benchmarks.tables import TABLES, comparable
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figure_styles import STYLES, Drawing, style
+from benchmarks.learning_curves import figure_3
+from benchmarks.maze_trajectories import maze_trajectories
+from benchmarks.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
+from benchmarks.tables import TABLES, comparable
 
 HERE = Path(__file__).parent
 DPI = 130

@@ -8,14 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-try:
-    from figure_styles import COMPARED, STYLES, Drawing, style
-    from scores import RUN_UPDATES, read_results, read_training
-    from tables import METHODS
-except ImportError:
-    from benchmarks.figure_styles import COMPARED, STYLES, Drawing, style
-    from benchmarks.scores import RUN_UPDATES, read_results, read_training
-    from benchmarks.tables import METHODS
+from benchmarks.figure_styles import COMPARED, STYLES, Drawing, style
+from benchmarks.scores import RUN_UPDATES, read_results, read_training
+from benchmarks.tables import METHODS
 
 #: Blocks of updates over which the critic loss is averaged, as in the paper.
 BLOCK = 5_000

@@ -9,13 +9,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.figure_styles import Drawing
 from sb3_dmpo.plots.common import PALETTE
 from sb3_dmpo.plots.two_goals import FAILURE_COLOUR, SUCCESS_COLOUR
-
-try:
-    from figure_styles import Drawing
-except ImportError:
-    from benchmarks.figure_styles import Drawing
 
 _START, _GOAL = PALETTE[0], PALETTE[5]
 _COLUMNS = 4

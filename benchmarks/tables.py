@@ -20,28 +20,18 @@ from sb3_dmpo.data.tasks import entry_keys
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import METHOD_NAMES
 
-try:
-    from scores import (
-        RUN_UPDATES,
-        ScoresByDataset,
-        TableCell,
-        bootstrap_interval,
-        collect_cells,
-        interquartile_mean,
-        read_results,
-        second_half,
-    )
-except ImportError:
-    from benchmarks.scores import (
-        RUN_UPDATES,
-        ScoresByDataset,
-        TableCell,
-        bootstrap_interval,
-        collect_cells,
-        interquartile_mean,
-        read_results,
-        second_half,
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.scores import (
+    RUN_UPDATES,
+    ScoresByDataset,
+    TableCell,
+    bootstrap_interval,
+    collect_cells,
+    interquartile_mean,
+    read_results,
+    second_half,
+)
 
 HERE = Path(__file__).parent
 #: Our algorithms by the papers' names.
