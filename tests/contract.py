@@ -378,6 +378,7 @@ class TestContract:
         state: Any = None
         for observations, shape in (
             (DATA.observations[0], (2,)),
+            (DATA.observations[:0], (0, 2)),
             (DATA.observations[:1], (1, 2)),
             (DATA.observations, (80, 2)),
         ):
