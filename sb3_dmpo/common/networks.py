@@ -216,7 +216,7 @@ class EnsembleCritic(nn.Module):
         size = observations.shape[1]
         weight = weights[0].transpose(1, 2)
         shared = th.baddbmm(biases[0], observations.expand(self.n_critics, *observations.shape), weight[:, :size])
-        own = th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]).unflatten(1, (batch, n))
+        own = th.unflatten(th.matmul(actions.reshape(batch * n, action_size), weight[:, size:]), 1, (batch, n))
         hidden = own + shared.unsqueeze(2) if th.is_grad_enabled() else own.add_(shared.unsqueeze(2))
         hidden = hidden.flatten(1, 2)
         # Not with the batch last: of a transposed factor ONNX Runtime up to 1.23 makes an operator that it lacks for doubles.

@@ -51,7 +51,7 @@ class CausalBlock(nn.Module):
 
     def _heads(self, tokens: th.Tensor) -> th.Tensor:
         """Shape ``(batch, n_heads, n_tokens, width)``."""
-        return tokens.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+        return th.unflatten(tokens, 2, (self.n_heads, -1)).transpose(1, 2)
 
     def attention(self, tokens: th.Tensor, visible: th.Tensor, uniform: th.Tensor | None, outputs: slice) -> th.Tensor:
         """

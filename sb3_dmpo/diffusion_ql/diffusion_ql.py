@@ -136,7 +136,8 @@ class DiffusionQL(OfflineAlgorithm):
         noise = self._chain_noise(batch, "next")
         n_actions = BACKUP_ACTIONS if self.max_q_backup else 1
         actions = policy.actor_ema(observations.repeat_interleave(n_actions, dim=0), noise)
-        q_values = policy.critic_target.all_actions(observations, actions.unflatten(0, (len(observations), n_actions)))
+        actions = th.unflatten(actions, 0, (len(observations), n_actions))
+        q_values = policy.critic_target.all_actions(observations, actions)
         # The best action of each critic, then the smaller of the critics.
         values: th.Tensor = q_values.amax(dim=2).amin(dim=0).unsqueeze(1)
         return values

@@ -209,7 +209,7 @@ class DiffusionPolicy(OfflinePolicy):
         batch, n = observations.shape[0], self.n_action_samples
         if noise is None:
             noise = self.acting_noise.to(observations).repeat(1, batch, 1)
-        actions = actor(observations.repeat_interleave(n, dim=0), noise.unbind()).unflatten(0, (batch, n))
+        actions = th.unflatten(actor(observations.repeat_interleave(n, dim=0), noise.unbind()), 0, (batch, n))
         return critic.all_actions(observations, actions).amin(dim=0), actions
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
