@@ -12,6 +12,9 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
+#: Where the user's datasets are, for the few tests of real data.
+OWN_DATASETS = os.environ.get("MINARI_DATASETS_PATH")
+
 # The networks of the tests are tiny: more threads cost more than they bring, and sums depend on their number.
 th.set_num_threads(1)
 

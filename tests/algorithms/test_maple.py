@@ -23,6 +23,7 @@ from sb3_dmpo.hub.summary import read_summary, summary_lines
 from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining, input_statistics
 from sb3_dmpo.maple.rollouts import LearnedEnvironment, observation_limits
 from sb3_dmpo.maple.termination import RULES, known_rule
+from tests.conftest import OWN_DATASETS
 from tests.contract import DATA, LogKeeper, assert_same, make
 from tests.toy_data import DriftEnv, make_transitions
 
@@ -529,9 +530,14 @@ def test_episodes_of_all_lengths() -> None:
 
 
 @pytest.mark.slow
-def test_hopper_in_small() -> None:
-    """Everything runs on a real task: the ensemble explains the data, most imagined episodes last, all numbers are finite."""
+def test_hopper_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Everything runs on a real task: the ensemble explains the data, most imagined episodes last, all numbers are finite. With
+    ``MINARI_DATASETS_PATH`` where the dataset is.
+    """
     minari = pytest.importorskip("minari")
+    if OWN_DATASETS is not None:
+        monkeypatch.setenv("MINARI_DATASETS_PATH", OWN_DATASETS)
     if "zoo/hopper/medium-v0" not in minari.list_local_datasets():
         pytest.skip("zoo/hopper/medium-v0 is not there")
     model = MAPLE(
