@@ -120,7 +120,7 @@ TABLES = (
     Table(5, "AntMaze, last 100 episodes", ("antmaze",), ("BC",)),
     Table(6, "Adroit", ("adroit",), ("BC", "AWAC", "mixAWAC", "LP-AWAC", "Decision Transformer")),
     Table(8, "infoDMPO with other numbers of components", ("mujoco", "adroit")),
-    Table(9, "More baselines on MuJoCo", ("mujoco",)),
+    Table(9, "More baselines on MuJoCo (our MAPLE in a reduced setting, see docs/results.rst)", ("mujoco",)),
 )
 
 
