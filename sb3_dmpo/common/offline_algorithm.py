@@ -52,7 +52,7 @@ from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.policy_arguments import check_policy_class, check_policy_kwargs, find_policy
 from sb3_dmpo.common.stored_weights import NothingDrawn, make_parameters
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import Target, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
+from sb3_dmpo.common.updates import Target, average_step, denormals_flushed, draw_noise, error_quantiles, make_noise_generator
 from sb3_dmpo.data import dataset_identifier, dataset_spaces
 from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.data.preprocessing import (
@@ -68,6 +68,9 @@ from sb3_dmpo.files.safe_zip import ARRAYS, SETTINGS, DamagedFileError, read_mod
 from sb3_dmpo.files.save_util import atomic_write, path_to_write, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
+
+#: Name of the rate of averaged networks beside those of the optimizers
+_AVERAGE = "average"
 
 
 class OfflineAlgorithm(OffPolicyAlgorithm):
@@ -110,7 +113,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     :param n_steps: the critics learn from so many rewards at a time, as in SB3: the sum ends with the episode, and bootstraps
         where that was cut
     :param ema_decay: act by exponential averages of the networks instead of the newest ones: after every update the average is
-        ``ema_decay * average + (1 - ema_decay) * newest``. None: no averages
+        ``d * average + (1 - d) * newest``, where d is ``ema_decay``, or ``(1 + n) / (10 + n)`` while that is less after n
+        updates. None: no averages
     :param _init_setup_model: whether to build the networks at once (``load`` builds them later)
     :raises ValueError: an argument is out of its range
     :raises TypeError: there is no argument of that name
@@ -320,7 +324,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._targets: list[Target] = []
         if self.ema_decay is not None:
             for name, average in self.policy.average.items():
-                self._targets.append(Target(getattr(self.policy, name), average, 1, 1, tau=1.0 - self.ema_decay))
+                self._targets.append(Target(getattr(self.policy, name), average, 1, 1, is_average=True))
         self._noise_generator = make_noise_generator(self.device, self.seed)
         self._compiled = CompiledUpdate(self._update_all)
         self._captured = CapturedUpdates(self._metrics)
@@ -615,12 +619,18 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             rate = schedule(self._current_progress_remaining)
             arguments.check_rate(type(self).__name__, name, rate, self._current_progress_remaining)
             utils.update_learning_rate(optimizer, rate)
-            if self._compiled.is_on and self._filled_rates.get(name) != rate:
-                self._rates[name].fill_(rate)
-                self._filled_rates[name] = rate
+            self._fill_rate(name, rate)
         self._n_updates += 1
+        if self.ema_decay is not None:
+            self._fill_rate(_AVERAGE, average_step(self.ema_decay, self._n_updates))
         if ranks.is_joined():
             self._seed_update()
+
+    def _fill_rate(self, name: str, rate: float) -> None:
+        """Let a recorded update use this rate."""
+        if self._compiled.is_on and self._filled_rates.get(name) != rate:
+            self._rates[name].fill_(rate)
+            self._filled_rates[name] = rate
 
     def _seed_update(self) -> None:
         """
@@ -671,8 +681,14 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         metrics = self.update(batch)
         for target in self._targets:
             if target.is_due(self._n_updates):
-                target.move(self.tau)
+                target.move(self._average_step() if target.is_average else self.tau)
         return metrics
+
+    def _average_step(self) -> float | th.Tensor:
+        if self._compiled.is_recording:
+            return self._rates[_AVERAGE]
+        assert self.ema_decay is not None
+        return average_step(self.ema_decay, self._n_updates)
 
     def update_variant(self, batch_size: int) -> tuple[Any, ...]:
         """
@@ -717,7 +733,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     def _update_state(self) -> list[th.Tensor]:
         """Every tensor that an update reads or writes apart from the minibatch, each of them once."""
-        self._rates = self._rates or {name: th.zeros((), device=self.device) for name in self._optimizers}
+        names = [*self._optimizers, *([] if self.ema_decay is None else [_AVERAGE])]
+        self._rates = self._rates or {name: th.zeros((), device=self.device) for name in names}
         state = [*self.policy.parameters(), *self.policy.buffers(), *self._rates.values()]
         for optimizer, _, _ in self._optimizers.values():
             prepare_adam(optimizer)

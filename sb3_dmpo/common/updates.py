@@ -22,14 +22,14 @@ class Target(NamedTuple):
     :param target: the network that follows
     :param every: run once in so many updates
     :param start: first update at which it runs
-    :param tau: coefficient of its own; None: that of :meth:`move`
+    :param is_average: whether ``predict`` acts by what follows, which moves by :func:`average_step`
     """
 
     online: nn.Module
     target: nn.Module
     every: int
     start: int
-    tau: float | None = None
+    is_average: bool = False
 
     def is_due(self, update: int) -> bool:
         """
@@ -40,14 +40,27 @@ class Target(NamedTuple):
         return update >= self.start and (update - self.start) % self.every == 0
 
     @th.no_grad()
-    def move(self, tau: float) -> None:
+    def move(self, tau: float | th.Tensor) -> None:
         """
         ``target <- tau * online + (1 - tau) * target`` for every parameter.
 
-        :param tau: the soft update coefficient
+        :param tau: the soft update coefficient, a number or 0-d
         """
-        own_tau = tau if self.tau is None else self.tau
-        th._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), own_tau)
+        targets = list(self.target.parameters())
+        weight = [tau] * len(targets) if isinstance(tau, th.Tensor) else tau
+        th._foreach_lerp_(targets, list(self.online.parameters()), weight)
+
+
+def average_step(decay: float, update: int) -> float:
+    """
+    Coefficient of the newest networks in their average: ``1 - decay``, and before that the 9 / (10 + update) of
+    TensorFlow's ``ExponentialMovingAverage(num_updates=...)``. While little has been learned an average remembers the
+    last ninth of the updates; else it would begin with its full memory, and lag behind in a short run.
+
+    :param decay: ``ema_decay``
+    :param update: update counter, the first update is 1
+    """
+    return max(1.0 - decay, 9.0 / (10.0 + update))
 
 
 @contextmanager
