@@ -46,8 +46,9 @@ class Target(NamedTuple):
 
         :param tau: the soft update coefficient, a number or 0-d
         """
-        targets = list(self.target.parameters())
-        weight = [tau] * len(targets) if isinstance(tau, th.Tensor) else tau
+        targets: list[th.Tensor] = list(self.target.parameters())
+        # Types of torch do not know the overload for tensors.
+        weight: Any = [tau] * len(targets) if isinstance(tau, th.Tensor) else tau
         th._foreach_lerp_(targets, list(self.online.parameters()), weight)
 
 
