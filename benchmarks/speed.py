@@ -23,6 +23,8 @@ from sb3_dmpo import ALGOS
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
 TABLES = ("train", "scaling", "seeds", "data", "predict", "eval", "arithmetic")
 
+#: Algorithms of the train table: MAPLE fits a model first and imagines episodes in between, its updates are a part of the work
+TRAINED = tuple(name for name in ALGOS if name != "maple")
 #: Algorithms of the eval table, slow and quick
 EVALUATED = ("dmpo", "infodmpo", "iql", "td3_bc", "bc")
 #: Algorithms of the arithmetic table
@@ -76,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> list[rows_module.Row]:
     effort = QUICK if options.quick else Effort()
     effort = Effort(options.seconds or effort.seconds, options.repeats or effort.repeats, effort.warm_up)
     makers: dict[str, Callable[[], Iterator[rows_module.Row]]] = {
-        "train": lambda: tables.train_rows(options.algos, options.threads, effort, options.variants),
+        "train": lambda: tables.train_rows(
+            [name for name in TRAINED if name in options.algos], options.threads, effort, options.variants
+        ),
         "scaling": lambda: tables.scaling_rows(options.threads[0], effort, options.variants),
         "seeds": lambda: seeds_rows([name for name in OF_SEVERAL_SEEDS if name in options.algos], options.threads[0], effort),
         "data": lambda: acting_tables.data_rows(options.threads[0], effort, options.transitions),

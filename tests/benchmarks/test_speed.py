@@ -46,6 +46,13 @@ def test_the_train_table_compares_with_stable_baselines3(tmp_path: Path) -> None
         assert all(row[column] for row in written), column
 
 
+def test_the_train_table_has_no_algorithm_that_fits_a_model_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(tables, "train_rows", lambda algos, *_: asked.append(algos) or iter(()))
+    speed.main([*TINY, "--only", "train"])
+    assert asked == [[name for name, cls in ALGOS.items() if not hasattr(cls, "learn_model")]]
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_the_scaling_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "SCALING", {"|Z|": [{"n_components": n} for n in (8, 4)]})
