@@ -77,18 +77,18 @@ def main(argv: Sequence[str] | None = None) -> list[rows_module.Row]:
     options = parse(argv)
     effort = QUICK if options.quick else Effort()
     effort = Effort(options.seconds or effort.seconds, options.repeats or effort.repeats, effort.warm_up)
+
+    def asked(algos: Sequence[str]) -> list[str]:
+        return [name for name in algos if name in options.algos]
+
     makers: dict[str, Callable[[], Iterator[rows_module.Row]]] = {
-        "train": lambda: tables.train_rows(
-            [name for name in TRAINED if name in options.algos], options.threads, effort, options.variants
-        ),
+        "train": lambda: tables.train_rows(asked(TRAINED), options.threads, effort, options.variants),
         "scaling": lambda: tables.scaling_rows(options.threads[0], effort, options.variants),
-        "seeds": lambda: seeds_rows([name for name in OF_SEVERAL_SEEDS if name in options.algos], options.threads[0], effort),
+        "seeds": lambda: seeds_rows(asked(OF_SEVERAL_SEEDS), options.threads[0], effort),
         "data": lambda: acting_tables.data_rows(options.threads[0], effort, options.transitions),
         "predict": lambda: acting_tables.predict_rows(options.algos, options.threads[0], effort),
-        "eval": lambda: acting_tables.eval_rows(
-            [name for name in EVALUATED if name in options.algos], options.threads[0], effort
-        ),
-        "arithmetic": lambda: tables.arithmetic_rows([name for name in COUNTED if name in options.algos]),
+        "eval": lambda: acting_tables.eval_rows(asked(EVALUATED), options.threads[0], effort),
+        "arithmetic": lambda: tables.arithmetic_rows(asked(COUNTED)),
     }
     origin, found = rows_module.origin(), []
     for table in TABLES:
