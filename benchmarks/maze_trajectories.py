@@ -34,6 +34,20 @@ def draw_maze(axes: Axes, walls: np.ndarray, cell_size: float) -> None:
     axes.set(xticks=[], yticks=[], aspect="equal")
 
 
+def count_near_failures(paths: np.ndarray, goals: np.ndarray, successes: np.ndarray, distance: float) -> int:
+    """
+    How many of the episodes without success end near their goal.
+
+    :param paths: positions in metres, NaN after the end of an episode, shape (n_episodes, steps, 2)
+    :param goals: goals in metres, shape (n_episodes, 2)
+    :param successes: which episodes reach the goal, shape (n_episodes,)
+    :param distance: what counts as near, in metres
+    """
+    last = (~np.isnan(paths[..., 0])).sum(axis=1) - 1
+    ends = paths[np.arange(len(paths)), last]
+    return int((~successes & (np.linalg.norm(ends - goals, axis=1) < distance)).sum())
+
+
 def maze_trajectories(folder: Path) -> Drawing:
     """
     Trajectories of every method in a maze, a panel each.
@@ -51,16 +65,19 @@ def maze_trajectories(folder: Path) -> Drawing:
     figure = Figure(figsize=(3.4 * n_columns, 3.9 * n_rows + 0.8), layout="constrained")
     axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for panel, name in zip(axes, names, strict=False):
-        draw_maze(panel, data["walls"], float(data["cell_size"]))
+        cell_size = float(data["cell_size"])
+        draw_maze(panel, data["walls"], cell_size)
         paths, successes = data[f"paths_{name}"], data[f"successes_{name}"]
         for positions, is_success in zip(paths, successes, strict=True):
             colour, line = (SUCCESS_COLOUR, "-") if is_success else (FAILURE_COLOUR, "--")
             panel.plot(*positions.T, line, color=colour, linewidth=1.2, alpha=0.8)
         panel.plot(*paths[:, 0].T, "o", color=_START, markersize=4)
         panel.plot(*data[f"goals_{name}"].T, "*", color=_GOAL, markersize=10, markeredgecolor="black", markeredgewidth=0.5)
-        panel.set_title(
-            f"{name}: {successes.mean():.0%} of {len(successes)} episodes\n{int(data[f'updates_{name}']):,} updates"
-        )
+        title = f"{name}: {successes.mean():.0%} of {len(successes)} episodes\n{int(data[f'updates_{name}']):,} updates"
+        if not successes.all():
+            n_near = count_near_failures(paths, data[f"goals_{name}"], successes, cell_size)
+            title += f"\n{n_near} of {int((~successes).sum())} failures end within {cell_size:g} m of the goal"
+        panel.set_title(title, fontsize=10)
     for unused in axes[len(names) :]:
         unused.set_axis_off()
     figure.suptitle(f"{data['dataset']}: episodes that reach the goal", fontsize=12)

@@ -41,6 +41,7 @@ def test_hostile_files_that_execute_nothing() -> None:
     assert sum(row["passed"] for row in stock) < sum(row["trials"] for row in stock) / 10
 
 
+@pytest.mark.slow
 def test_wrong_input() -> None:
     assert len(hdf5.HDF5_FAULTS) >= 12 and len(inputs.CONFIGURATION_FAULTS) + len(inputs.DATASET_FAULTS) >= 40
     passed(inputs.wrong_input())

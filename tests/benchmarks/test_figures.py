@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from benchmarks.maze_trajectories import count_near_failures
 from benchmarks.scores import read_results
 from sb3_dmpo import AWAC, DMPO
 from sb3_dmpo.cli.results import TRAINING_COLUMNS
@@ -152,8 +153,12 @@ def test_trajectories_in_a_maze(
     figure, _ = figures.FIGURES["maze_trajectories"](tmp_path)
     assert [axes.get_title() for axes in figure.axes] == [
         "East: 100% of 3 episodes\n1,000 updates",
-        "West: 0% of 3 episodes\n1,000 updates",
+        "West: 0% of 3 episodes\n1,000 updates\n0 of 3 failures end within 1 m of the goal",
     ]
+    # Of two that fail, the second ends beside its goal, before the padding.
+    paths = np.array([[[0, 0], [5, 0]], [[0, 0], [np.nan] * 2], [[0, 0], [0, 1]]], np.float32)
+    goals, successes = np.array([[0, 0], [0, 0.5], [0, 1]], np.float32), np.array([False, False, True])
+    assert count_near_failures(paths, goals, successes, distance=1.0) == 1
     for axes, colour in zip(figure.axes, (SUCCESS_COLOUR, FAILURE_COLOUR), strict=True):
         assert [line.get_color() for line in axes.lines[:3]] == [colour] * 3
 

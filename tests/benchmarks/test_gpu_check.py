@@ -15,6 +15,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_check_is_run_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "folder" / "gpu.csv"
     assert gpu_check.main(["--device", "cpu", "--quick", "--algos", "iql", "--output", str(path)]) == 0
