@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All runs behind the tables and figures of benchmarks/README.md, from scratch: days on two CPU cores, so give it a cluster.
+# Most runs behind tables 2 to 8 and the figures of benchmarks/README.md, from scratch: days on two CPU cores, so give it a cluster.
 #   benchmarks/paper_runs.sh --jobs 4                                     on this machine, four at a time
 #   benchmarks/paper_runs.sh --cluster slurm --gres gpu:1 --jobs 50       on SLURM
 # Run it again after an interruption: what is finished is skipped, and the rest goes on from its checkpoints.
-# These are the stand-in sets; the paper's own data and lengths: sb3_dmpo sweep --table benchmarks/paper/table_4.yml.
+# These are the stand-in sets, which have to be in MINARI_DATASETS_PATH; the paper's own data and lengths: sb3_dmpo sweep --table benchmarks/paper/table_4.yml.
 # FAST and SLOW are the methods with five seeds and with three.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

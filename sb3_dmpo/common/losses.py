@@ -11,6 +11,8 @@ from sb3_dmpo.common.type_aliases import OfflineBatch
 LOG_EPS = 1e-12
 #: Floor of the advantage range in a minibatch: equal advantages give uniform weights instead of 0/0.
 ADVANTAGE_RANGE_MIN = 1e-8
+#: Bound of the ``"clipped"`` weights.
+CLIPPED_WEIGHT_MAX = 100.0
 
 AdvantageWeight = Literal["normalized", "max_shifted", "clipped"]
 
@@ -20,23 +22,21 @@ def advantage_weights(
     scale: float,
     mode: AdvantageWeight = "normalized",
     unit_mean: bool = True,
-    max_weight: float = 100.0,
 ) -> th.Tensor:
     """
     Weights of the weighted maximum likelihood, shape ``(batch, 1)``, without gradient (eq. 19).
 
     ``"normalized"``: ``exp(scale * (A - max A) / (max A - min A))``, max and min over the minibatch;
-    ``"max_shifted"``: the same without the division by the range; ``"clipped"``: ``min(exp(scale * A), max_weight)``.
+    ``"max_shifted"``: the same without the division by the range; ``"clipped"``: ``min(exp(scale * A), 100)``.
 
     :param advantages: shape ``(batch, 1)``
     :param scale: the paper's alpha; 0 gives uniform weights
     :param mode: see above
     :param unit_mean: divide by the mean over the minibatch (not applied to ``"clipped"``)
-    :param max_weight: bound of the ``"clipped"`` weights
     """
     advantages = advantages.detach()
     if mode == "clipped":
-        return (scale * advantages).exp().clamp(max=max_weight)
+        return (scale * advantages).exp().clamp(max=CLIPPED_WEIGHT_MAX)
     largest = ranks.max(advantages.max())
     exponent = advantages - largest
     if mode == "normalized":

@@ -76,7 +76,7 @@ def check_policy_kwargs(
     is_ours = any(policy.__init__ is alias.__init__ for alias in algorithm.policy_aliases.values())
     for name in policy_kwargs:
         if name not in known and (is_ours or name in given):
-            raise unknown_policy_argument(algorithm, policy, name, given, known)
+            raise unknown_policy_argument(algorithm, policy, name, known)
     owner = f"{algorithm.__name__}: policy_kwargs"
     if policy_kwargs.get("net_arch") is not None:
         _check_net_arch(owner, policy_kwargs["net_arch"], getattr(policy, "min_hidden_layers", 0))
@@ -96,16 +96,13 @@ def check_policy_kwargs(
             raise TypeError(f"{owner}: {optimizer.__name__} has no argument '{name}'.{near_names(name, names)}")
 
 
-def unknown_policy_argument(
-    algorithm: type[Any], policy: type[BasePolicy], name: str, given: Collection[str], known: Collection[str]
-) -> TypeError:
+def unknown_policy_argument(algorithm: type[Any], policy: type[BasePolicy], name: str, known: Collection[str]) -> TypeError:
     """
     The error for a key of ``policy_kwargs`` that there is not.
 
     :param algorithm: class of the algorithm
     :param policy: class of the policy
     :param name: the key
-    :param given: names of the arguments that the algorithm gives the policy
     :param known: those that the user may give it
     """
     start = f"{algorithm.__name__}: policy_kwargs has no '{name}'."

@@ -17,17 +17,16 @@ IQLVariant = Literal["original", "dmpo"]
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
-def orthogonal_init(module: nn.Module, gain: float = math.sqrt(2.0)) -> None:
+def orthogonal_init(module: nn.Module) -> None:
     """
-    Give all linear layers orthogonal weights and zero biases; the members of an ensemble independently.
+    Give all linear layers orthogonal weights of gain ``sqrt(2)`` and zero biases; the members of an ensemble independently.
 
     :param module: the network
-    :param gain: scale of the weights
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | EnsembleLinear):
             for weight in [layer.weight] if isinstance(layer, nn.Linear) else layer.weight.unbind():
-                nn.init.orthogonal_(weight, gain)
+                nn.init.orthogonal_(weight, math.sqrt(2.0))
             nn.init.zeros_(layer.bias)
 
 

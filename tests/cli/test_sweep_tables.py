@@ -78,7 +78,13 @@ def test_the_dry_run_prints_jobs_hours_and_gpus(call: Callable[..., Outcome], nu
     text = "\n".join(said)
     assert f"{len(commands)} runs" in text and "SLURM jobs of at most 24 hours" in text
     assert "Each job asks for gpu:1" in text and "No time on a GPU has been measured" in text
-    assert re.search(r"Together [\d.,]+ hours of one CPU core; with --jobs 50 at least [\d.,]+ hours", text)
+    hours = re.search(r"Together ([\d.,]+) hours of one CPU core; with --jobs 50 at least [\d.,]+ hours", text)
+    assert hours
+    page = (REPOSITORY / "docs" / "cli.rst").read_text(encoding="utf-8")
+    row = re.search(rf"table_{number}\.yml``\n     - ([\d,]+)\n     - ([\d,]+)", page)
+    assert row, "the page has no row for the table"
+    n_runs, n_hours = (float(value.replace(",", "")) for value in row.groups())
+    assert n_runs == len(commands) and n_hours == round(float(hours[1].replace(",", ""))), "docs/cli.rst"
     assert "speed.csv" in text and ("Without maple: not measured" in text) == (number == 9)
 
 
