@@ -1,5 +1,6 @@
 """What every algorithm promises, as one class of tests that runs over all of ``ALGOS``."""
 
+import copy
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,39 @@ class TestContract:
         observations = DATA.observations[:5]
         assert_same(half.predict(observations, deterministic=True), whole.predict(observations, deterministic=True))
 
+    def test_options_survive_a_zip(self, name: str, tmp_path: Path) -> None:
+        """
+        Averages to act by and, where there are critics, their options and several steps, all at once: predictions of the
+        loaded model and policy and of the exported one, the rest of the run bit for bit, and each option does something.
+        """
+        options: dict[str, Any] = {"dataset": DATA, "ema_decay": 0.35}
+        if ALGOS[name].learns_online:
+            options["policy_kwargs"] = {"net_arch": [16, 16], "n_critics": 3, "critic_layer_norm": True}
+            options["n_steps"] = 3
+        whole = make(name, **options).learn(3)
+        whole.save(tmp_path / "half.zip")
+        half = ALGOS[name].load(tmp_path / "half.zip", dataset=DATA)
+        observations = DATA.observations[:20]
+        expected, _ = whole.predict(observations, deterministic=True)
+        np.testing.assert_array_equal(half.predict(observations, deterministic=True)[0], expected)
+        if not whole.policy.has_memory:
+            with th.no_grad():
+                exported = ExportedPolicy(copy.deepcopy(whole.policy))(th.from_numpy(observations))
+            np.testing.assert_allclose(exported, expected, rtol=1e-4, atol=1e-4)
+        whole.policy.save(str(tmp_path / "policy"))
+        alone = type(whole.policy).load(str(tmp_path / "policy"), device="cpu")
+        np.testing.assert_array_equal(alone.predict(observations, deterministic=True)[0], expected)
+        if ALGOS[name].learns_online:
+            assert half.n_steps == 3
+            critic, initial = whole.policy.critic, make(name, **options).policy.critic
+            other = make(name, **{key: value for key, value in options.items() if key != "n_steps"}).learn(3)
+            assert not th.equal(critic.layers[0].weight, other.policy.critic.layers[0].weight)
+            norms = critic.norms[0].weight
+            assert not th.equal(norms, initial.norms[0].weight) and not th.equal(norms[0], norms[1])
+        for model in (whole, half):
+            model.learn(3, reset_num_timesteps=False)
+        assert_same(half.get_parameters(), whole.get_parameters())
+
     # Saving and loading -----------------------------------------------------------------------------------------
 
     def test_save_and_load(self, trained: Trained, name: str) -> None:
@@ -428,32 +462,28 @@ class TestContract:
         returns, lengths = evaluate_policy(trained.model, vec_env(2), n_eval_episodes=3, return_episode_rewards=True)
         assert lengths == [8, 8, 8] and np.isfinite(returns).all()
 
-    @pytest.mark.parametrize(
-        ("observation", "message"),
-        [
+    def test_predict_faults(self, trained: Trained) -> None:
+        faults: list[tuple[Any, str]] = [
             (np.array([0.0, np.nan, 0.0]), "not finite"),
             (np.array([[0.0, 0.0, 0.0], [0.0, 0.0, np.inf]]), "not finite"),
             (np.zeros(4), "shape"),
             (np.zeros((2, 2, 3)), "shape"),
             (np.float64(1.0), "shape"),
             ({"observation": np.zeros(3)}, "dict"),
-        ],
-    )
-    def test_predict_faults(self, trained: Trained, observation: Any, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            trained.model.predict(observation)
+        ]
+        for observation, message in faults:
+            with pytest.raises(ValueError, match=message):
+                trained.model.predict(observation)
 
-    @pytest.mark.parametrize(
-        ("observation", "message"),
-        [
+    def test_predict_faults_dict(self, name: str) -> None:
+        model = make(name, "MultiInputPolicy", dataset=DICT_DATA)
+        faults: list[tuple[Any, str]] = [
             ({"observation": np.zeros(3)}, "lacks the keys .*goal/arm"),
             ({"observation": np.zeros(3), "goal": {"arm": np.array([0.0, np.nan])}}, "goal/arm.* not finite"),
             ({"observation": np.zeros(3), "goal": {"arm": np.zeros(3)}}, "goal/arm.* shape"),
             ({"observation": np.zeros((2, 3)), "goal": {"arm": np.zeros((3, 2))}}, "batch sizes"),
             (np.zeros(5), "keys"),
-        ],
-    )
-    def test_predict_faults_dict(self, name: str, observation: Any, message: str) -> None:
-        model = make(name, "MultiInputPolicy", dataset=DICT_DATA)
-        with pytest.raises(ValueError, match=message):
-            model.predict(observation)
+        ]
+        for observation, message in faults:
+            with pytest.raises(ValueError, match=message):
+                model.predict(observation)

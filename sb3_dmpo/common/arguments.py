@@ -300,11 +300,14 @@ def check_device(device: th.device | str) -> None:
     Check that a device asked for by name is there; SB3 would silently take the CPU instead.
 
     :param device: as given to the constructor
-    :raises ValueError: it is a CUDA device that this machine does not have
+    :raises ValueError: there is no such device, or this machine does not have it
     """
     if str(device) == "auto":
         return
-    device = th.device(device)
+    try:
+        device = th.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}, but must be 'auto', 'cpu' or e.g. 'cuda:0'.") from error
     found = th.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= found:
         raise ValueError(f"device is {str(device)!r}, but PyTorch finds {found} CUDA devices here: use 'auto' or 'cpu'.")
@@ -349,7 +352,8 @@ NO_FEATURES = (
     "All networks are MLPs on flat vectors here, and `net_arch` sets their widths: extract features first, record them as "
     "the observations of the dataset, and use 'MlpPolicy'."
 )
-_OF_LEARN_ONLINE = ("action_noise", "buffer_size", "gradient_steps", "learning_starts", "online_ratio", "train_freq")
+#: Arguments of ``learn_online``, which no constructor takes.
+OF_LEARN_ONLINE = ("action_noise", "buffer_size", "gradient_steps", "learning_starts", "online_ratio", "train_freq")
 _NO_HER = (
     "Data come from `dataset`, which may be SB3's own buffer, and there is no hindsight replay: relabel the goals when you "
     "write the dataset."
@@ -358,7 +362,7 @@ _NO_SDE = "There is no state-dependent exploration: `learn_online` takes `action
 _NO_ENTROPY = "There is no entropy bonus."
 #: What there is instead of other arguments of SB3's algorithms.
 _INSTEAD = {
-    **dict.fromkeys(_OF_LEARN_ONLINE, "It is an argument of `learn_online`."),
+    **dict.fromkeys(OF_LEARN_ONLINE, "It is an argument of `learn_online`."),
     **dict.fromkeys(("replay_buffer_class", "replay_buffer_kwargs"), _NO_HER),
     **dict.fromkeys(("use_sde", "sde_sample_freq", "use_sde_at_warmup"), _NO_SDE),
     **dict.fromkeys(("ent_coef", "target_entropy"), _NO_ENTROPY),

@@ -30,6 +30,7 @@ from sb3_dmpo.data.preprocessing import (
 from sb3_dmpo.data.statistics import observation_statistics, reward_transform
 from sb3_dmpo.data.table import FURTHER_COLUMNS, TransitionTable
 from sb3_dmpo.data.transitions import check_memory, dataset_label
+from sb3_dmpo.data.validation import why_no_match
 from sb3_dmpo.files.npz import read_npz
 from sb3_dmpo.files.plain_text import DamagedFileError, UnsafeFileError, named_faults
 from sb3_dmpo.files.save_util import atomic_write, path_to_read, path_to_write, read_stream
@@ -243,6 +244,8 @@ class OfflineReplayBuffer(ReplayBuffer):
         :param extra_capacity: number of transitions that can be added later; allocated when the first one comes
         :param is_own: whether nobody else needs the transitions, so that rewards and actions are converted in place
         :raises DatasetError: if the data do not fit on the device, or their rewards do not allow the scaling
+        :raises ValueError: ``action_clip`` or ``extra_capacity`` is out of its range, ``reward_scale`` is no known word, or
+            there is to be room in a dataset that is left on disk
         """
         if not 0 < action_clip <= 1:
             raise ValueError(f"action_clip has to be in (0, 1], got {action_clip}")
@@ -518,6 +521,7 @@ class OfflineReplayBuffer(ReplayBuffer):
 
         :param batch_size: number of transitions
         :param env: not supported; the policy scales the observations
+        :raises ValueError: there is an ``env``
         """
         if env is not None:
             raise ValueError(_NO_VEC_NORMALIZE)
@@ -526,7 +530,8 @@ class OfflineReplayBuffer(ReplayBuffer):
     def fixed_data(self) -> list[th.Tensor]:
         """
         Where minibatches come from as long as drawing one is the same operations on the same tensors of the device every
-        time; nothing if the data are on disk, or transitions are being added.
+        time: the table, shape ``(N + K, S + A + 2)``, and the numbers of its breaks, shape ``(K,)``; nothing if the data are
+        on disk, or transitions are being added.
         """
         return [] if self.memory_map or self.n_added > 0 else [self.table, self.breaks]
 
@@ -822,6 +827,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         Allow for at least so many added transitions. Those that are there already stay.
 
         :param n_transitions: number of transitions
+        :raises ValueError: the data are on disk, where nothing can be added
         """
         if n_transitions <= self.extra_capacity:
             return
@@ -856,6 +862,7 @@ class OfflineReplayBuffer(ReplayBuffer):
 
         :param arrays: what it returned
         :raises DatasetError: if they are incomplete or were added to another dataset
+        :raises ValueError: the data are on disk, where nothing can be added
         """
         try:
             rows = {name: arrays[name] for name in _TRANSITION_TENSORS}
@@ -889,11 +896,12 @@ class OfflineReplayBuffer(ReplayBuffer):
                 raise DatasetError(f"The {name} of {n_added} added transitions are no places among them: save them again.")
         self.buffer_size, self.extra_capacity = self.n_offline, n_added
         self.pos, self.full = oldest, n_added > 0
-        self._following, self._newest = th.from_numpy(following).to(self.device), newest
+        # Arrays from a file cannot be written to, which PyTorch warns of unless they are copied.
+        self._following, self._newest = _as_tensor(following, self.device), newest
         if n_added > 0:
             self._grow()
             for name, added in self._added().items():
-                added.copy_(th.from_numpy(rows[name]))
+                added.copy_(_as_tensor(rows[name], self.device))
 
     def add(
         self,
@@ -915,6 +923,7 @@ class OfflineReplayBuffer(ReplayBuffer):
         :param reward: rewards as the environment gives them, shape ``(n_envs,)``
         :param done: whether the episode ended, shape ``(n_envs,)``
         :param infos: info dicts; ``TimeLimit.truncated`` marks an end that is no termination
+        :raises ValueError: there is no room for them, or their keys, shapes or values are not those of the space or not finite
         """
         if self.extra_capacity == 0:
             raise ValueError(
@@ -1087,12 +1096,13 @@ def check_buffer(
         "action": (action_space, buffer.action_space),
     }
     matches = {
-        "observation": observation_spaces_match(*pairs["observation"]),
+        "observation": observation_spaces_match(buffer.observation_space, observation_space),
         "action": action_spaces_match(action_space, buffer.action_space),
     }
     for what, (expected, found) in pairs.items():
         if not matches[what]:
-            raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}.")
+            why = why_no_match(found, expected) if what == "observation" else ""
+            raise DatasetError(f"The {what} space of the dataset is {found}, but the model was made for {expected}{why}.")
     if needs_rewards and not buffer.has_rewards:
         raise DatasetError.at(
             dataset_label(buffer.dataset_id),
@@ -1103,7 +1113,8 @@ def check_buffer(
     if fingerprint not in (None, buffer.fingerprint):
         raise DatasetError(
             f"The dataset {buffer.dataset_id} has changed since this run began (its content had the hash {fingerprint}, now "
-            f"it is {buffer.fingerprint}). Restore it to continue, or begin a new run on it with `reset_num_timesteps=True`."
+            f"it is {buffer.fingerprint}). Restore it to continue, or begin a new run: pass the data to `load` as "
+            "`dataset=`, and learn with `reset_num_timesteps=True`."
         )
 
 

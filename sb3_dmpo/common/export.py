@@ -61,7 +61,8 @@ class ExportedPolicy(nn.Module):
         :param state: the state, in the order of ``state_names``
         """
         parts = list(observation.values()) if isinstance(observation, dict) else [observation]
-        flat = th.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+        # Not flatten(1), which has nothing to flatten in numbers of shape (batch,).
+        flat = th.cat([part.reshape(part.shape[0], -1) for part in parts], dim=1)
         actions, after = self.policy.step(flat, *state)
         actions = actions.clamp(-1.0, 1.0)
         if not self.has_unit_bounds:

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from stable_baselines3.common.save_util import json_to_data
 
 from sb3_dmpo.common.arguments import (
+    OF_LEARN_ONLINE,
     check_arguments,
     check_stored_counts,
     check_values,
@@ -111,7 +112,9 @@ def checked_changes(cls: type[Any], changes: Mapping[str, Any]) -> dict[str, Any
     :raises TypeError: there is no argument of a name
     :raises ValueError: a value is out of its range
     """
-    known = {*constructor_arguments(cls), *vars(_blank(cls)[0]), *_KEYS_OF_SETUP}
+    # `learn_online` would set them to its own; the size of a buffer is what rl_zoo3's scripts give every off-policy algorithm.
+    of_learn_online = {*OF_LEARN_ONLINE} - {"buffer_size"}
+    known = {*constructor_arguments(cls), *vars(_blank(cls)[0]), *_KEYS_OF_SETUP} - of_learn_online
     for name in changes:
         if name not in known:
             raise unknown_argument(cls, name)
@@ -396,9 +399,14 @@ def prepare_load(
     :param trusted_classes: classes that the file may name
     :raises DamagedFileError: the file is not complete, or of another algorithm
     :raises UnsafeFileError: the file asks for something that a model does not need
+    :raises ValueError: a replacement is out of its range
     """
     check_declared(cls, stored)
+    if not isinstance(custom_objects, Mapping | None):
+        raise TypeError(f"custom_objects is a {type(custom_objects).__name__}, not a dictionary of values by attribute.")
     objects = dict(custom_objects or {})
+    # What is wrong with them is no fault of the file.
+    check_values(cls, {name: plain(value) for name, value in objects.items() if name in stored.attributes})
     if not trust_pickle:
         names = {*stored.attributes, "policy_class"}
         attributes = checked_attributes(cls, stored, objects, trusted_classes)

@@ -1,6 +1,7 @@
 """The base of all algorithms: a training loop over a fixed dataset in the shape of SB3's off-policy algorithms."""
 
 import contextlib
+import copy
 import io
 import math
 import os
@@ -411,7 +412,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                     reward_shift=self.reward_shift,
                     action_clip=self.action_clip,
                 )
-        expected = self.dataset_fingerprint if continuing else None
+        # A name that comes out of a zip may be that of other data by now, or of the whole where a part was trained on.
+        expected = self.dataset_fingerprint if continuing or self.dataset is None else None
         check_buffer(buffer, self.observation_space, self.action_space, expected, self.learns_from_rewards)
         if self.n_steps > 1 or self.needs_next_actions or self.needs_episodes:
             buffer.check_episodes(self.needs_next_actions)
@@ -748,19 +750,35 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        As in SB3, with a file checked as by :meth:`load` before the first weight is changed. Compiled updates go on with the
-        new tensors of the optimizers.
+        As in SB3, with a file checked as by :meth:`load` before the first weight is changed; a dictionary that does not fit
+        leaves the model as it was. Compiled updates go on with the new tensors of the optimizers.
 
         :param load_path_or_dict: a zip, or what :meth:`get_parameters` has returned
         :param exact_match: whether all weights and optimizers have to be there
         :param device: has no effect, the tensors go where the model is
         :raises DamagedFileError: the file is not complete, or its weights are not the model's
         :raises UnsafeFileError: the file asks for something that a model does not need
+        :raises ValueError: the dictionary has other weights than the model, or some that are not finite
         """
         if not isinstance(load_path_or_dict, dict):
             with named_faults(load_path_or_dict):
                 load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
-        super().set_parameters(load_path_or_dict, exact_match, device)
+            self._set_checked(load_path_or_dict, exact_match)
+            return
+        before = copy.deepcopy(self.get_parameters())
+        try:
+            self._set_checked(load_path_or_dict, exact_match)
+            self._check_weights()
+        except Exception as error:  # depends on what is in the dictionary
+            self._set_checked(before)
+            if isinstance(error, ValueError):
+                raise
+            what = "are not finite" if isinstance(error, FloatingPointError) else "do not fit this model"
+            raise ValueError(f"The parameters {what}, and the model is as it was: {error}") from error
+
+    def _set_checked(self, parameters: dict[str, Any], exact_match: bool = True) -> None:
+        """Take over parameters of which it is known that they fit."""
+        super().set_parameters(parameters, exact_match)
         self._use_state()
 
     # Training ---------------------------------------------------------------------------------------------------
@@ -1166,8 +1184,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param include: names of attributes to keep that are left out by default, for SB3's ``load``
         :raises FloatingPointError: a loss or a weight is no longer finite
         :raises TypeError: an attribute cannot be saved
+        :raises ValueError: the path is empty
         :raises OSError: the disk is full, the folder is read-only, ...; in every case the previous file is left as it was
         """
+        if isinstance(path, str | os.PathLike) and not os.fspath(path):
+            raise ValueError("The path is empty: pass the name of a file.")
         self.check_finite()
         pending, excluded = self._random_state, set(exclude or ())
         self._random_state = pending or random_state_of(self)
@@ -1221,12 +1242,16 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """
         try:
             self._metrics.check()
-            optimizers = {name: optimizer for name, (optimizer, _, _) in self._optimizers.items()}
-            check_finite(self.policy, optimizers, self._n_updates)
+            self._check_weights()
         except FloatingPointError as error:
             if self._last_good is None:
                 raise
             raise FloatingPointError(f"{error} The last good state is {self._last_good}.") from None
+
+    def _check_weights(self) -> None:
+        """Refuse weights and optimizer states that are not finite."""
+        optimizers = {name: optimizer for name, (optimizer, _, _) in self._optimizers.items()}
+        check_finite(self.policy, optimizers, self._n_updates)
 
     def export(self, path: str | pathlib.Path) -> None:
         """
@@ -1292,14 +1317,19 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             attributes = prepare_load(cls, stored, custom_objects, trust_pickle, trusted_classes)
             try:
                 model = cls._assemble(attributes, device, changes)
-                model.set_parameters(make_parameters(model, stored))
+                model._set_checked(make_parameters(model, stored))
             except Exception as error:  # depends on what is in the file
                 if kwargs:
                     # Whose fault is it? On its own the file loads, or says what is wrong with it.
                     cls.load(io.BytesIO(content), None, device, custom_objects, False, True, trust_pickle, trusted_classes)
+                    if isinstance(error, FileError):
+                        raise ValueError(f"The weights in the file are not for {', '.join(kwargs)}: {error}") from error
                 if kwargs or isinstance(error, FileError):
                     raise
                 raise DamagedFileError(f"The weights in the file do not fit {cls.__name__}: {error}") from error
+        if "seed" in kwargs:
+            # What the seed is for: other draws than the interrupted run's.
+            model._random_state = None
         model._stored_arrays = stored.arrays
         model._last_good = pathlib.Path(path) if isinstance(path, str | os.PathLike) else None
         if env is not None:
@@ -1327,6 +1357,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             raise ValueError(
                 f"The specified policy kwargs do not equal the stored policy kwargs. Stored kwargs: {architecture}, specified "
                 f"kwargs: {changes['policy_kwargs']}"
+            )
+        scaled = attributes.get("normalize_observations")
+        if attributes.get("_n_updates") and changes.get("normalize_observations", scaled) != scaled:
+            raise ValueError(
+                f"normalize_observations is {scaled} in the file, and its networks were trained so: it cannot be changed."
             )
         for name in ("observation_space", "action_space"):
             if name not in attributes:

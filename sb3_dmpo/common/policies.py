@@ -20,6 +20,7 @@ from sb3_dmpo.data.preprocessing import (
     check_action_space,
     flat_size,
     scale_actions,
+    unmasked,
 )
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
@@ -162,7 +163,7 @@ class OfflinePolicy(BasePolicy):
         Flat float32 observations ``(batch, observation_size)`` and whether the input was a batch.
 
         :param observation: one observation or a batch of them, as the environment (or a VecEnv) returns it
-        :raises ValueError: wrong shape, missing key, or a value that is not finite
+        :raises ValueError: wrong shape, missing key, or a value that is masked or not finite
         """
         space = self.observation_space
         if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
@@ -193,7 +194,7 @@ class OfflinePolicy(BasePolicy):
         Flat raw observations ``(batch, observation_size)``, which the policy itself takes, and whether the input was a batch.
 
         :param observation: one observation or a batch of them, as the environment (or a VecEnv) returns it
-        :raises ValueError: wrong shape, missing key, or a value that is not finite
+        :raises ValueError: wrong shape, missing key, or a value that is masked or not finite
         """
         observations, vectorized = self.prepare_observation(observation)
         return th.as_tensor(observations, device=self.observation_mean.device), vectorized
@@ -210,7 +211,7 @@ class OfflinePolicy(BasePolicy):
     def _check_array(value: Any, space: spaces.Space[Any], name: str) -> tuple[np.ndarray, bool]:
         if isinstance(value, dict):
             raise ValueError(f"{name} is a dict, but the policy was made for {space}.")
-        array = np.asarray(value, dtype=np.float32)
+        array = np.asarray(unmasked(value, name), dtype=np.float32)
         assert space.shape is not None
         if array.shape != space.shape and array.shape[1:] != space.shape:
             expected = f"{space.shape} or (n, {', '.join(map(str, space.shape))})"
@@ -240,7 +241,7 @@ class OfflinePolicy(BasePolicy):
         :param state: hidden state (returned as it is by policies without memory)
         :param episode_start: which episodes have just begun, shape ``(n,)`` (policies with memory only)
         :param deterministic: whether stochastic policies return their mode
-        :raises ValueError: wrong shape, missing key, or a value that is not finite
+        :raises ValueError: wrong shape, missing key, or a value that is masked or not finite
         """
         if self.training:
             self.set_training_mode(False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dmpo.data.preprocessing import masked_index
 from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, spaces_of
 from sb3_dmpo.data.transitions import DatasetError
 from sb3_dmpo.data.validation import checked_spaces
@@ -24,6 +25,12 @@ _HOW_TIMEOUTS = (
 
 
 def _as_array(name: str, values: Any) -> Any:
+    index = masked_index(values)
+    if index is not None:
+        place: dict[str, int | str] = {"step": index[0]} if index else {}
+        what = f"it is masked there{f' (index {index})' if len(index) > 1 else ''}, and what stands behind a mask is no data"
+        how = "Leave such steps out (what comes before them is then an episode that was cut), or pass array.filled(value)"
+        raise DatasetError.at(LABEL, what, how, **place, field=name)
     try:
         array = np.asarray(values)
     except Exception as err:  # tensors on a GPU, ragged lists, objects of other libraries
@@ -37,6 +44,11 @@ def _entries(name: str, values: Any) -> dict[str, Any]:
         return {name: _as_array(name, values)}
     found: dict[str, Any] = {}
     for key, entry in values.items():
+        if not isinstance(key, str) or not key:
+            fault = "is empty" if isinstance(key, str) else f"is of the type {type(key).__name__}, no string"
+            what = f"it has the key {key!r}, which {fault}"
+            how = "Rename it here and in the environment: the keys of Dict observations are texts, e.g. 'camera'"
+            raise DatasetError.at(LABEL, what, how, field=name)
         found |= _entries(f"{name}/{key}", entry)
     return found
 
@@ -70,15 +82,12 @@ class ArraysSource(RecordingSource):
         label = f"Dataset {given['dataset_id']!r}" if given.get("dataset_id") else LABEL
         has_rewards = check_fields(label, arrays, _HOW_TIMEOUTS)
         infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
-        observation_space, action_space = spaces_of(label, infos)
         for name in ("observation_space", "action_space"):
             if not isinstance(given.get(name), spaces.Space | None):
                 raise DatasetError.at(
                     label, f"it is a {type(given[name]).__name__}, no space", "Pass a gymnasium space", field=name
                 )
-        found = checked_spaces(
-            given.get("observation_space") or observation_space, given.get("action_space") or action_space, label
-        )
+        found = checked_spaces(*spaces_of(label, infos, given.get("observation_space"), given.get("action_space")), label)
         source = cls(label, given.get("dataset_id"), *found, arrays, has_rewards=has_rewards)
         # At the door, so that the error comes before a model is built
         source._check_shapes(arrays, {})

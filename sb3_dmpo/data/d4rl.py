@@ -52,12 +52,12 @@ def opened_hdf5(label: str, path: Path) -> Iterator[Any]:
             raise reading_fault(label, "it cannot be read", err, path, _HOW_TORN) from None
 
 
-def _arrays(file: Any, names: tuple[str, ...] = FIELDS) -> dict[str, Any]:
+def _arrays(file: Any) -> dict[str, Any]:
     """The arrays of a file that matter, by name; those of a group of observations by ``observations/<key>``."""
     import h5py
 
     found: dict[str, Any] = {}
-    for name in names:
+    for name in FIELDS:
         entry = file.get(name)
         if isinstance(entry, h5py.Dataset):
             found[name] = entry

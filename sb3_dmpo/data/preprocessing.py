@@ -83,23 +83,65 @@ def canonical_observation_space(space: spaces.Space[Any]) -> spaces.Box | spaces
     return spaces.Dict({key: leaves[key] for key in sorted(leaves)})
 
 
+def masked_index(values: Any) -> tuple[int, ...] | None:
+    """
+    Where the first masked entry of an ``np.ma.MaskedArray``, or of a list of them, is; None if there is none.
+
+    :param values: anything that may become an array, which would lose its mask
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        # A record has a mask per field; it holds no numbers anyway.
+        if values.dtype.names is not None:
+            return None
+        places = np.argwhere(np.ma.getmask(values))
+        return tuple(places[0].tolist()) if len(places) else None
+    if isinstance(values, list | tuple):
+        for number, entry in enumerate(values):
+            place = masked_index(entry) if isinstance(entry, np.ma.MaskedArray) else None
+            if place is not None:
+                return (number, *place)
+    return None
+
+
+def unmasked(values: Any, name: str) -> Any:
+    """
+    The values themselves, if none is masked: what stands behind a mask is no measurement.
+
+    :param values: what an environment gives
+    :param name: what it is, for the message
+    :raises ValueError: an entry is masked
+    """
+    index = masked_index(values)
+    if index is not None:
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"{name} is masked{where}: the policy needs every number. Check the sensor or env, or fill it in, e.g. with "
+            "`array.filled(value)`."
+        )
+    return values
+
+
+def _joined_entries(observation: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[Any, Any]]:
+    """Yield the entries of a nested observation with their joined keys, as :func:`_joined_leaves` those of a space."""
+    for key, value in observation.items():
+        joined = f"{prefix}{key}" if prefix else key
+        if isinstance(value, Mapping):
+            yield from _joined_entries(value, f"{joined}{KEY_SEPARATOR}")
+        else:
+            yield joined, value
+
+
 def canonical_observation(observation: Any) -> Any:
     """
     The observation as the canonical space describes it: an array as it is, a nested dict with a single level.
 
     :param observation: what an environment gives, single or batched
     :return: an array, or a dict of arrays with ``/`` in the keys of nested entries
+    :raises ValueError: an entry is masked
     """
     if not isinstance(observation, Mapping):
-        return np.asarray(observation)
-    joined: dict[str, npt.NDArray[Any]] = {}
-    for key, value in observation.items():
-        if isinstance(value, Mapping):
-            for subkey, subvalue in canonical_observation(value).items():
-                joined[f"{key}{KEY_SEPARATOR}{subkey}"] = subvalue
-        else:
-            joined[key] = np.asarray(value)
-    return joined
+        return np.asarray(unmasked(observation, "observation"))
+    return {key: np.asarray(unmasked(value, f"observation['{key}']")) for key, value in _joined_entries(observation)}
 
 
 def leaf_shapes(space: spaces.Space[Any]) -> dict[str, tuple[int, ...]]:
@@ -170,16 +212,39 @@ def flatten_observations(observation: Any, space: spaces.Space[Any]) -> npt.NDAr
     return leaves[0] if len(leaves) == 1 else np.concatenate(leaves, axis=1)
 
 
-def observation_spaces_match(expected: spaces.Space[Any], found: spaces.Space[Any]) -> bool:
+def _holds_integers(leaf: spaces.Space[Any]) -> bool:
+    return leaf.dtype is not None and bool(np.issubdtype(leaf.dtype, np.integer))
+
+
+def units_match(recorded: spaces.Space[Any], found: spaces.Space[Any]) -> bool:
     """
-    Whether observations of one space can stand in for those of the other: same canonical keys, same shapes.
+    Whether no entry is of integers in one space and of floats in the other, as pixels of 0 to 255 and of 0 to 1 are.
 
-    Bounds and dtypes of observations are not compared, versions of an environment differ in them.
+    A recorded Box of floats without any bounds says nothing: arrays without spaces are taken to be of it, also integers.
 
-    :param expected: canonical observation space
+    :param recorded: canonical observation space of data, or of a model
+    :param found: canonical observation space; entries that only one of them has are not compared
+    """
+    theirs = found.spaces if isinstance(found, spaces.Dict) else {"": found}
+    for key, leaf in (recorded.spaces if isinstance(recorded, spaces.Dict) else {"": recorded}).items():
+        if key in theirs and _holds_integers(leaf) != _holds_integers(theirs[key]):
+            is_any = isinstance(leaf, spaces.Box) and not (leaf.bounded_below.any() or leaf.bounded_above.any())
+            if not is_any:
+                return False
+    return True
+
+
+def observation_spaces_match(recorded: spaces.Space[Any], found: spaces.Space[Any]) -> bool:
+    """
+    Whether observations of one space can stand in for those of the other: same canonical keys, same shapes, and no integers
+    beside floats (see :func:`units_match`).
+
+    Bounds and the widths of numbers are not compared, versions of an environment differ in them.
+
+    :param recorded: canonical observation space of data, or of a model
     :param found: canonical observation space
     """
-    return leaf_shapes(expected) == leaf_shapes(found)
+    return leaf_shapes(recorded) == leaf_shapes(found) and units_match(recorded, found)
 
 
 def action_spaces_match(expected: spaces.Box, found: spaces.Box) -> bool:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from sb3_dmpo.data.memory import available_memory
-from sb3_dmpo.data.preprocessing import flat_size, flat_slices, leaf_shapes
+from sb3_dmpo.data.preprocessing import flat_size, flat_slices, leaf_shapes, units_match
 from sb3_dmpo.data.table import BLOCK_ROWS, differ, table_bytes
 from sb3_dmpo.data.transitions import (
     Advice,
@@ -84,14 +84,28 @@ def check_fields(label: str, names: Mapping[str, Any], how_timeouts: str | Advic
     return has_rewards
 
 
-def spaces_of(label: str, infos: Mapping[str, ArrayInfo]) -> tuple[spaces.Space[Any], spaces.Box]:
+def spaces_of(
+    label: str,
+    infos: Mapping[str, ArrayInfo],
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """
-    The spaces that arrays without spaces are taken to be of: any numbers as observations, actions in [-1, 1].
+    The spaces that arrays are taken to be of where they were not given: any numbers as observations, actions in [-1, 1].
 
     :param label: the dataset, for messages
     :param infos: the arrays by name
-    :raises DatasetError: for arrays of other shapes
+    :param observation_space: the space of the observations, if it is known
+    :param action_space: the space of the actions, if it is known
+    :raises DatasetError: for arrays of other shapes than those of any such spaces
     """
+    return (
+        _observation_space_of(label, infos) if observation_space is None else observation_space,
+        _action_space_of(label, infos) if action_space is None else action_space,
+    )
+
+
+def _observation_space_of(label: str, infos: Mapping[str, ArrayInfo]) -> spaces.Space[Any]:
     leaves: dict[str, spaces.Space[Any]] = {}
     for name, info in infos.items():
         field, _, key = name.partition("/")
@@ -104,6 +118,10 @@ def spaces_of(label: str, infos: Mapping[str, ArrayInfo]) -> tuple[spaces.Space[
         is_image = info.dtype == np.uint8 and len(info.shape) > 2
         shape = info.shape[1:]
         leaves[key] = spaces.Box(0, 255, shape, np.uint8) if is_image else spaces.Box(-np.inf, np.inf, shape, np.float32)
+    return leaves[""] if set(leaves) == {""} else spaces.Dict(leaves)
+
+
+def _action_space_of(label: str, infos: Mapping[str, ArrayInfo]) -> spaces.Box:
     shape, dtype = infos["actions"]
     check_numbers(label, dtype, "actions")
     if len(shape) != 2:
@@ -116,8 +134,7 @@ def spaces_of(label: str, infos: Mapping[str, ArrayInfo]) -> tuple[spaces.Space[
             "give every step a row, actions[:, None]," if len(shape) < 2 else "flatten, actions.reshape(len(actions), -1),"
         )
         raise DatasetError.at(label, what, as_arrays(change), field="actions")
-    observation_space = leaves[""] if set(leaves) == {""} else spaces.Dict(leaves)
-    return observation_space, spaces.Box(-1.0, 1.0, shape[1:], np.float32)
+    return spaces.Box(-1.0, 1.0, shape[1:], np.float32)
 
 
 @dataclass
@@ -140,11 +157,13 @@ class RecordingSource(DatasetSource):
 
     def for_environment(self: SelfRecording, env: Any) -> SelfRecording:
         def fitting(found: spaces.Space[Any], own: spaces.Space[Any]) -> spaces.Space[Any]:
-            # Spaces of another size stay out: the comparison with the environment says which they are.
+            # Spaces of another size or unit stay out: the comparison with the environment says which they are.
             is_alike = isinstance(found, spaces.Box | spaces.Dict) and flat_size(found) == flat_size(own)
             return found if is_alike and isinstance(found, type(own)) else own
 
         observed, acted = environment_spaces(env, self.label)
+        if not units_match(self.observation_space, observed):
+            observed = self.observation_space
         observation_space, action_space = checked_spaces(
             fitting(observed, self.observation_space), fitting(acted, self.action_space), self.label
         )

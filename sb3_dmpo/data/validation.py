@@ -17,6 +17,7 @@ from sb3_dmpo.data.preprocessing import (
     flat_slices,
     observation_spaces_match,
     scale_actions,
+    units_match,
 )
 from sb3_dmpo.data.table import BLOCK_ROWS
 from sb3_dmpo.data.transitions import Advice, DatasetError, DatasetSource, RawTransitions
@@ -82,16 +83,27 @@ def check_environment(label: str, observation_space: spaces.Box | spaces.Dict, a
     :param observation_space: canonical observation space of the dataset
     :param action_space: action space of the dataset
     :param env: gymnasium environment or VecEnv
-    :raises DatasetError: if the keys or shapes of the observations or the bounds of the actions differ
+    :raises DatasetError: if the keys, shapes or units of the observations or the bounds of the actions differ
     """
     env_observation_space, env_action_space = environment_spaces(env, label)
     how = _HOW_FITTING
-    if not observation_spaces_match(env_observation_space, observation_space):
+    if not observation_spaces_match(observation_space, env_observation_space):
         what = f"its observation space is {observation_space}, but that of the environment is {env_observation_space}"
+        what += why_no_match(observation_space, env_observation_space)
         raise DatasetError.at(label, what, how)
     if not (isinstance(env_action_space, spaces.Box) and action_spaces_match(env_action_space, action_space)):
         what = f"its action space is {action_space}, but that of the environment is {env_action_space}"
         raise DatasetError.at(label, what, how)
+
+
+def why_no_match(recorded: spaces.Space[Any], found: spaces.Space[Any]) -> str:
+    """
+    The end of a message about observation spaces that differ: empty where the message shows the difference by itself.
+
+    :param recorded: canonical observation space of data, or of a model
+    :param found: canonical observation space
+    """
+    return "" if units_match(recorded, found) else " (integers and floats are no observations in the same units)"
 
 
 def environment_spaces(env: Any, label: str) -> tuple[spaces.Box | spaces.Dict, spaces.Space[Any]]:

@@ -30,17 +30,17 @@ def models(name: str, n: int = 3, **arguments: Any) -> list[OfflineAlgorithm]:
     return [make(name, dataset=DATA, seed=seed, **arguments) for seed in range(n)]
 
 
-def assert_close(first: OfflineAlgorithm, second: OfflineAlgorithm, tolerance: float = 2e-5) -> None:
+def assert_close(first: OfflineAlgorithm, second: OfflineAlgorithm) -> None:
     """Weights, states of the optimizers, counters and generators."""
     for (name, a), b in zip(first.policy.state_dict().items(), second.policy.state_dict().values(), strict=True):
-        th.testing.assert_close(a, b, atol=tolerance, rtol=1e-4, msg=lambda message, name=name: f"{name}: {message}")
+        th.testing.assert_close(a, b, atol=2e-5, rtol=1e-4, msg=lambda message, name=name: f"{name}: {message}")
     for name, (optimizer, _, parameters) in first._optimizers.items():
         other = second._optimizers[name]
         assert optimizer.param_groups[0]["lr"] == other[0].param_groups[0]["lr"]
         for mine, yours in zip(parameters, other[2], strict=True):
             assert set(optimizer.state[mine]) == set(other[0].state[yours])
             for key, value in optimizer.state[mine].items():
-                th.testing.assert_close(value, other[0].state[yours][key], atol=tolerance, rtol=1e-3)
+                th.testing.assert_close(value, other[0].state[yours][key], atol=2e-5, rtol=1e-3)
     assert (first.num_timesteps, first._n_updates) == (second.num_timesteps, second._n_updates)
     assert th.equal(first._noise_generator.get_state(), second._noise_generator.get_state())
     assert th.equal(first.replay_buffer.generator.get_state(), second.replay_buffer.generator.get_state())

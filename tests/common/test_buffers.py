@@ -27,8 +27,8 @@ ACTION_SPACE = spaces.Box(-3, 3, (2,))
 TENSORS = ("observations", "next_observations", "actions", "rewards", "dones")
 
 
-def make_transitions(n: int = 12, size: int = 3, seed: int = 0, **changes: Any) -> Transitions:
-    rng = np.random.default_rng(seed)
+def make_transitions(n: int = 12, size: int = 3, **changes: Any) -> Transitions:
+    rng = np.random.default_rng(0)
     lengths = np.array([n // 3, n // 3, n - 2 * (n // 3)], dtype=np.int64)
     terminations, truncations = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     terminations[lengths[0] - 1] = truncations[-1] = True

@@ -4,7 +4,7 @@ the same way: the operations of one update with the tensors that they were done 
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
-from sb3_dmpo.common import buffers, capture, compilation, offline_algorithm
+from sb3_dmpo.common import buffers, capture, compilation, metrics, offline_algorithm
 from sb3_dmpo.several_seeds.several_seeds import learn_together
 from tests.common.test_compilation import NoSynchronisation
 from tests.contract import DATA, assert_same, make
@@ -115,19 +115,24 @@ class StandIn:
         return replay, results
 
 
+def run_as_recorded(graph: Any, **options: Any) -> Any:
+    """In the place of ``th.compile``: recorded graphs are run as they are."""
+    return graph
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Updates are captured on the CPU, from recorded graphs that are run as they are."""
     graphs = StandIn()
-    monkeypatch.setattr(th, "compile", lambda graph, **options: graph)
+    monkeypatch.setattr(th, "compile", run_as_recorded)
     monkeypatch.setattr(capture, "cuda_graph", graphs)
     monkeypatch.setattr(offline_algorithm, "missing_for_capture", lambda device: None)
     return graphs
 
 
 def pair(name: str, **arguments: Any) -> tuple[OfflineAlgorithm, OfflineAlgorithm]:
-    """A model whose updates are captured, and one whose updates are not."""
-    options: dict[str, Any] = {"dataset": DATA, "compile": True} | arguments
+    """A model whose updates are captured, and one whose updates are not. Delayed updates would be a second graph to record."""
+    options: dict[str, Any] = {"dataset": DATA, "compile": True, "policy_delay": 1} | arguments
     return make(name, **options, capture=True), make(name, **options, capture=False)
 
 
@@ -181,11 +186,12 @@ class EndsAt(BaseCallback):
 
 
 @pytest.mark.parametrize("name", EACH_SLOWLY)
-def test_replays_equal_learn(name: str, stand_in: StandIn) -> None:
+def test_replays_equal_learn(name: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    With rates that change at every update: weights, generators, the last minibatch and the log. In 100 updates between two
+    With rates that change at every update: weights, generators, the last minibatch and the log. In 10 updates between two
     logs nothing waits for the device, and nothing is launched but replays and the rates that have changed.
     """
+    monkeypatch.setattr(metrics, "_ROWS", 4)
     arguments: dict[str, Any] = {"learning_rate": lambda progress: 1e-3 * progress, "policy_delay": 2}
     captured, plain = pair(name, **arguments | {"policy_kwargs": {"net_arch": [8]}})
     stand_in.watch(captured)
@@ -200,18 +206,18 @@ def test_replays_equal_learn(name: str, stand_in: StandIn) -> None:
         guard.__exit__(None, None, None)
 
     logs = []
-    for model, callbacks in ((captured, [At(4, begin), At(104, end)]), (plain, [])):
+    for model, callbacks in ((captured, [At(4, begin), At(14, end)]), (plain, [])):
         log = Kept()
         model.set_logger(Logger(None, [log]))
-        model.learn(106, callback=callbacks, log_interval=105)
+        model.learn(16, callback=callbacks, log_interval=15)
         logs.append(log.rows)
     changed = [schedule(0.9) != schedule(0.8) for _, schedule, _ in captured._optimizers.values()]
-    assert any(changed) and launches.outside == ["aten.fill_.Scalar"] * 100 * sum(changed), set(launches.outside)
-    assert stand_in.n_replays == 106 and 1 <= stand_in.n_captured < 6
+    assert any(changed) and launches.outside == ["aten.fill_.Scalar"] * 10 * sum(changed), set(launches.outside)
+    assert stand_in.n_replays == 16 and 1 <= stand_in.n_captured < 6
     assert_same_models(captured, plain)
     assert len(logs[0]) == len(logs[1]) == 1
     assert list(logs[0][0]) == list(logs[1][0])
-    # Sums of 64 and of 1000 numbers at a time.
+    # Sums of 4 and of 1000 numbers at a time.
     np.testing.assert_allclose(list(logs[0][0].values()), list(logs[1][0].values()), rtol=1e-12)
 
 
@@ -225,9 +231,9 @@ def test_minibatches_of_imagined_episodes_are_drawn_before_the_replay(stand_in: 
 
 @pytest.mark.parametrize("name", ["td3_bc", pytest.param("iql", marks=pytest.mark.slow)])
 def test_captured_without_being_compiled(name: str, stand_in: StandIn) -> None:
-    captured = make(name, dataset=DATA, compile=False, capture=True).learn(4)
+    captured = make(name, dataset=DATA, policy_delay=1, compile=False, capture=True).learn(4)
     assert not captured._is_compiled and stand_in.n_replays == 4
-    assert_same_models(captured, make(name, dataset=DATA, compile=True, capture=False).learn(4))
+    assert_same_models(captured, make(name, dataset=DATA, policy_delay=1, compile=True, capture=False).learn(4))
 
 
 @pytest.mark.parametrize(
@@ -289,8 +295,9 @@ CHANGES: list[Callable[[OfflineAlgorithm], Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("change", [*CHANGES[:2], *(pytest.param(change, marks=pytest.mark.slow) for change in CHANGES[2:])])
-def test_changes_while_learning_are_seen(change: Callable[[OfflineAlgorithm], Any], stand_in: StandIn) -> None:
+def test_changes_while_learning_are_seen(change: Callable[[OfflineAlgorithm], Any]) -> None:
     captured, plain = pair("td3_bc")
     for model in (captured, plain):
         model.learn(10, callback=At(5, change))
@@ -319,21 +326,36 @@ def test_data_on_disk_are_read_before_the_replay(stand_in: StandIn, monkeypatch:
     assert stand_in.n_replays == 6 and stand_in.n_captured == 2
 
 
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_changed_settings_are_recorded_anew(compiled: bool, stand_in: StandIn) -> None:
+def test_changed_settings_are_recorded_anew(compiled: bool) -> None:
     """A Python number is part of the graph."""
-    kept = make("td3_bc", dataset=DATA, compile=True, capture=compiled).learn(2)
+    kept = make("td3_bc", dataset=DATA, policy_delay=1, compile=True, capture=compiled).learn(2)
     kept.gamma = 0.5
     kept.learn(2, reset_num_timesteps=False)
-    fresh = make("td3_bc", dataset=DATA, compile=True, capture=False).learn(2)
+    fresh = make("td3_bc", dataset=DATA, policy_delay=1, compile=True, capture=False).learn(2)
     fresh.gamma = 0.5
     fresh._compiled._graphs.clear()
     assert_same(kept.get_parameters(), fresh.learn(2, reset_num_timesteps=False).get_parameters())
 
 
+@pytest.fixture(scope="module")
+def never_captured() -> Iterator[OfflineAlgorithm]:
+    """A model whose updates are recorded, but not captured; nothing may change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(th, "compile", run_as_recorded)
+        model = make("td3_bc", dataset=DATA, policy_delay=1, compile=True, capture=False).learn(6)
+    before = copy.deepcopy(model.get_parameters())
+    yield model
+    assert_same(model.get_parameters(), before)
+
+
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("fails_at", ["warm-up", "capture"])
 @pytest.mark.parametrize("is_drawn_before", [True, False])
-def test_failing_capture(fails_at: str, is_drawn_before: bool, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_capture(
+    fails_at: str, is_drawn_before: bool, never_captured: OfflineAlgorithm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that has not insisted goes on without, after one warning; one that has ends with the reason."""
 
     def fail(body: Callable[[], Any], *args: Any) -> None:
@@ -347,19 +369,20 @@ def test_failing_capture(fails_at: str, is_drawn_before: bool, stand_in: StandIn
     with pytest.warns(
         UserWarning, match=r"Capturing has failed \(operation not permitted.*capturing\); the updates"
     ) as warned:
-        model = make("td3_bc", dataset=DATA, compile=True, capture="auto").learn(6)
+        model = make("td3_bc", dataset=DATA, policy_delay=1, compile=True, capture="auto").learn(6)
     assert len(warned) == 1 and model._compiled.is_on and not model._captured.is_on
-    assert_same_models(model, make("td3_bc", dataset=DATA, compile=True, capture=False).learn(6))
+    assert_same_models(model, never_captured)
     with pytest.raises(RuntimeError, match="not permitted"):
-        make("td3_bc", dataset=DATA, compile=True, capture=True).learn(4)
+        make("td3_bc", dataset=DATA, compile=False, capture=True).learn(1)
 
 
-def test_interrupted_capture_loses_nothing(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_interrupted_capture_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(body: Callable[[], Any], *args: Any) -> None:
         body()
         raise KeyboardInterrupt
 
-    model = make("td3_bc", dataset=DATA, compile=True, capture=True).learn(2)
+    model = make("td3_bc", dataset=DATA, policy_delay=1, compile=True, capture=True).learn(2)
     before = (
         copy.deepcopy(model.get_parameters()),
         model._noise_generator.get_state(),
@@ -374,7 +397,8 @@ def test_interrupted_capture_loses_nothing(stand_in: StandIn, monkeypatch: pytes
     )
 
 
-def test_failing_compiler_is_warned_of_once(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_failing_compiler_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*inputs: th.Tensor) -> None:
         raise th._dynamo.exc.TorchDynamoException("the compiler broke")
 
@@ -386,7 +410,8 @@ def test_failing_compiler_is_warned_of_once(stand_in: StandIn, monkeypatch: pyte
     assert_same(model.get_parameters(), make("td3_bc", dataset=DATA, compile=False).learn(4).get_parameters())
 
 
-def test_losses_that_are_not_finite_are_noticed(stand_in: StandIn) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_losses_that_are_not_finite_are_noticed() -> None:
     messages = []
     for model in pair("td3_bc"):
         poison = At(5, lambda model: next(model.policy.critic.parameters()).data.fill_(float("nan")))
@@ -396,14 +421,16 @@ def test_losses_that_are_not_finite_are_noticed(stand_in: StandIn) -> None:
     assert messages[0] == messages[1] and "at update 6" in messages[0]
 
 
-def test_metrics_of_many_updates_between_two_looks(stand_in: StandIn) -> None:
-    """More rows than are added up at a time, in two groups."""
+@pytest.mark.usefixtures("stand_in")
+def test_metrics_of_many_updates_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than are added up at a time, in two groups, and more updates than there is room for."""
+    monkeypatch.setattr(metrics, "_ROWS", 4)
     rows = []
     for model in pair("td3_bc", policy_delay=2, policy_kwargs={"net_arch": [4]}):
         log = Kept()
         model.set_logger(Logger(None, [log]))
-        model._metrics._capacity = 70
-        model.learn(300, log_interval=150)
+        model._metrics._capacity = 10
+        model.learn(48, log_interval=24)
         rows.append(log.rows)
     assert len(rows[0]) == len(rows[1]) == 2
     for captured, plain in zip(*rows, strict=True):
@@ -422,8 +449,9 @@ def test_choice() -> None:
     assert not make("td3_bc", dataset=DATA, compile=True).learn(0)._captured.is_on
 
 
-def test_models_with_graphs_can_be_copied(stand_in: StandIn) -> None:
-    model = make("td3_bc", dataset=DATA, compile=True, capture=True).learn(2)
+@pytest.mark.usefixtures("stand_in")
+def test_models_with_graphs_can_be_copied() -> None:
+    model = make("td3_bc", dataset=DATA, policy_delay=1, compile=True, capture=True).learn(1)
     assert copy.deepcopy(model._captured)._graphs == {} and model._captured._graphs
 
 

@@ -1,8 +1,9 @@
 """Exported graphs act as ``predict`` does, in other runtimes and for any number of observations."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from tests.toy_data import EPISODE_LENGTH, DriftEnv, make_transitions
 TOLERANCE = 1e-5
 WITH_MEMORY = ("decision_transformer", "maple")
 WITHOUT_MEMORY = [name for name in ALGOS if name not in WITH_MEMORY]
+#: Where critics choose, layer norm in double precision, and averages; without them it is exported with Dict observations.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dmpo": {"policy_kwargs": {"net_arch": [16, 16], "n_critics": 3, "critic_layer_norm": True}, "ema_decay": 0.5}
+}
 #: Exporting takes seconds: of most algorithms it is left to the slow tests.
 EACH_SLOWLY = [name if name in ("dmpo", "bc") else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_MEMORY]
 
@@ -58,12 +63,31 @@ def test_torch_export(name: str, policy: str, tmp_path: Path) -> None:
         assert_same_actions(model, observations, actions.detach().numpy())
 
 
+class Exported(NamedTuple):
+    """A model and its ONNX file; nothing may change them."""
+
+    model: OfflineAlgorithm
+    path: Path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """By name of the algorithm, each exported once: that takes seconds."""
+
+    @functools.cache
+    def export_once(name: str) -> Exported:
+        model = make(name, dataset=DATA, **ARGUMENTS.get(name, {})).learn(8)
+        model.export(path := tmp_path_factory.mktemp(name) / "policy.onnx")
+        return Exported(model, path)
+
+    return export_once
+
+
 @pytest.mark.parametrize("name", EACH_SLOWLY)
-def test_onnx(name: str, tmp_path: Path) -> None:
+def test_onnx(name: str, exported: Callable[[str], Exported]) -> None:
     """Random observations, and an episode in which every action depends on those before."""
-    model = make(name, dataset=DATA).learn(8)
-    model.export(tmp_path / "policy.onnx")
-    session = onnx_session(tmp_path / "policy.onnx")
+    model, path = exported(name)
+    session = onnx_session(path)
     assert [(entry.name, entry.shape, entry.type) for entry in session.get_inputs()] == [
         ("observation", ["batch", 3], "tensor(float)")
     ]
@@ -118,11 +142,10 @@ def test_onnx_with_a_state(name: str, tmp_path: Path) -> None:
     assert_same_episodes(model, run)
 
 
-def test_onnx_multiplies_nothing_that_is_transposed_on_the_way(tmp_path: Path) -> None:
+def test_onnx_multiplies_nothing_that_is_transposed_on_the_way(exported: Callable[[str], Exported]) -> None:
     """ONNX Runtime up to 1.23 would fuse both into an operator that it does not have for doubles."""
     onnx = pytest.importorskip("onnx")
-    make("dmpo", dataset=DATA).learn(2).export(tmp_path / "policy.onnx")
-    graph = onnx.load(tmp_path / "policy.onnx").graph
+    graph = onnx.load(exported("dmpo").path).graph
     constants = {initializer.name for initializer in graph.initializer}
     transposed = {
         node.output[0] for node in graph.node if node.op_type == "Transpose" and not constants.issuperset(node.input)
@@ -143,10 +166,9 @@ def test_onnx_has_an_input_per_key(tmp_path: Path) -> None:
     assert_same_actions(model, observations, run_onnx(session, observations))
 
 
-def test_onnx_says_what_it_is(tmp_path: Path) -> None:
-    model = make("bc", dataset=DATA).learn(8)
-    model.export(tmp_path / "policy.onnx")
-    metadata = onnx_session(tmp_path / "policy.onnx").get_modelmeta().custom_metadata_map
+def test_onnx_says_what_it_is(exported: Callable[[str], Exported]) -> None:
+    model, path = exported("bc")
+    metadata = onnx_session(path).get_modelmeta().custom_metadata_map
     assert metadata == {"algorithm": "BC", "dataset": str(model.dataset_id), "updates": "8"}
 
 
@@ -163,7 +185,7 @@ def test_observations_and_actions_of_other_shapes(tmp_path: Path) -> None:
 
 def test_exporting_leaves_the_model_alone(tmp_path: Path) -> None:
     """It can be done between the updates of a run."""
-    model, other = make("dmpo", dataset=DATA).learn(4), make("dmpo", dataset=DATA).learn(4)
+    model, other = make("bc", dataset=DATA).learn(4), make("bc", dataset=DATA).learn(4)
     model.policy.set_training_mode(True)
     model.export(tmp_path / "policy.pt2")
     assert model.policy.training

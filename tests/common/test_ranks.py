@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 
@@ -16,14 +18,15 @@ from sb3_dmpo import OfflineAlgorithm
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import advantage_weights
+from sb3_dmpo.data import Transitions, load_transitions
 from sb3_dmpo.data import cache as dataset_cache
-from sb3_dmpo.data import load_transitions
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from sb3_dmpo.maple.dynamics import EnsembleTraining
 from sb3_dmpo.several_seeds.several_seeds import check_together
 from tests.common.rank_programs import BATCH, CASES, UPDATES, made, state_of
 from tests.contract import assert_same, make
 from tests.dataset_helpers import make_dataset
+from tests.toy_data import EPISODE_LENGTH, make_transitions
 
 WORLD = 2
 ROOT = Path(__file__).parents[2]
@@ -117,15 +120,25 @@ def test_all_end_when_one_wants_to(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not all(consent.goes_on(False) for _ in range(100_000))
 
 
+def first_rows(n: int) -> Transitions:
+    """Data of n transitions, the last of which is cut as by a time limit if its episode goes on."""
+    data = make_transitions(-(-n // EPISODE_LENGTH))
+    names = ("observations", "next_observations", "actions", "rewards", "terminations", "truncations")
+    arrays = {name: getattr(data, name)[:n].copy() for name in names}
+    arrays["truncations"][-1] = not arrays["terminations"][-1]
+    lengths = np.diff([*range(0, n, EPISODE_LENGTH), n])
+    return replace(data, **arrays, episode_lengths=lengths)
+
+
 @pytest.mark.parametrize(("n", "world"), [(80, 2), (80, 3), (7, 4)])
 def test_parts_are_the_whole(n: int, world: int) -> None:
-    buffer = made("bc")
-    buffer._setup_dataset()
-    whole = buffer.replay_buffer
+    model = make("bc", dataset=first_rows(n))
+    model._setup_dataset()
+    whole = model.replay_buffer
     parts = [whole.part(number, world) for number in range(world)]
     for name in ("observations", "next_observations", "actions", "rewards", "dones"):
         assert th.equal(th.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-    assert {part.n_whole for part in parts} == {80} and sum(part.n_offline for part in parts) == 80
+    assert {part.n_whole for part in parts} == {n} and {part.n_offline for part in parts} <= {n // world, -(-n // world)}
     assert all(sum(part.episode_lengths) == part.n_offline for part in parts)
     assert all(th.equal(part.observation_mean, whole.observation_mean) for part in parts)
     assert {part.min_reward for part in parts} == {whole.min_reward}

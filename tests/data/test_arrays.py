@@ -224,7 +224,7 @@ def test_both_forms_that_ogbench_gives_in_memory_are_the_file() -> None:
 
 
 @pytest.mark.parametrize("memory_map", [False, True])
-def test_folder_of_shards_is_one_dataset(tmp_path: Path, memory_map: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_shards_is_one_dataset(tmp_path: Path, memory_map: bool) -> None:
     folder = tmp_path / "cube-double-play-100m-v0"
     folder.mkdir()
     parts = [ogbench(n_episodes=2, seed=seed, rewards=np.full(10, seed), masks=np.ones(10)) for seed in range(11)]
@@ -245,7 +245,7 @@ def test_folder_of_shards_is_one_dataset(tmp_path: Path, memory_map: bool, monke
         load_transitions(folder)
 
 
-def test_npz_files_are_bounded_and_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npz_files_are_bounded_and_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, **d4rl_arrays(rewards=np.array([object()] * N_ROWS)))
     with pytest.raises(DatasetError, match=r"field 'rewards': it holds object, no numbers"):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from sb3_dmpo.data import cache as dataset_cache
 from sb3_dmpo.data.minari import MinariSource
 from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset, random_episodes
+from tests.files.test_atomic_write import exit_code_of
 
 NAME = "tests/mixed-v0"
 
@@ -175,7 +177,7 @@ def test_changed_spaces_do_not_get_the_old_copy(reads: list[str]) -> None:
     assert len(reads) == 2
 
 
-def test_dataset_that_was_just_written_is_not_cached(cache: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_that_was_just_written_is_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", 1000.0)
     make_dataset()
     load_transitions(NAME)
@@ -335,12 +337,15 @@ def test_the_same_file_in_the_spaces_of_two_environments(cache: Path, tmp_path: 
 
 def test_kills_leave_nothing_for_long(cache: Path) -> None:
     make_dataset()
-    code = (
-        "import os, signal, sys; from sb3_dmpo.data import cache; from sb3_dmpo.data.minari import MinariSource\n"
-        "with cache.CacheEntry.of(MinariSource.from_id(sys.argv[1], download=False)).new_folder() as folder:\n"
-        "    (folder / 'half.npy').touch(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code, NAME], check=False, timeout=60)
+    entry = dataset_cache.CacheEntry.of(MinariSource.from_id(NAME, download=False))
+    assert entry is not None
+
+    def killed() -> None:
+        with entry.new_folder() as folder:
+            (folder / "half.npy").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert exit_code_of(killed) == -signal.SIGKILL
     assert len(entries(cache)) == 1
     load_transitions(NAME)
     assert [path.name.startswith(".") for path in entries(cache)] == [False]

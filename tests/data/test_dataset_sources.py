@@ -165,9 +165,10 @@ def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "minari"
 
 
+@pytest.mark.usefixtures("own_root")
 @pytest.mark.parametrize("has_next", [False, True])
 def test_d4rl_file_becomes_a_minari_dataset_with_the_same_transitions(
-    tmp_path: Path, own_root: Path, capsys: pytest.CaptureFixture[str], has_next: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], has_next: bool
 ) -> None:
     arrays = d4rl_arrays(observations=np.random.default_rng(1).normal(size=(N_ROWS, 11)).astype(np.float32))
     actions = np.random.default_rng(2).uniform(-1, 1, (N_ROWS, 3)).astype(np.float32)
@@ -193,7 +194,8 @@ def test_d4rl_file_becomes_a_minari_dataset_with_the_same_transitions(
     assert "it is there already" in capsys.readouterr().err
 
 
-def test_what_cannot_be_converted(tmp_path: Path, own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("own_root")
+def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     following = np.random.default_rng(3).normal(size=(N_ROWS, 3))
     path = write_d4rl(tmp_path, next_observations=following)
     for arguments, message in (
@@ -322,7 +324,7 @@ def test_replay_buffer_faults(name: str, index: tuple[int, ...], value: float, m
         load_transitions(buffer)
 
 
-def test_replay_buffers_that_cannot_be_used(tmp_path: Path) -> None:
+def test_replay_buffers_that_cannot_be_used() -> None:
     with pytest.raises(DatasetError, match=r"The replay buffer: it holds no transitions"):
         load_transitions(ReplayBuffer(10, SPACE, ACTION_SPACE))
     with pytest.raises(DatasetError, match=r"action space of the replay buffer is Discrete"):

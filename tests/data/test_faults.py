@@ -36,8 +36,8 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir()
 
 
-def data_file(name: str = "tests/mixed-v0") -> Path:
-    return Path(make_dataset(name).storage.data_path) / "main_data.hdf5"
+def data_file() -> Path:
+    return Path(make_dataset("tests/mixed-v0").storage.data_path) / "main_data.hdf5"
 
 
 def refusal(dataset: Any) -> str:

@@ -156,7 +156,7 @@ def test_a_dataset_that_is_not_in_files() -> None:
         load_transitions(make_replay_buffer(), memory_map=True)
 
 
-def test_a_dataset_that_was_just_written_is_waited_for(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_dataset_that_was_just_written_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, waited = recorded(), []
     monkeypatch.setattr(dataset_cache, "SETTLE_SECONDS", 1e9)
     monkeypatch.setattr(datasets.time, "sleep", waited.append)
@@ -217,7 +217,8 @@ def test_training_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
         assert th.equal(value, resumed.policy.state_dict()[key]), key
 
 
-def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_the_command_line(tmp_path: Path, isolated_data_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(isolated_data_folders))  # where the toy may be already
     used: list[bool] = []
     original = OfflineReplayBuffer.sample
 
@@ -229,6 +230,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     options = ["--algo", "bc", "--device", "cpu", "--seed", "0", "-n", "2", "--eval-freq", "-1", "-f", str(tmp_path / "logs")]
     assert train([*options, "--memory-map"]) == 0
     assert used == [True, True]
+    assert (tmp_path / "logs" / "bc" / "TwoGoals-v0_1" / "two_goals.png").stat().st_size > 0
 
 
 # Reading ahead ---------------------------------------------------------------------------------------------------

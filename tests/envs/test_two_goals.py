@@ -190,8 +190,10 @@ def test_an_unwritable_root_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         make_two_goals_dataset()
 
 
-def test_dataset_id_alone_makes_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_id_alone_makes_the_dataset(empty_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_dmpo.data import load_transitions
 
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    assert len(load_transitions(TWO_GOALS_DATASET_ID)) == 6645
+    few_demonstrations(monkeypatch)
+    found = load_transitions(TWO_GOALS_DATASET_ID)
+    assert (empty_root / TWO_GOALS_DATASET_ID).is_dir()
+    assert len(found) == sum(len(episode) for episode in two_goals_data.demonstrations())

@@ -165,10 +165,13 @@ HOSTILE: dict[str, Callable[[Entries], Any]] = {
 }
 #: What can only be seen when networks and optimizers are built, which inspect and the search for a checkpoint do not do.
 SEEN_WHEN_BUILT = ("weights of another type", "weights that are not finite", "optimizer:")
+#: Doors that read the file as all do and then go through `load`: one kind of each sort is enough there.
+BEFORE_LOAD = ("load of any", "load_from_hub")
+FIRST_OF_ITS_SORT = {name.partition(" ")[0]: name for name in reversed(HOSTILE)}.values()
 
 
 @pytest.fixture
-def doors(model: DMPO, tmp_path: Path) -> Iterator[dict[str, Callable[[Path], Any]]]:
+def doors(model: DMPO) -> Iterator[dict[str, Callable[[Path], Any]]]:
     class Hub:
         def hf_hub_download(self, repo_id: str, filename: str) -> str:
             return filename
@@ -194,6 +197,8 @@ def test_refused_at_every_door(content: bytes, doors: dict[str, Callable[[Path],
     for door, enter in doors.items():
         if door == "inspect" and name.startswith(SEEN_WHEN_BUILT):
             continue
+        if door in BEFORE_LOAD and name not in FIRST_OF_ITS_SORT:
+            continue
         with pytest.raises((UnsafeFileError, DamagedFileError)) as caught:
             enter(path)
         assert str(caught.value).startswith(f"{path}: ") and str(caught.value).count(str(path)) == 1, door
@@ -207,7 +212,7 @@ def test_an_interrupted_run_goes_on_from_a_checkpoint_that_is_right(content: byt
     assert newest_state(tmp_path, "env") == tmp_path / "rl_model_10_steps.zip"
 
 
-def test_optimizers_as_older_versions_wrote_them(content: bytes, model: DMPO) -> None:
+def test_optimizers_as_older_versions_wrote_them(content: bytes) -> None:
     """Steps as numbers, and options that are not there yet."""
 
     def older(state: dict[str, Any]) -> None:
@@ -306,9 +311,8 @@ def test_pickles_that_take_time(content: bytes, tmp_path: Path, name: str) -> No
     start = time.process_time()
     with pytest.raises(UnsafeFileError):
         unpickle(payload)
-    for key in ("ep_info_buffer", "policy_kwargs", "policy_class"):
-        with pytest.raises(UnsafeFileError):
-            DMPO.load(with_attribute(content, key, pickled(payload)), device="cpu")
+    with pytest.raises(UnsafeFileError, match="'policy_kwargs'"):
+        DMPO.load(with_attribute(content, "policy_kwargs", pickled(payload)), device="cpu")
     (tmp_path / "buffer.pkl").write_bytes(payload)
     with pytest.raises(DatasetError, match=r"buffer\.pkl"):
         load_transitions(tmp_path / "buffer.pkl", cache=False)
