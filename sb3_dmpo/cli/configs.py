@@ -8,13 +8,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.cli.literals import parse_value, read_yaml
 from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.data.tasks import entry_keys
 
@@ -83,16 +83,34 @@ def load_config(config: str) -> dict[str, dict[str, Any]]:
     """
     try:
         if config.endswith((".yml", ".yaml")):
-            entries = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        elif config.endswith(".py"):
-            entries = runpy.run_path(config)["hyperparams"]
+            entries = read_yaml(Path(config))
         else:
-            entries = importlib.import_module(config).hyperparams
-    except (OSError, yaml.YAMLError, ImportError, KeyError, AttributeError) as error:
+            entries = _run_config(config)
+    except UsageError as error:
         raise UsageError(f"The config {config} cannot be read: {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UsageError(f"The config {config} has to map dataset ids (or families, or 'default') to hyperparameters.")
+    for name, entry in entries.items():
+        for key in entry:
+            if not isinstance(key, str):
+                raise UsageError(f"The config {config}, entry {name!r}: {key!r} is not the name of a hyperparameter.")
     return entries
+
+
+def _run_config(config: str) -> Any:
+    """
+    :param config: Python file or module
+    :raises UsageError: it fails, in whatever way, or has no ``hyperparams``
+    """
+    try:
+        names = runpy.run_path(config) if config.endswith(".py") else vars(importlib.import_module(config))
+    except (OSError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    except (Exception, SystemExit) as error:  # it may do anything
+        raise UsageError(f"{type(error).__name__}: {error}") from error
+    if "hyperparams" not in names:
+        raise UsageError("it has no dict called hyperparams")
+    return names["hyperparams"]
 
 
 def find_entry(config: str, dataset: str) -> tuple[str, dict[str, Any]]:
@@ -179,7 +197,45 @@ def check_hyperparameters(hyperparams: dict[str, Any], algorithm: type[BaseAlgor
     known = set(constructor_arguments(policy)) - {"observation_space", "action_space", "lr_schedule"}
     for key in policy_kwargs:
         if key not in known:
-            raise UsageError(f"The policy of {name} has no argument {key!r} (policy_kwargs). {suggest(key, known)}")
+            raise UsageError(f"The policy of {name} has no argument {key!r} (policy_kwargs). {suggest(str(key), known)}")
+
+
+def check_classes(hyperparams: dict[str, Any]) -> None:
+    """
+    Refuse callbacks and policies that are none. rl_zoo3 calls what their paths name, and any function may stand there.
+
+    :param hyperparams: parsed settings
+    :raises UsageError: a path leads nowhere, or to something else
+    """
+    policy = hyperparams.get("policy")
+    # Without a dot it is an alias, which the algorithm knows.
+    if isinstance(policy, str) and "." in policy:
+        _check_class("policy", policy, BasePolicy)
+    callbacks = hyperparams.get("callback", [])
+    for item in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if isinstance(item, dict) and len(item) != 1:
+            raise UsageError(f"callback has {item!r}, expected a single path with its arguments.")
+        path = next(iter(item)) if isinstance(item, dict) else item
+        if not isinstance(path, BaseCallback):
+            _check_class("callback", path, BaseCallback)
+
+
+def _check_class(key: str, path: Any, base: type[Any]) -> None:
+    """
+    :param key: what the path is for
+    :param path: e.g. ``package.module.Class``
+    :param base: what the class has to inherit from
+    :raises UsageError: there is no such class
+    """
+    module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if not module or not name:
+        raise UsageError(f"{key} has {path!r}, expected a path, e.g. 'package.module.Class'.")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # of a module that fails: any
+        raise UsageError(f"{key} is {path!r}, which cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{key} is {path!r}, which is no class derived from {base.__name__}.")
 
 
 def parse_values(hyperparams: dict[str, Any]) -> dict[str, Any]:

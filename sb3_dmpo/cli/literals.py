@@ -3,9 +3,11 @@
 import ast
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch as th
+import yaml
 from torch import nn
 
 from sb3_dmpo.cli.errors import UsageError
@@ -25,12 +27,13 @@ _MAX_LENGTH = 10_000
 _MAX_SEEDS = 1_000
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: Any) -> Any:
     """
     The value behind a text: numbers, True, False, None, quoted or plain text, lists, tuples, dicts, ``dict(a=1)``, and
     activations and optimizers by name (``nn.ReLU``). Nothing is evaluated.
 
-    :param text: e.g. ``"3e-4"``, ``"lin_3e-4"``, ``"dict(net_arch=[64, 64], activation_fn=nn.Tanh)"``
+    :param text: e.g. ``"3e-4"``, ``"lin_3e-4"``, ``"dict(net_arch=[64, 64], activation_fn=nn.Tanh)"``; what is no text is
+        the value itself
     :raises UsageError: anything else
     """
     if not isinstance(text, str):
@@ -70,6 +73,26 @@ def _value(node: ast.expr) -> Any:
     return value
 
 
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """
+    What a YAML file says. Whatever is wrong with it, there is one kind of error.
+
+    :param path: the file
+    :param loader: makes plain data of it
+    :raises UsageError: it cannot be read; the message says why, not which file it is
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"it is no text in UTF-8 (byte {error.start})") from error
+    except RecursionError:
+        raise UsageError("it is nested too deeply") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:  # of a value that PyYAML cannot make, as 2001-99-99: many kinds
+        raise UsageError(f"a value in it cannot be read ({error})") from error
+
+
 def plain(value: Any) -> Any:
     """
     The value as YAML and JSON can hold it: classes become the names that :func:`parse_value` reads, tuples lists.
@@ -86,6 +109,17 @@ def plain(value: Any) -> Any:
         if value is known:
             return name
     return str(value)
+
+
+def check_updates(n_timesteps: int) -> None:
+    """
+    Refuse a number of updates that is none.
+
+    :param n_timesteps: option ``-n``; -1 is rl_zoo3's way to say that there is none
+    :raises UsageError: it is below 1 and not -1
+    """
+    if n_timesteps < 1 and n_timesteps != -1:
+        raise UsageError(f"-n {n_timesteps}: the number of updates has to be at least 1; without -n the config says it.")
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:

@@ -20,12 +20,15 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import torch as th
 import yaml
 from minari.storage import get_dataset_path
 
 import sb3_dmpo
+from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, exit_code, import_packages, suggest
 from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.common.arguments import check_device
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.data.minari import recorded_environment_spec
 from sb3_dmpo.data.minari_download import local_dataset_ids
@@ -77,6 +80,9 @@ def _glob_in_folder(pattern: str) -> list[str]:
     :param pattern: only its last part may have brackets that mean something
     """
     folder, name = os.path.split(pattern)
+    if name == "rl_model_*_steps.zip":
+        # rl_zoo3 would take anything for a number.
+        return [str(path) for path in checkpoints(Path(folder))]
     return glob.glob(os.path.join(folder.replace("[", "[[]"), name))
 
 
@@ -104,6 +110,28 @@ def prepared_zoo() -> Iterator[None]:
             # A module's own name goes before the builtin.
             stack.enter_context(swapped(importlib.import_module(module), eval=parse_value))
         yield
+
+
+def _check_seed_and_device(options: argparse.Namespace) -> None:
+    """
+    Refuse what NumPy and PyTorch would not take once a folder is made.
+
+    :param options: parsed options
+    :raises UsageError: a seed too large, or a device that is not there
+    """
+    if options.seed is not None and options.seed >= 2**32:
+        raise UsageError(f"--seed {options.seed}: seeds are whole numbers up to {2**32 - 1}.")
+    if options.device == "auto":
+        return
+    try:
+        check_device(options.device)
+        # The GPU's context is left to the model.
+        if th.device(options.device).type != "cuda":
+            th.zeros((), device=options.device).item()
+    except ValueError as error:
+        raise UsageError(f"--device {options.device}: {error}") from error
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {options.device} cannot be used here: write auto, cpu or e.g. cuda:0.") from error
 
 
 def algorithm_name(name: str) -> str:
@@ -161,6 +189,7 @@ class ZooParser(Parser):
         if unknown:
             names = [name for action in self._actions for name in action.option_strings]
             raise UsageError(f"There is no option {unknown[0]!r}. {suggest(unknown[0], names)}")
+        _check_seed_and_device(options)
         import_packages(options.gym_packages)
         self.prepare(options)
         return options

@@ -78,7 +78,8 @@ def test_an_agent_becomes_a_dataset(call: Callable[..., Outcome], root: Path, ag
     assert code == 2 and not (root / "my" / "pendulum-v0").exists()
 
 
-def test_reference_scores_are_measured_where_none_are_known(call: Callable[..., Outcome], root: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("root")
+def test_reference_scores_are_measured_where_none_are_known(call: Callable[..., Outcome], tmp_path: Path) -> None:
     SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, **small()).save(tmp_path / "sac.zip")
     command = ["--algo", "sac", "--model", str(tmp_path / "sac.zip"), "--env", "Pendulum-v1", "-n", "10"]
     code, out, err = call(collect, *command, "--dataset", "my/a-v0", "--reference-episodes", "1")
@@ -87,7 +88,8 @@ def test_reference_scores_are_measured_where_none_are_known(call: Callable[..., 
     assert code == 0 and reference_scores("my/b-v0")[:2] == (-5.0, 7.0), err
 
 
-def test_a_replay_buffer_becomes_a_dataset(call: Callable[..., Outcome], root: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("root")
+def test_a_replay_buffer_becomes_a_dataset(call: Callable[..., Outcome], tmp_path: Path) -> None:
     model = SAC("MlpPolicy", "TwoGoals-v0", buffer_size=200, learning_starts=1000, **small()).learn(120)
     model.save_replay_buffer(tmp_path / "buffer.pkl")
     command = ["--replay-buffer", str(tmp_path / "buffer.pkl"), "--env", "TwoGoals-v0"]
@@ -103,7 +105,8 @@ class _Trap:
         return (Path.touch, (Path("executed"),))
 
 
-def test_nothing_in_a_file_is_executed(call: Callable[..., Outcome], root: Path, agent: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("root")
+def test_nothing_in_a_file_is_executed(call: Callable[..., Outcome], agent: Path, tmp_path: Path) -> None:
     hostile = tmp_path / "hostile.zip"
     with zipfile.ZipFile(agent) as source, zipfile.ZipFile(hostile, "w") as target:
         for name in source.namelist():
@@ -120,6 +123,7 @@ def test_nothing_in_a_file_is_executed(call: Callable[..., Outcome], root: Path,
     assert not (tmp_path / "executed").exists() and list(minari.list_local_datasets()) == []
 
 
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -130,7 +134,7 @@ def test_nothing_in_a_file_is_executed(call: Callable[..., Outcome], root: Path,
     ],
 )
 def test_networks_larger_than_their_weights_are_refused(
-    call: Callable[..., Outcome], root: Path, agent: Path, tmp_path: Path, changes: dict[str, Any], word: str
+    call: Callable[..., Outcome], agent: Path, tmp_path: Path, changes: dict[str, Any], word: str
 ) -> None:
     bomb = tmp_path / "bomb.zip"
     with zipfile.ZipFile(agent) as source, zipfile.ZipFile(bomb, "w") as target:
@@ -141,6 +145,7 @@ def test_networks_larger_than_their_weights_are_refused(
     assert_one_line(call(collect, *command), word)
 
 
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -154,5 +159,5 @@ def test_networks_larger_than_their_weights_are_refused(
         (["--replay-buffer", "x.pkl"], "x.pkl"),
     ],
 )
-def test_what_cannot_be_collected(call: Callable[..., Outcome], root: Path, arguments: list[str], word: str) -> None:
+def test_what_cannot_be_collected(call: Callable[..., Outcome], arguments: list[str], word: str) -> None:
     assert_one_line(call(collect, "--env", "TwoGoals-v0", "--dataset", "my/x-v0", *arguments), word)

@@ -90,7 +90,7 @@ def test_files_of_older_versions_are_recognised(name: str, tmp_path: Path) -> No
 
 
 def test_a_run_on_the_toy(inspect: Callable[..., Outcome], tmp_path: Path) -> None:
-    """All that the issue asks for: algorithm, dataset, updates, scores, spaces."""
+    """It names algorithm, dataset, updates, scores, settings and spaces, of the last model and of the best one."""
     dataset = make_two_goals_dataset()
     callback = NormalizedEvalCallback(
         TimeLimit(TwoGoals(), 40), eval_freq=4, n_eval_episodes=2, best_model_save_path=str(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 import sb3_dmpo
 from sb3_dmpo.__main__ import VERBS, main
+from sb3_dmpo.envs import make_two_goals_dataset
 from tests.cli.test_train import TINY, Outcome
 from tests.doors import describe, enjoy, train
 
@@ -60,6 +61,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 SMALL = [option for option in TINY if option not in ("--seed", "1")]
 
 
+@pytest.mark.usefixtures("toy_drawn")
 @pytest.mark.parametrize(
     "options",
     [
@@ -71,7 +73,7 @@ SMALL = [option for option in TINY if option not in ("--seed", "1")]
 def test_a_run_opens_its_dataset_once(
     options: list[str], call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert call(train, *TINY)[0] == 0  # the toy is made on first use
+    make_two_goals_dataset()
     monkeypatch.setenv("SB3_DMPO_CACHE", str(tmp_path / "cache"))
     names = opened(monkeypatch)
     code, _, err = call(train, *SMALL, *options)
@@ -80,10 +82,11 @@ def test_a_run_opens_its_dataset_once(
     assert names[:2] == ["metadata.json", "main_data.hdf5"] and set(names[2:]) <= {"main_data.hdf5"} and len(names) <= 3
 
 
-def test_enjoy_opens_the_metadata_and_describe_both(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(train, *TINY)[0] == 0
+def test_enjoy_opens_the_metadata_and_describe_both(
+    call: Callable[..., Outcome], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = opened(monkeypatch)
-    assert call(enjoy, "--no-render", "--episodes", "1")[0] == 0
+    assert call(enjoy, "-f", str(tiny), "--no-render", "--episodes", "1")[0] == 0
     assert names == ["metadata.json"]
     assert call(describe, "sb3_dmpo/two-goals/demonstrations-v0")[0] == 0
     assert names.count("metadata.json") == 2

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import torch as th
 
 from sb3_dmpo import DMPO, MAPLE
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
+from tests.cli.conftest import PLOT
 from tests.cli.test_train import Outcome, assert_one_line
 from tests.contract import assert_same as assert_equal
 
 pytest.importorskip("rl_zoo3")
 
+from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, read_progress
 from sb3_dmpo.cli.train.resume import lock_run
 from tests.doors import enjoy, train
@@ -43,16 +46,8 @@ def assert_same(log_folder: Path, other: Path) -> None:
         assert th.equal(first, second), name
 
 
-@pytest.fixture
-def whole(call: Callable[..., Outcome], tmp_path: Path) -> Path:
-    """A run that nobody disturbed."""
-    assert call(train, *RUN, "-f", "whole")[0] == 0
-    return tmp_path / "whole"
-
-
 def test_resumed_run_ends_with_the_same_weights(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
-    assert call(train, *RUN, "-f", "killed")[0] == 0
-    killed = tmp_path / "killed"
+    killed = Path(shutil.copytree(whole, tmp_path / "killed"))
     # What SIGKILL after update 25 leaves: two checkpoints, three evaluations, and half a checkpoint that never got its name.
     (killed / FOLDER / "TwoGoals-v0.zip").unlink()
     for updates in (30, 40):
@@ -99,8 +94,7 @@ def test_seconds_of_a_resumed_run_include_those_before(
 
 
 def test_damaged_or_missing_checkpoints_cost_updates_only(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
-    assert call(train, *RUN, "-f", "killed")[0] == 0
-    killed = tmp_path / "killed"
+    killed = Path(shutil.copytree(whole, tmp_path / "killed"))
     for name in ("TwoGoals-v0.zip", "rl_model_40_steps.zip", "rl_model_30_steps.zip"):
         path = killed / FOLDER / name
         path.write_bytes(path.read_bytes()[:1000])
@@ -112,13 +106,14 @@ def test_damaged_or_missing_checkpoints_cost_updates_only(call: Callable[..., Ou
     assert_same(killed, whole)
 
 
-def test_resume_refuses_other_settings(call: Callable[..., Outcome], whole: Path) -> None:
+def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "whole")
     assert_one_line(
         call(train, *RUN, "gamma:0.9", "-f", "whole", "--resume"), "gamma: not set before, 0.9 now", "other settings"
     )
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-n", "50"), "-n: 40 before, 50 now")
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
-    code, out, _ = call(train, *RUN, "-f", "elsewhere", "--resume")
+    code, out, _ = call(train, *RUN, "-n", "4", "--eval-freq", "-1", "-f", "elsewhere", "--resume")
     assert code == 0 and "no run of dmpo" in out
 
 
@@ -164,9 +159,9 @@ def test_a_run_that_was_killed_before_its_settings_were_written_is_passed_over(
 ) -> None:
     settings = tmp_path / "killed" / FOLDER / "TwoGoals-v0"
     settings.mkdir(parents=True)
-    (settings / "config.yml").write_text("n_timesteps: 40")
+    (settings / "config.yml").write_text("n_timesteps: 4")
     (settings / "args.yml").write_text("")
-    code, out, err = call(train, *RUN, "-f", "killed", "--resume")
+    code, out, err = call(train, *RUN, "-n", "4", "--eval-freq", "-1", "-f", "killed", "--resume")
     assert code == 0 and "no run of dmpo" in out, err
     assert (tmp_path / "killed" / "dmpo" / "TwoGoals-v0_2" / "TwoGoals-v0.zip").is_file()
 
@@ -255,21 +250,25 @@ def test_a_log_folder_with_brackets(call: Callable[..., Outcome], tmp_path: Path
 
 
 def test_two_processes_on_one_run(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
     with contextlib.ExitStack() as locks:
-        lock_run(next(whole.glob("*/*_1")), locks)
-        code, _, err = call(train, *RUN, "-f", str(whole), "--resume")
+        lock_run(next(run.glob("*/*_1")), locks)
+        code, _, err = call(train, *RUN, "-f", "run", "--resume")
         assert code == 2 and "is being trained by another process" in err
-    code, out, err = call(train, *RUN, "-f", str(whole), "--resume")
+    code, out, err = call(train, *RUN, "-f", "run", "--resume")
     assert code == 0 and "finished before" in out, err
 
 
-def test_the_last_evaluation_is_repeated_by_enjoy(call: Callable[..., Outcome], whole: Path) -> None:
+def test_the_last_evaluation_is_repeated_by_enjoy(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's seed gives the same episodes, in the text, in the picture and when they are watched."""
 
     def score(text: str) -> str:
         return next(line for line in text.splitlines() if line.startswith("Score: ")).split(",")[0]
 
+    drawn: list[tuple[int, int]] = []
+    monkeypatch.setattr(PLOT, lambda *args, seed, n_trajectories, **options: drawn.append((seed, n_trajectories)))
     code, out, err = call(train, *RUN, "-f", "again")
     code_of_enjoy, seen, err_of_enjoy = call(enjoy, "--algo", "dmpo", "-f", "again", "--episodes", "2")
     assert code == code_of_enjoy == 0, err + err_of_enjoy
     assert score(out) == score(seen)
+    assert drawn == [(1 + EVAL_SEED_OFFSET, 2)]

@@ -166,7 +166,8 @@ def test_dead_and_lost_runs_go_on_and_finished_ones_are_skipped(
     assert_one_line(call(sweep, *grid, "-n", "30"), "n_timesteps: 20 before, 30 now", "--folder")
 
 
-def test_failures_end_the_run_but_not_the_sweep(call: Callable[..., Outcome], tmp_path: Path, jobs: InProcessJobs) -> None:
+@pytest.mark.usefixtures("jobs")
+def test_failures_end_the_run_but_not_the_sweep(call: Callable[..., Outcome], tmp_path: Path) -> None:
     code, out, _ = call(sweep, "--algos", "cql", "bc", "--seeds", "1", "-n", "20", "--retries", "0", "--jobs", "2")
     assert code == 1
     assert "has failed (exit code 2): train.py: error: what was asked for cannot be done" in out
@@ -258,7 +259,7 @@ def test_local_sweep_with_a_killed_worker(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[Path]:
+def slurm() -> Iterator[Path]:
     """A real SLURM of two nodes on this machine; the folder of its files."""
     missing = [program for program in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(program) is None]
     if missing or os.geteuid() != 0:

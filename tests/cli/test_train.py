@@ -3,8 +3,9 @@
 import csv
 import pickle
 import re
+import runpy
+import shutil
 import signal
-import subprocess
 import sys
 import threading
 import warnings
@@ -52,6 +53,7 @@ def assert_one_line(outcome: Outcome, *words: str, code: int = 2) -> None:
 # Runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("toy_drawn")
 def test_a_run_leaves_model_checkpoints_scores_and_a_picture(call: Callable[..., Outcome], tmp_path: Path) -> None:
     arguments = ["--algo", "dmpo", *TINY, "n_components:2", "--eval-freq", "3", "--save-freq", "4", "--results", "out/r.csv"]
     code, out, err = call(train, *arguments)
@@ -184,9 +186,7 @@ def test_dict_observations_choose_their_policy_and_environment(
     assert "id=2" in out
 
 
-def test_a_dataset_without_environment_trains_without_evaluation(
-    call: Callable[..., Outcome], tmp_path: Path, dict_dataset: str
-) -> None:
+def test_a_dataset_without_environment_trains_without_evaluation(call: Callable[..., Outcome], tmp_path: Path) -> None:
     from stable_baselines3.common.buffers import ReplayBuffer
 
     position, action = spaces.Box(-1.5, 1.5, (2,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -201,16 +201,14 @@ def test_a_dataset_without_environment_trains_without_evaluation(
     assert (tmp_path / "logs/dmpo/my-log-v0_1/my-log-v0.zip").is_file()
 
 
-def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], tiny: Path) -> None:
     from sb3_dmpo.cli.zoo import run_script
-
-    assert call(train, *TINY)[0] == 0
 
     def zoo(argv: list[str]) -> int:
         run_script(argv)
         return 0
 
-    code, out, _ = call(zoo, "enjoy", "--algo", "dmpo", "--env", "TwoGoals-v0", "-f", "logs", "--no-render", "-n", "45")
+    code, out, _ = call(zoo, "enjoy", "--algo", "dmpo", "--env", "TwoGoals-v0", "-f", str(tiny), "--no-render", "-n", "45")
     assert code == 0 and "Mean reward" in out
     with pytest.raises(UsageError, match="record_video"):
         run_script(["record-video"])
@@ -357,11 +355,22 @@ def test_enjoy_names_what_is_there(call: Callable[..., Outcome], tmp_path: Path)
     assert_one_line(call(enjoy, "--episode", "x"), "invalid int value")
 
 
-def test_the_scripts_are_thin_doors() -> None:
-    scripts = Path(sb3_dmpo.__file__).parent.parent / "benchmarks"
-    command = [sys.executable, str(scripts / "train.py"), "--algo", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert_one_line((done.returncode, done.stdout, done.stderr), "'nothing'", "dmpo")
+@pytest.mark.parametrize(
+    ("verb", "needed"),
+    [("train", []), ("enjoy", []), ("sweep", []), ("collect", ["--model", "x", "--dataset", "a/b-v0", "--env", "x"])],
+)
+def test_the_scripts_are_thin_doors(
+    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, verb: str, needed: list[str]
+) -> None:
+    script = str(Path(sb3_dmpo.__file__).parent.parent / "benchmarks" / f"{verb}.py")
+
+    def run(argv: list[str]) -> Any:
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        return ended.value.code
+
+    assert_one_line(call(run, script, *needed, "--no-such-option"), f"sb3_dmpo {verb}: error: ", "--no-such-option")
 
 
 # Nothing is executed --------------------------------------------------------------------------------------------
@@ -417,8 +426,8 @@ def test_values(text: Any, value: Any) -> None:
         assert parse_value(plain(value)) == value
 
 
-def test_settings_beside_a_model_are_never_executed(call: Callable[..., Outcome], tmp_path: Path) -> None:
-    assert call(train, *TINY)[0] == 0
+def test_settings_beside_a_model_are_never_executed(call: Callable[..., Outcome], tmp_path: Path, tiny: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "logs")
     folder = tmp_path / "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0"
     for name in ("args.yml", "config.yml"):
         kept = (folder / name).read_text()
@@ -527,7 +536,7 @@ def test_keys_are_tried_from_special_to_general(tmp_path: Path) -> None:
     ],
 )
 def test_files_as_d4rl_names_them_have_the_settings_of_their_task(path: str, key: str) -> None:
-    """They had those of ``default``, and ``convert`` found no environment for them."""
+    """The file name alone says which entry of a config is theirs, and in which environment ``convert`` puts them."""
     assert entry_keys(path)[1] == key
     env = environment_spec(path, None)
     assert env is not None and env.id.lower().replace("adroithand", "").startswith(key.partition("-")[0])

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import yaml
 
 import sb3_dmpo
 from sb3_dmpo.cli.configs import REFUSED_KEYS
 from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, choose_renderer, free_name, has_display
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import read_yaml
 from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped
+from sb3_dmpo.common.arguments import SEED
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.registration import environment_name
@@ -55,13 +56,16 @@ class EnjoyParser(ZooParser):
         """
         from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 
+        if options.seed is not None and options.seed < 0:
+            raise UsageError(f"--seed {options.seed}: the seed of the episodes is a whole number from 0.")
         options.dataset = options.dataset or TWO_GOALS_DATASET_ID
         name = EnvironmentName(environment_name(options.dataset))
         run_folder = Path(_run_folder(options, name))
         of_run = _options_of_run(run_folder / name)
         options.env = options.env or of_run.get("eval_env_id")
         if options.seed is None:
-            options.seed = of_run["seed"] if isinstance(of_run.get("seed"), int) else 0
+            seed = of_run.get("seed")
+            options.seed = seed if seed is not None and SEED.accepts(seed) else 0
         self.open_dataset(options, is_stepped=True)
         options.env = EnvironmentName(options.env)
         if options.episodes is None:
@@ -121,14 +125,13 @@ def _options_of_run(folder: Path) -> dict[str, Any]:
     :param folder: where rl_zoo3 keeps the settings of the run
     :raises UsageError: they are not there, are no plain data, or ask for what rl_zoo3 would unpickle or import
     """
-    try:
-        settings, options = (
-            # A subclass of yaml.SafeLoader.
-            yaml.load((folder / name).read_text(encoding="utf-8"), Loader=PlainLoader)
-            for name in ("config.yml", "args.yml")
-        )
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"The settings of the run in {folder} cannot be read: {error}") from error
+    found = []
+    for name in ("config.yml", "args.yml"):
+        try:
+            found.append(read_yaml(folder / name, PlainLoader))
+        except UsageError as error:
+            raise UsageError(f"The settings of the run in {folder} cannot be read: {name}: {error}") from error
+    settings, options = found
     if not isinstance(settings, dict) or not isinstance(options, dict):
         raise UsageError(f"The settings of the run in {folder} are no tables.")
     for key in REFUSED_KEYS:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_dmpo.cli.errors import Parser, UsageError
-from sb3_dmpo.cli.literals import parse_seeds
+from sb3_dmpo.cli.literals import check_updates, parse_seeds
 from sb3_dmpo.cli.sweep.jobs import Jobs, LocalJobs, SlurmJobs
 from sb3_dmpo.cli.sweep.runs import PlannedRun
 from sb3_dmpo.cli.zoo import algorithm_name
@@ -115,6 +115,7 @@ def make_grid(options: argparse.Namespace, arguments: Sequence[str]) -> list[Pla
     :param arguments: options of ``train``
     :raises UsageError: an option that makes no sense
     """
+    check_updates(options.n_timesteps)
     for argument in arguments:
         if argument.partition("=")[0] in _OWN_OPTIONS:
             raise UsageError(f"{argument} behind -- is set by the sweep: write it before the --, where it has an option.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.configs import config_path, find_entry
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, read_tables
@@ -72,7 +73,7 @@ class PlannedRun:
     :param algo: name of the algorithm
     :param dataset: id of the dataset
     :param seed: seed
-    :param n_timesteps: option ``-n``; not positive: as in the config
+    :param n_timesteps: option ``-n``; -1: as in the config
     :param params: option ``-params``, as typed
     :param label: name of the setting where it is not the config's; stands behind the algorithm in the results
     :param arguments: further options of ``train``
@@ -244,7 +245,7 @@ class Worker:
             code = process.wait()
         (folder / "running.json").unlink(missing_ok=True)
         if code == 0:
-            for checkpoint in folder.rglob("rl_model_*_steps.zip"):
+            for checkpoint in checkpoints(folder, below=True):
                 checkpoint.unlink()
             write_json(folder / _FINISHED, {"command": list(self.command)})
         return code

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sb3_dmpo.cli.errors import UsageError, suggest
+from sb3_dmpo.cli.literals import read_yaml
 from sb3_dmpo.cli.sweep.options import make_grid
 from sb3_dmpo.cli.sweep.runs import PlannedRun
 from sb3_dmpo.cli.zoo import algorithm_name
@@ -42,8 +41,8 @@ def read_table(path: Path, arguments: Iterable[str] = ()) -> list[PlannedRun]:
     :raises UsageError: it cannot be read, or a grid says what it must not
     """
     try:
-        grids = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        grids = read_yaml(path.expanduser())
+    except UsageError as error:
         raise UsageError(f"The table {path} cannot be read: {error}") from error
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise UsageError(f"The table {path} has to be a list of grids: - {{algos: [dmpo], datasets: [ID], seeds: 0-4}}.")

@@ -13,7 +13,7 @@ import numpy as np
 import sb3_dmpo
 from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.literals import parse_seeds
+from sb3_dmpo.cli.literals import check_updates, parse_seeds
 from sb3_dmpo.cli.train.exp_manager import FollowingManager, OfflineExperimentManager
 from sb3_dmpo.cli.train.finetune import FineTuningManager, finetune_settings
 from sb3_dmpo.cli.train.resume import find_run
@@ -100,6 +100,9 @@ class TrainParser(ZooParser):
         :raises UsageError: something that was asked for is not there
         :raises DatasetError: the dataset is not there
         """
+        check_updates(options.n_timesteps)
+        if options.log_interval == 0:
+            raise UsageError("--log-interval 0: it has to be at least 1; -2 logs nothing.")
         if ranks.is_joined():
             self._check_ranks(options)
         if options.seeds is not None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pprint import pprint
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import optuna
 import rl_zoo3.exp_manager
+import torch as th
 import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
@@ -21,7 +23,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_dmpo
-from sb3_dmpo.cli.configs import RUN_KEYS, check_hyperparameters, find_entry, parse_values
+from sb3_dmpo.cli.checkpoints import checkpoints
+from sb3_dmpo.cli.configs import RUN_KEYS, check_classes, check_hyperparameters, find_entry, parse_values
 from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import plain
@@ -49,6 +52,32 @@ EVAL_FREQ, EVAL_EPISODES = 5000, 10
 _MAX_EVAL_ENVS = 10
 #: What the parsed options hold beside options.
 _NOT_OPTIONS = ("argv", "source", "interrupted_run", "locks")
+
+
+@contextlib.contextmanager
+def memory_suffices(model: BaseAlgorithm, managers: Sequence["OfflineExperimentManager"]) -> Iterator[None]:
+    """
+    A run whose first update finds no memory asks for too much: it did not begin. Later ones may have been crowded out, and
+    what was done before the first update (MAPLE's ensemble) and saved is kept.
+
+    :param model: a model that is about to learn
+    :param managers: what made it and those that learn with it
+    :raises UsageError: its batches or networks do not fit
+    """
+    before = model.num_timesteps
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On the CPU, PyTorch has no class for it.
+        is_memory = isinstance(error, MemoryError | th.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+        has_begun = model.num_timesteps > before or any(checkpoints(Path(manager.save_path)) for manager in managers)
+        if not is_memory or has_begun:
+            raise
+        for manager in managers:
+            manager.discard()
+        what = str(error).partition("\n")[0] or type(error).__name__
+        size = f"batch_size is {getattr(model, 'batch_size', '?')}"
+        raise UsageError(f"The first update does not fit into memory ({size}): {what}") from error
 
 
 class OfflineExperimentManager(ExperimentManager):
@@ -139,7 +168,7 @@ class OfflineExperimentManager(ExperimentManager):
         :raises UsageError: an option says something else than ``-params``
         """
         options = {
-            "n_timesteps": ("-n", self.n_timesteps if self.n_timesteps > 0 else None),
+            "n_timesteps": ("-n", self.n_timesteps if self.n_timesteps != -1 else None),
             "eval_freq": ("--eval-freq", self.eval_freq),
             "eval_episodes": ("--eval-episodes", self.n_eval_episodes),
             "env_kwargs": ("--env-kwargs", self.env_kwargs or None),
@@ -205,10 +234,8 @@ class OfflineExperimentManager(ExperimentManager):
         return hyperparams
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        try:
-            processed, *others = super()._preprocess_hyperparams(hyperparams)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"A callback or policy of the settings cannot be found by its path: {error}.") from error
+        check_classes(hyperparams)
+        processed, *others = super()._preprocess_hyperparams(hyperparams)
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs
         arguments = {key: value for key, value in processed.items() if key == "policy" or key not in RUN_KEYS}
@@ -372,7 +399,8 @@ class OfflineExperimentManager(ExperimentManager):
             stack.enter_context(self.interrupt.listening())
             try:
                 if not self._is_finished:
-                    self._learn_and_evaluate(model, n_timesteps)
+                    with memory_suffices(model, [self]):
+                        self._learn_and_evaluate(model, n_timesteps)
             finally:
                 # Until the model is saved, Ctrl-C must not come between.
                 self.interrupt.note_only()

@@ -12,7 +12,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.cli.literals import parse_value, read_yaml
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile
 from sb3_dmpo.cli.train.episode_state import record_episodes, restore_episodes, save_episodes
@@ -168,7 +168,12 @@ class FineTuningManager(OfflineExperimentManager):
         """The newest state of this stage with its transitions; None if there is none. Writes the settings down."""
         file = self.folder / "settings.yml"
         if file.exists():
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            try:
+                before = read_yaml(file)
+            except UsageError as error:
+                raise UsageError(f"--resume: {file} cannot be read: {error}") from error
+            if not isinstance(before, dict):
+                raise UsageError(f"--resume: {file} is no table of settings.")
             check_settings(f"--resume: {self.folder}", before, self.settings)
             return newest_state(self.folder, self.env_name, lambda path: transitions_of(path).exists())
         with atomic_write(file) as stream:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import read_yaml
+from sb3_dmpo.common.arguments import SEED, is_whole
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
 
 
@@ -21,7 +23,7 @@ class InterruptedRun:
 
     :param folder: where it writes
     :param seed: its seed
-    :param n_timesteps: its option ``-n`` (not positive: as in the config)
+    :param n_timesteps: its option ``-n`` (-1: as in the config)
     :param config: its settings as they were written
     :param checkpoint: its newest whole state; None: it ended before the first one
     """
@@ -100,18 +102,24 @@ def find_run(
     ]
     for folder in sorted(folders, key=lambda path: -int(path.name[len(env_id) + 1 :])):
         try:
-            options = yaml.safe_load((folder / env_id / "args.yml").read_text(encoding="utf-8"))
-            config = yaml.safe_load((folder / env_id / "config.yml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+            options, config = (read_yaml(folder / env_id / name) for name in ("args.yml", "config.yml"))
+        except UsageError:
             continue
         # Killed before its settings were written, a run has nothing to go on with.
-        if not isinstance(config, dict) or not {"dataset", "seed", "n_timesteps"} <= set(options or {}):
+        if not isinstance(config, dict) or not isinstance(options, dict) or not _can_be_resumed(options):
             continue
         if options["dataset"] == dataset and seed in (options["seed"], min(seed, -1)):
             # Before looking for its newest state, which somebody might be writing.
             lock_run(folder, locks)
             return InterruptedRun(folder, options["seed"], options["n_timesteps"], config, newest_state(folder, env_id))
     return None
+
+
+def _can_be_resumed(options: dict[str, Any]) -> bool:
+    """Whether the options of a run say what has to be known to go on with it."""
+    seed, n_timesteps = options.get("seed"), options.get("n_timesteps")
+    # None is a seed of a model, not of a run.
+    return "dataset" in options and seed is not None and SEED.accepts(seed) and is_whole(n_timesteps, -1)
 
 
 def newest_state(folder: Path, env_id: str, is_usable: Callable[[Path], bool] = lambda path: True) -> Path | None:
@@ -122,9 +130,7 @@ def newest_state(folder: Path, env_id: str, is_usable: Callable[[Path], bool] = 
     :param env_id: id of the evaluation environment, which names the final zip
     :param is_usable: what else a checkpoint has to fulfil
     """
-    usable = filter(is_usable, folder.glob("rl_model_*_steps.zip"))
-    checkpoints = sorted(usable, key=lambda path: -int(path.stem.split("_")[2]))
-    for path in (folder / f"{env_id}.zip", *checkpoints):
+    for path in (folder / f"{env_id}.zip", *filter(is_usable, checkpoints(folder))):
         try:
             check_archive(path.read_bytes())
         except (OSError, DamagedFileError, UnsafeFileError):
