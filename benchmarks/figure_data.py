@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dmpo import ALGOS
+from sb3_dmpo import load
 from sb3_dmpo.cli.errors import UsageError, exit_code
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
@@ -30,20 +30,6 @@ FRAME_STEPS = (20, 40, 60, 80)
 #: Every so many pixels of a frame are kept.
 FRAME_STRIDE = 2
 Arrays = dict[str, np.ndarray]
-
-
-def load(path: str, dataset: str | None = None) -> Any:
-    """
-    A model, whatever its algorithm.
-
-    :param path: zip whose folders name the algorithm, as those of ``train.py`` do
-    :param dataset: dataset to load it with
-    :raises UsageError: no folder of the path is an algorithm
-    """
-    for part in reversed(Path(path).parts):
-        if part in ALGOS:
-            return ALGOS[part].load(path, dataset=dataset, device="cpu")
-    raise UsageError(f"{path}: no folder of the path names an algorithm ({', '.join(ALGOS)}).")
 
 
 class Alone:
@@ -94,7 +80,7 @@ def toy_arrays(models: dict[str, str], n_trajectories: int, seed: int) -> Arrays
         "data": load_transitions(TWO_GOALS_DATASET_ID, progress_bar=False).observations.astype(np.float16),
     }
     for name, path in models.items():
-        model = load(path)
+        model = load(path, device="cpu")
         paths, returns = trajectories(model, n_trajectories, seed)
         arrays |= {f"paths_{name}": padded(paths), f"returns_{name}": np.array(returns)}
         if hasattr(model.policy, "select_component"):
@@ -118,7 +104,7 @@ def bellman_arrays(models: dict[str, str], dataset: str, n_samples: int) -> Arra
     """
     arrays: Arrays = {"names": np.array(list(models)), "dataset": np.array(dataset)}
     for name, path in models.items():
-        model = load(path, dataset)
+        model = load(path, dataset=dataset, device="cpu")
         model._setup_dataset()
         errors = model.bellman_errors(model.sample_batch(n_samples))
         if errors is None:
@@ -137,7 +123,7 @@ def episode_arrays(path: str, dataset: str, n_episodes: int, seed: int) -> Array
     :param n_episodes: number of episodes
     :param seed: seed of the environment
     """
-    model = load(path)
+    model = load(path, device="cpu")
     env = from_above(make_evaluation_env(dataset, render_mode="rgb_array"))
     arrays: Arrays = {
         "dataset": np.array(dataset),
@@ -189,7 +175,7 @@ def maze_arrays(models: dict[str, str], dataset: str, n_episodes: int, seed: int
         "cell_size": np.array(maze.maze_size_scaling),
     }
     for name, path in models.items():
-        model = load(path)
+        model = load(path, device="cpu")
         paths, goals, successes = [], [], []
         for episode in range(n_episodes):
             observation, _ = env.reset(seed=seed + episode)

@@ -14,7 +14,7 @@ from sb3_dmpo.plots.common import PALETTE
 from sb3_dmpo.plots.two_goals import FAILURE_COLOUR, SUCCESS_COLOUR
 
 _START, _GOAL = PALETTE[0], PALETTE[5]
-_COLUMNS = 4
+_MOST_COLUMNS = 4
 #: How much of the outer walls is shown, in cells.
 _SEEN_OF_WALLS = 0.4
 
@@ -60,8 +60,8 @@ def maze_trajectories(folder: Path) -> Drawing:
     with np.load(path) as arrays:
         data: dict[str, Any] = dict(arrays)
     names = [str(name) for name in data["names"]]
-    n_columns = min(len(names), _COLUMNS)
-    n_rows = -(-len(names) // n_columns)
+    n_rows = -(-len(names) // _MOST_COLUMNS)
+    n_columns = -(-len(names) // n_rows)
     figure = Figure(figsize=(3.4 * n_columns, 3.9 * n_rows + 0.8), layout="constrained")
     axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for panel, name in zip(axes, names, strict=False):
