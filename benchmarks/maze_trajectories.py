@@ -64,8 +64,8 @@ def maze_trajectories(folder: Path) -> Drawing:
     n_columns = -(-len(names) // n_rows)
     figure = Figure(figsize=(3.4 * n_columns, 3.9 * n_rows + 0.8), layout="constrained")
     axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    cell_size = float(data["cell_size"])
     for panel, name in zip(axes, names, strict=False):
-        cell_size = float(data["cell_size"])
         draw_maze(panel, data["walls"], cell_size)
         paths, successes = data[f"paths_{name}"], data[f"successes_{name}"]
         for positions, is_success in zip(paths, successes, strict=True):

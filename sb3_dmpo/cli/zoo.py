@@ -28,7 +28,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, exit_code, import_packages, suggest
 from sb3_dmpo.cli.literals import parse_value
-from sb3_dmpo.common.arguments import check_device
+from sb3_dmpo.common.arguments import SEED, check_device
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.data.minari import recorded_environment_spec
 from sb3_dmpo.data.minari_download import local_dataset_ids
@@ -119,7 +119,7 @@ def _check_seed_and_device(options: argparse.Namespace) -> None:
     :param options: parsed options
     :raises UsageError: a seed too large, or a device that is not there
     """
-    if options.seed is not None and options.seed >= 2**32:
+    if options.seed is not None and not SEED.accepts(max(options.seed, 0)):
         raise UsageError(f"--seed {options.seed}: seeds are whole numbers up to {2**32 - 1}.")
     if options.device == "auto":
         return

@@ -763,21 +763,21 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             with named_faults(load_path_or_dict):
                 load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
-            self._set_checked(load_path_or_dict, exact_match)
+            self._replace_parameters(load_path_or_dict, exact_match)
             return
         before = copy.deepcopy(self.get_parameters())
         try:
-            self._set_checked(load_path_or_dict, exact_match)
+            self._replace_parameters(load_path_or_dict, exact_match)
             self._check_weights()
         except Exception as error:  # depends on what is in the dictionary
-            self._set_checked(before)
+            self._replace_parameters(before)
             if isinstance(error, ValueError):
                 raise
             what = "are not finite" if isinstance(error, FloatingPointError) else "do not fit this model"
             raise ValueError(f"The parameters {what}, and the model is as it was: {error}") from error
 
-    def _set_checked(self, parameters: dict[str, Any], exact_match: bool = True) -> None:
-        """Take over parameters of which it is known that they fit."""
+    def _replace_parameters(self, parameters: dict[str, Any], exact_match: bool = True) -> None:
+        """SB3's ``set_parameters``, with the compiled updates told of the new tensors."""
         super().set_parameters(parameters, exact_match)
         self._use_state()
 
@@ -1317,7 +1317,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             attributes = prepare_load(cls, stored, custom_objects, trust_pickle, trusted_classes)
             try:
                 model = cls._assemble(attributes, device, changes)
-                model._set_checked(make_parameters(model, stored))
+                model._replace_parameters(make_parameters(model, stored))
             except Exception as error:  # depends on what is in the file
                 if kwargs:
                     # Whose fault is it? On its own the file loads, or says what is wrong with it.

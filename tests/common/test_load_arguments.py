@@ -1,6 +1,7 @@
 """What `load` and `set_parameters` are told: it has an effect or is refused, and nothing is half done."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,21 @@ import pytest
 import torch as th
 
 from sb3_dmpo import TD3BC
+from sb3_dmpo.common import offline_algorithm
 from sb3_dmpo.data import DatasetError
 from sb3_dmpo.files.plain_text import FileError
+from tests.toy_data import make_transitions
 
 TINY: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "batch_size": 16, "device": "cpu"}
 
 
-def arrays(n: int = 60, scale: float = 1.0, dataset_id: str | None = None) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    ends = np.arange(1, n + 1) % 20 == 0
-    return {
-        "observations": scale * rng.normal(size=(n, 3)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (n, 2)).astype(np.float32),
-        "rewards": rng.normal(size=n).astype(np.float32),
-        "terminations": ends,
-        "truncations": np.zeros(n, bool),
-        **({} if dataset_id is None else {"dataset_id": dataset_id}),
-    }
+DATA = make_transitions()
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model.zip"
-    TD3BC(dataset=arrays(), seed=0, **TINY).learn(4).save(path)
+    TD3BC(dataset=DATA, seed=0, **TINY).learn(4).save(path)
     return path
 
 
@@ -41,27 +34,27 @@ def flat(model: TD3BC) -> np.ndarray:
 
 def test_a_name_in_a_zip_is_not_taken_for_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of a Minari dataset has the id of the whole, and any arrays may bear any id."""
-    TD3BC(dataset=arrays(40, dataset_id="my/toy-v0"), seed=0, **TINY).learn(2).save(tmp_path / "part")
-    from sb3_dmpo.common import offline_algorithm
-
+    TD3BC(dataset=replace(make_transitions(5), dataset_id="my/toy-v0"), seed=0, **TINY).learn(2).save(tmp_path / "part")
     real = offline_algorithm.make_buffer
     monkeypatch.setattr(
         offline_algorithm,
         "make_buffer",
-        lambda dataset, *args, **kwargs: real(arrays(dataset_id=str(dataset)), *args, **kwargs),
+        lambda dataset, *args, **kwargs: real(replace(DATA, dataset_id=dataset), *args, **kwargs),
     )
     for reset in (True, False):
         with pytest.raises(DatasetError, match="pass the data to `load` as `dataset=`"):
             TD3BC.load(tmp_path / "part").learn(2, reset_num_timesteps=reset)
     monkeypatch.undo()
     # The advice works.
-    assert TD3BC.load(tmp_path / "part", dataset=arrays()).learn(2).replay_buffer.size() == 60
+    assert TD3BC.load(tmp_path / "part", dataset=DATA).learn(2).replay_buffer.size() == len(DATA.rewards)
 
 
 @pytest.mark.parametrize("what", ["shapes", "optimizer", "nan"])
 def test_parameters_that_do_not_fit_change_nothing(what: str) -> None:
-    model = TD3BC(dataset=arrays(), seed=0, **TINY).learn(4)
-    wrong = copy.deepcopy(TD3BC(dataset=arrays(scale=3.0), seed=1, **TINY).learn(4).get_parameters())
+    model = TD3BC(dataset=DATA, seed=0, **TINY).learn(4)
+    wrong = copy.deepcopy(
+        TD3BC(dataset=replace(DATA, observations=3.0 * DATA.observations), seed=1, **TINY).learn(4).get_parameters()
+    )
     name = next(name for name in reversed(wrong["policy"]) if name.endswith("weight"))
     if what == "shapes":
         wrong["policy"][name] = wrong["policy"][name][:, :-1]
@@ -81,7 +74,7 @@ def test_parameters_that_do_not_fit_change_nothing(what: str) -> None:
 
 def test_a_seed_given_to_load_is_used(path: Path) -> None:
     def going_on(**kwargs: Any) -> np.ndarray:
-        return flat(TD3BC.load(path, dataset=arrays(), **kwargs).learn(4, reset_num_timesteps=False))
+        return flat(TD3BC.load(path, dataset=DATA, **kwargs).learn(4, reset_num_timesteps=False))
 
     five, again, six, stored = going_on(seed=5), going_on(seed=5), going_on(seed=6), going_on()
     assert (five == again).all() and not (five == six).all() and not (five == stored).all()
@@ -113,5 +106,5 @@ def test_the_callers_mistakes_are_not_the_files(path: Path) -> None:
 def test_a_path_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="The path is empty"):
-        TD3BC(dataset=arrays(), **TINY).save("")
+        TD3BC(dataset=DATA, **TINY).save("")
     assert not list(tmp_path.iterdir())

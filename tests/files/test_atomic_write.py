@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fault_campaigns.common import in_child
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.files.temporary import SUFFIX, new_temporary
 
 
 def exit_code_of(task: Callable[[], None]) -> int:
-    """How a fork of this process ends that does a task: minus a signal, or 1 where it outlives the task."""
+    """How a fork of this process ends that does a task: minus a signal, or 0 where it outlives the task."""
+
+    def bounded() -> None:
+        signal.alarm(60)
+        task()
+
     with warnings.catch_warnings():
         # It has no threads, and needs no lock that one of this process may hold.
         warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            signal.alarm(60)
-            task()
-        finally:
-            os._exit(1)
+        pid = in_child(bounded)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
