@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from sb3_dmpo import MAPLE
 from sb3_dmpo.files.save_util import atomic_write
-from sb3_dmpo.maple.maple import OpenLoopErrors
+from sb3_dmpo.maple.fitted_dynamics import OpenLoopErrors
 
 
 def draw(errors: OpenLoopErrors, title: str) -> Figure:

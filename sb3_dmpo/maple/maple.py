@@ -4,9 +4,8 @@ import copy
 import pathlib
 import time
 import warnings
-from collections import deque
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,7 +13,6 @@ from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from torch.nn.utils import parameters_to_vector
 from tqdm import tqdm
 
 from sb3_dmpo.common import ranks
@@ -36,10 +34,11 @@ from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.data import DatasetError
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
 from sb3_dmpo.files.npz import pack_npz, read_npz
-from sb3_dmpo.files.safe_zip import DamagedFileError
 from sb3_dmpo.files.save_util import preserved_random_state
 from sb3_dmpo.maple.dynamics import DynamicsEnsemble, EnsembleTraining, part_of, split
+from sb3_dmpo.maple.fitted_dynamics import DataKey, FittedDynamics, OpenLoopErrors
 from sb3_dmpo.maple.policies import MAPLEPolicy
+from sb3_dmpo.maple.retained_rollouts import RetainedRollouts
 from sb3_dmpo.maple.rollouts import (
     CPU_BLOCK_ROWS,
     GPU_BLOCK_NET_ROWS,
@@ -63,112 +62,6 @@ _MODEL_STREAM, _ROLLOUT_STREAM = 0, 1
 
 def _is_arch(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(is_whole(width, 1) for width in value)
-
-
-class DataKey(NamedTuple):
-    """
-    What an ensemble was fitted to.
-
-    :param fingerprint: hash of the dataset
-    :param transform: scale and shift of the rewards, and the bound of the actions
-    """
-
-    fingerprint: str
-    transform: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, buffer: OfflineReplayBuffer) -> "DataKey":
-        """
-        That of a dataset.
-
-        :param buffer: the dataset
-        """
-        return cls(buffer.fingerprint, (float(buffer.reward_scale), float(buffer.reward_shift), float(buffer.action_clip)))
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "DataKey":
-        """
-        That of :meth:`to_arrays`.
-
-        :param arrays: what it returned; the entries are taken out
-        :raises DamagedFileError: it is not there
-        """
-        try:
-            fingerprint, transform = arrays.pop("fingerprint"), arrays.pop("transform")
-            scale, shift, clip = map(float, transform)
-            return cls(fingerprint.astype(np.uint8).tobytes().decode(), (scale, shift, clip))
-        except (KeyError, ValueError, TypeError) as error:
-            raise DamagedFileError(f"The file does not say what its ensemble of dynamics was fitted to ({error}).") from None
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """As arrays."""
-        return {
-            "fingerprint": np.frombuffer(self.fingerprint.encode(), np.uint8),
-            "transform": np.array(self.transform),
-        }
-
-
-class FittedDynamics(NamedTuple):
-    """
-    An ensemble, and what it was fitted to.
-
-    :param ensemble: the ensemble
-    :param data: the data
-    :param seed: of the stream that has split the data
-    """
-
-    ensemble: DynamicsEnsemble
-    data: DataKey
-    seed: int
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FittedDynamics":
-        """
-        What :meth:`to_arrays` was called on.
-
-        :param arrays: its return value
-        :raises DamagedFileError: they are not that
-        """
-        rest = dict(arrays)
-        data, seed = DataKey.from_arrays(rest), rest.pop("seed", np.zeros(0))
-        if seed.shape != () or seed.dtype.kind != "i":
-            raise DamagedFileError("The file does not say how the data of its ensemble of dynamics were split.")
-        return cls(DynamicsEnsemble.from_arrays(rest), data, int(seed))
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Everything as arrays."""
-        return self.ensemble.to_arrays() | self.data.to_arrays() | {"seed": np.array(self.seed)}
-
-
-class OpenLoopErrors(NamedTuple):
-    """
-    Errors of an ensemble over the horizon.
-
-    :param observations: root mean squared error of the observations in standard deviations of the dataset, by elite and step,
-        shape ``(n_elites, horizon)``
-    :param rewards: mean absolute error of the rewards, shape ``(n_elites, horizon)``
-    :param unchanged: the first of these if nothing had been predicted but that observations stay as they are, ``(horizon,)``
-    :param n_pieces: number of pieces of episodes
-    """
-
-    observations: np.ndarray
-    rewards: np.ndarray
-    unchanged: np.ndarray
-    n_pieces: int
-
-
-class _Recipe(NamedTuple):
-    """
-    What made a rollout: enough to make it again.
-
-    :param number: number of the rollout
-    :param refresh: number of updates at the refresh whose hidden states it began with
-    :param actor: parameters of the policy's encoder and of the actor
-    """
-
-    number: int
-    refresh: int
-    actor: th.Tensor
 
 
 class MAPLE(OfflineAlgorithm):
@@ -327,10 +220,9 @@ class MAPLE(OfflineAlgorithm):
         self._n_rollouts = 0
         #: Number of updates at the last one.
         self._rolled_out_at = -1
-        self._recipes: deque[_Recipe] = deque(maxlen=self.n_retained_rollouts)
+        self._retained = RetainedRollouts(self.n_retained_rollouts)
+        #: Number of updates when the hidden states were last computed.
         self._refresh = 0
-        #: Parameters of both encoders at the refreshes that are still needed, by number of updates.
-        self._snapshots: dict[int, tuple[th.Tensor, th.Tensor]] = {}
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {"gru_size": self.gru_size, "context_size": self.context_size}
@@ -357,8 +249,8 @@ class MAPLE(OfflineAlgorithm):
         if self._given_dynamics is not None and self._given_dynamics.data != DataKey.of(buffer):
             raise DatasetError(
                 f"The ensemble that was passed as `dynamics` was fitted to other data "
-                f"({_in_words(self._given_dynamics.data)}) than {buffer.dataset_id or 'this dataset'} "
-                f"({_in_words(DataKey.of(buffer))}): pass that of a run on the same data and rewards, or leave `dynamics` out "
+                f"({self._given_dynamics.data}) than {buffer.dataset_id or 'this dataset'} "
+                f"({DataKey.of(buffer)}): pass that of a run on the same data and rewards, or leave `dynamics` out "
                 "to fit one."
             )
         self._rule = self._rule_of(buffer)
@@ -441,10 +333,10 @@ class MAPLE(OfflineAlgorithm):
         if not isinstance(source, str | pathlib.Path):
             raise TypeError(f"dynamics is a {type(source).__name__}, expected the path of a MAPLE zip or `model.dynamics`.")
         content = read_arrays_of(source, type(self).__name__)
-        found = _by_prefix(read_npz(content) if content is not None else {})
-        if "dynamics" not in found:
+        found = _arrays_of("dynamics", read_npz(content) if content is not None else {})
+        if not found:
             raise ValueError(f"{source} holds no finished ensemble: let `learn_model` come to its end there first.")
-        fitted = FittedDynamics.from_arrays(found["dynamics"])
+        fitted = FittedDynamics.from_arrays(found)
         sizes = (fitted.ensemble.mean.weight.shape[1] - 1, len(fitted.ensemble.input_mean))
         own = (self.policy.observation_size, self.policy.observation_size + self.policy.action_size)
         if sizes != own:
@@ -566,21 +458,7 @@ class MAPLE(OfflineAlgorithm):
             raise ValueError(
                 f"No held-out step of the dataset has {horizon} steps of its episode behind it: shorten the horizon."
             )
-        found = data.steps(starts.unsqueeze(1) + th.arange(horizon, device=storage))
-        scale = data.observation_std.clamp(min=1e-6)
-        ensemble = fitted.ensemble.to(self.device)
-        observations = found.observations[:, 0].expand(ensemble.n_models, -1, -1)
-        errors, reward_errors, unchanged = [], [], []
-        for step in range(horizon):
-            actions = found.actions[:, step].expand(ensemble.n_models, -1, -1)
-            means, _ = ensemble(th.cat([observations, actions], dim=2))
-            observations = observations + means[:, :, 1:]
-            true = found.next_observations[:, step]
-            errors.append(((observations - true) / scale).square().mean(dim=(1, 2)).sqrt()[ensemble.elites])
-            reward_errors.append((means[:, :, 0] - found.rewards[:, step, 0]).abs().mean(dim=1)[ensemble.elites])
-            unchanged.append(((found.observations[:, 0] - true) / scale).square().mean().sqrt())
-        found_errors, found_rewards = (th.stack(values, dim=1).cpu().numpy() for values in (errors, reward_errors))
-        return OpenLoopErrors(found_errors, found_rewards, th.stack(unchanged).cpu().numpy(), len(starts))
+        return fitted.open_loop_errors(data, starts, horizon)
 
     @property
     def has_learned(self) -> bool:
@@ -636,10 +514,9 @@ class MAPLE(OfflineAlgorithm):
     def _refresh_hidden(self, done: int) -> None:
         """Compute the recurrent states of the dataset with the encoders of now."""
         policy = self.policy
-        encoders = (policy.policy_encoder, policy.value_encoder)
-        self._hidden = self._episode_pieces.hidden_states(policy, encoders)
+        self._hidden = self._episode_pieces.hidden_states(policy, (policy.policy_encoder, policy.value_encoder))
         self._refresh = done
-        self._snapshots[done] = (_parameters(encoders[0]), _parameters(encoders[1]))
+        self._retained.note_refresh(done, policy)
 
     def _new_model_buffer(self) -> ModelBuffer:
         sizes = (self.n_retained_rollouts, self.rollout_batch_size // ranks.world(), self.rollout_length)
@@ -651,10 +528,7 @@ class MAPLE(OfflineAlgorithm):
         buffer = self._model_buffer or self._new_model_buffer()
         assert self._hidden is not None
         values = self._fill(buffer, self._n_rollouts, self._hidden, self.policy)
-        actor = th.cat([_parameters(self.policy.policy_encoder), _parameters(self.policy.actor)])
-        self._recipes.append(_Recipe(self._n_rollouts, self._refresh, actor))
-        needed = {self._refresh, *(recipe.refresh for recipe in self._recipes)}
-        self._snapshots = {done: found for done, found in self._snapshots.items() if done in needed}
+        self._retained.note_rollout(self._n_rollouts, self._refresh, self.policy)
         self._model_buffer = buffer
         self._n_rollouts, self._rolled_out_at = self._n_rollouts + 1, done
         self.logger.record("time/rollout_seconds", time.monotonic() - since)
@@ -714,24 +588,21 @@ class MAPLE(OfflineAlgorithm):
     @th.no_grad()
     def _replay_rollouts(self) -> None:
         """Make the retained episodes again, with the weights of the time: they are not in the zip."""
-        if not self._snapshots:
+        retained = self._retained
+        if not retained.encoders:
             return
         # On a copy: an interrupt must not leave the weights of then behind.
         policy = copy.deepcopy(self.policy)
-        encoders = (policy.policy_encoder, policy.value_encoder)
         buffer = self._new_model_buffer()
-        for done, parameters in sorted(self._snapshots.items()):
-            for encoder, vector in zip(encoders, parameters, strict=True):
-                _set_parameters(encoder, vector)
-            hidden = self._episode_pieces.hidden_states(policy, encoders)
-            for recipe in self._recipes:
+        for done in sorted(retained.encoders):
+            hidden = self._episode_pieces.hidden_states(policy, retained.set_encoders(policy, done))
+            for recipe in retained.recipes:
                 if recipe.refresh == done:
-                    _set_parameters(policy.policy_encoder, recipe.actor[: len(parameters[0])])
-                    _set_parameters(policy.actor, recipe.actor[len(parameters[0]) :])
+                    retained.set_actor(policy, recipe)
                     self._fill(buffer, recipe.number, hidden, policy)
             if done == self._refresh:
                 self._hidden = hidden
-        self._model_buffer = buffer if self._recipes else None
+        self._model_buffer = buffer if retained.recipes else None
 
     # Updates ---------------------------------------------------------------------------------------------------------
 
@@ -828,53 +699,27 @@ class MAPLE(OfflineAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         runtime = ["_dynamics", "_given_dynamics", "_half_trained", "_pieces", "_environment", "_hidden", "_model_buffer"]
-        runtime += ["_observation_limits"]
-        return [*super()._excluded_save_params(), *runtime, "_recipes", "_snapshots", "_own_rule", "_rule"]
+        return [*super()._excluded_save_params(), *runtime, "_observation_limits", "_retained", "_own_rule", "_rule"]
 
     def _packed_arrays(self) -> bytes | None:
         if self._stored_arrays is not None:  # loaded, and never needed since
             return self._stored_arrays
-        parts: dict[str, dict[str, np.ndarray]] = {}
+        parts = self._retained.to_arrays()
         if self._dynamics is not None:
-            parts["dynamics"] = self._dynamics.to_arrays()
+            parts |= {f"dynamics/{name}": value for name, value in self._dynamics.to_arrays().items()}
         if self._half_trained is not None:
-            parts["training"] = self._half_trained
-        for done, (policy_encoder, value_encoder) in self._snapshots.items():
-            vectors = {"policy": policy_encoder.numpy(), "value": value_encoder.numpy()}
-            parts["refreshes"] = parts.get("refreshes", {}) | {f"{done}/{name}": v for name, v in vectors.items()}
-        for recipe in self._recipes:
-            name = f"{recipe.number}/{recipe.refresh}"
-            parts["rollouts"] = parts.get("rollouts", {}) | {name: recipe.actor.numpy()}
-        arrays = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        return pack_npz(arrays) if arrays else None
+            parts |= {f"training/{name}": value for name, value in self._half_trained.items()}
+        return pack_npz(parts) if parts else None
 
     def _unpack(self) -> None:
         """Read what the zip held besides networks and optimizers; not before it is needed, which it is not for acting."""
         if self._stored_arrays is None:
             return
-        found = _by_prefix(read_npz(self._stored_arrays))
-        if "dynamics" in found:
-            self._use_dynamics(FittedDynamics.from_arrays(found["dynamics"]))
-        self._half_trained = found.get("training")
-        encoders = tuple(len(_parameters(module)) for module in (self.policy.policy_encoder, self.policy.value_encoder))
-        actor = encoders[0] + len(_parameters(self.policy.actor))
-        try:
-            for name in found.get("refreshes", {}):
-                done, kind = name.split("/")
-                if kind == "policy":
-                    vectors = [found["refreshes"][f"{done}/{which}"] for which in ("policy", "value")]
-                    policy_encoder, value_encoder = map(_checked_vector, vectors, encoders)
-                    self._snapshots[int(done)] = (policy_encoder, value_encoder)
-            recipes = []
-            for name, vector in found.get("rollouts", {}).items():
-                number, refresh = map(int, name.split("/"))
-                recipes.append(_Recipe(number, refresh, _checked_vector(vector, actor)))
-            needed = {self._refresh, *(recipe.refresh for recipe in recipes)} if recipes else {*self._snapshots}
-            if needed != {*self._snapshots}:
-                raise ValueError("the weights at a refresh are missing")
-        except (KeyError, ValueError) as error:
-            raise DamagedFileError(f"The imagined episodes in the file cannot be made again ({error}).") from None
-        self._recipes = deque(sorted(recipes), maxlen=self.n_retained_rollouts)
+        arrays = read_npz(self._stored_arrays)
+        if dynamics := _arrays_of("dynamics", arrays):
+            self._use_dynamics(FittedDynamics.from_arrays(dynamics))
+        self._half_trained = _arrays_of("training", arrays) or None
+        self._retained = RetainedRollouts.from_arrays(arrays, self.n_retained_rollouts, self._refresh, self.policy)
         self._stored_arrays = None
 
     @classmethod
@@ -904,35 +749,9 @@ def _generator(device: th.device, *path: int) -> th.Generator:
     return generator
 
 
-def _in_words(key: DataKey) -> str:
-    scale, shift, _ = key.transform
-    return f"hash {key.fingerprint}, reward_scale {scale:g}, reward_shift {shift:g}"
-
-
-def _by_prefix(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays by what stands before the first ``/`` of their names."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in arrays.items():
-        part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest] = value
-    return parts
-
-
-def _parameters(module: th.nn.Module) -> th.Tensor:
-    """All parameters of a module as one vector in main memory."""
-    return parameters_to_vector(module.parameters()).detach().cpu().clone()
-
-
-def _set_parameters(module: th.nn.Module, vector: th.Tensor) -> None:
-    parameters = list(module.parameters())
-    for parameter, values in zip(parameters, th.split(vector, [parameter.numel() for parameter in parameters]), strict=True):
-        parameter.copy_(values.view_as(parameter))
-
-
-def _checked_vector(vector: np.ndarray, size: int) -> th.Tensor:
-    if vector.shape != (size,) or vector.dtype != np.float32:
-        raise ValueError(f"there are {vector.shape} numbers for {size} weights")
-    return th.tensor(vector)
+def _arrays_of(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays whose names begin with the part's and a ``/``, by the rest of the name."""
+    return {name.removeprefix(f"{part}/"): value for name, value in arrays.items() if name.startswith(f"{part}/")}
 
 
 def _contexts(encoder: Any, batch: Sequences, hidden: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

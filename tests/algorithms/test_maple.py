@@ -158,7 +158,7 @@ def test_the_model_buffer_holds_the_last_rollouts() -> None:
         model.learn(1, reset_num_timesteps=False)
         slot = model._model_buffer.slot(model._n_rollouts - 1)
         kept.append(model._model_buffer.actions[slot : slot + 20].clone())
-    assert model._n_rollouts == 7 and [recipe.number for recipe in model._recipes] == [5, 6]
+    assert model._n_rollouts == 7 and [recipe.number for recipe in model._retained.recipes] == [5, 6]
     held = model._model_buffer.actions.flatten(start_dim=1)
     expected = th.cat(kept[-2:]).flatten(start_dim=1)
     assert {tuple(row) for row in held.tolist()} == {tuple(row) for row in expected.tolist()}
@@ -381,7 +381,7 @@ def test_new_data_get_a_new_ensemble() -> None:
     model.set_dataset(make_transitions(12))
     model.learn(2)
     assert model.dynamics.data.fingerprint == "toy-12" != first.data.fingerprint
-    assert [recipe.number for recipe in model._recipes] == [0, 1] and len(model._snapshots) <= 2
+    assert [recipe.number for recipe in model._retained.recipes] == [0, 1] and len(model._retained.encoders) <= 2
 
 
 # Zips ---------------------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def test_acting_needs_no_ensemble(tmp_path: Path) -> None:
     loaded.save(tmp_path / "again.zip")
     again = MAPLE.load(tmp_path / "again.zip")
     assert_same(again.dynamics.ensemble.to_arrays(), model.dynamics.ensemble.to_arrays())
-    assert again._stored_arrays is None and len(again._recipes) == 2
+    assert again._stored_arrays is None and len(again._retained.recipes) == 2
     file = io.BytesIO()
     again.save(file)
     file.seek(0)
