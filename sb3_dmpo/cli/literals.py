@@ -93,16 +93,16 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
         raise UsageError(f"a value in it cannot be read ({error})") from error
 
 
-def plain(value: Any) -> Any:
+def as_yaml(value: Any) -> Any:
     """
     The value as YAML and JSON can hold it: classes become the names that :func:`parse_value` reads, tuples lists.
 
     :param value: any value
     """
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): as_yaml(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [as_yaml(item) for item in value]
     if value is None or type(value) in (bool, int, float, str):
         return value
     for name, known in CLASSES.items():

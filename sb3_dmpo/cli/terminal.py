@@ -52,7 +52,7 @@ class PlainStream:
         return getattr(self.stream, name)
 
 
-def own_stream() -> Any:
+def raw_output() -> Any:
     """The standard output for what this package itself draws, e.g. tables that are redrawn; never for text of others."""
     return sys.stdout.stream if isinstance(sys.stdout, PlainStream) else sys.stdout
 
@@ -65,6 +65,6 @@ def plain_streams() -> Iterator[None]:
         # Progress bars of Stable-Baselines3 move the cursor.
         import rich
 
-        rich.reconfigure(file=own_stream())
+        rich.reconfigure(file=raw_output())
     with contextlib.redirect_stdout(PlainStream(output)), contextlib.redirect_stderr(PlainStream(errors)):
         yield

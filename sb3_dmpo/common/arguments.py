@@ -49,7 +49,7 @@ def is_whole(value: Any, low: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= low
 
 
-def plain(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """
     NumPy's numbers as Python's, also within lists, tuples and dicts, and paths as texts; anything else as it is.
 
@@ -62,8 +62,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) in (list, tuple):
-        return type(value)(map(plain, value))
-    return {key: plain(item) for key, item in value.items()} if type(value) is dict else value
+        return type(value)(map(as_python, value))
+    return {key: as_python(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def whole_number(low: int) -> Range:

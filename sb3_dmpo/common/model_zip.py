@@ -19,13 +19,13 @@ from stable_baselines3.common.save_util import json_to_data
 
 from sb3_dmpo.common.arguments import (
     OF_LEARN_ONLINE,
+    as_python,
     check_arguments,
     check_stored_counts,
     check_values,
     constructor_arguments,
     is_number,
     is_whole,
-    plain,
     unknown_argument,
 )
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -118,9 +118,9 @@ def checked_changes(cls: type[Any], changes: Mapping[str, Any]) -> dict[str, Any
     for name in changes:
         if name not in known:
             raise unknown_argument(cls, name)
-    plain_values = {name: value if name == "dataset" else plain(value) for name, value in changes.items()}
-    check_values(cls, plain_values)
-    return plain_values
+    python_values = {name: value if name == "dataset" else as_python(value) for name, value in changes.items()}
+    check_values(cls, python_values)
+    return python_values
 
 
 def attribute_names(cls: type[Any]) -> set[str]:
@@ -406,7 +406,7 @@ def prepare_load(
         raise TypeError(f"custom_objects is a {type(custom_objects).__name__}, not a dictionary of values by attribute.")
     objects = dict(custom_objects or {})
     # What is wrong with them is no fault of the file.
-    check_values(cls, {name: plain(value) for name, value in objects.items() if name in stored.attributes})
+    check_values(cls, {name: as_python(value) for name, value in objects.items() if name in stored.attributes})
     if not trust_pickle:
         names = {*stored.attributes, "policy_class"}
         attributes = checked_attributes(cls, stored, objects, trusted_classes)

@@ -255,7 +255,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._placeholder_env: VecEnv | None = None
         for name in {*arguments.constructor_arguments(type(self)), "_stats_window_size"} - {"dataset", "env"}:
             if name in vars(self):
-                setattr(self, name, arguments.plain(getattr(self, name)))
+                setattr(self, name, arguments.as_python(getattr(self, name)))
         arguments.check_arguments(self)
         check_policy_class(type(self), self.policy_class)
         if _init_setup_model:
@@ -881,7 +881,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             )
         for name in self.shared_arguments:
             ranks.check_divisible(name, getattr(self, name))
-        ranks.check_device(self.device)
+        ranks.check_not_shared(self.device)
 
     def _prepare_updates(self, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
         """
@@ -1016,7 +1016,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         total_timesteps = self._check_learn(total_timesteps, log_interval, settings)
         if not isinstance(action_noise, ActionNoise | None):
             raise TypeError(f"action_noise is {action_noise!r}, expected one of stable_baselines3.common.noise, or None.")
-        vars(self).update(arguments.plain(settings))
+        vars(self).update(arguments.as_python(settings))
         self._convert_train_freq()
         self.action_noise = action_noise
         if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != self.n_envs:

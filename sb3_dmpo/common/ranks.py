@@ -157,7 +157,7 @@ def seed_of(*path: int) -> int:
     return int(np.random.SeedSequence([*path, rank()]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def own_stream() -> tuple[int, ...]:
+def process_path() -> tuple[int, ...]:
     """What this process adds to the path of a stream of random numbers; with one process nothing."""
     return () if _Group.current is None else (rank() + 1,)
 
@@ -200,7 +200,7 @@ def first_alone() -> Iterator[None]:
         group.meet()
 
 
-def check_device(device: th.device) -> None:
+def check_not_shared(device: th.device) -> None:
     """
     Refuse to share a GPU with another process. All of a machine refuse, or none.
 

@@ -35,7 +35,7 @@ from sb3_dmpo.files.safe_zip import DamagedFileError
 
 #: After so many updates the mutual information of sub-policies and data should be at least this share of log K.
 PARTED_AFTER = 5_000
-ONE_POLICY = (
+NOT_PARTED = (
     "The sub-policies have not parted: which one a transition belongs to says next to nothing about its action "
     "(train/mutual_information is below 2% of log n_components), so this mixture acts like a single policy. A smaller "
     "kl_coef, e.g. 0.2, lets them part, OneStepDMPO tells them apart by their episodes; if the data have one way of acting "
@@ -474,5 +474,5 @@ class DMPO(OfflineAlgorithm):
         usage = F.one_hot(chosen.squeeze(1), self.n_components).to(posterior.dtype).mean(dim=0)
         metrics = mixture_diagnostics(posterior, chosen, actions, batch.actions)
         if self._n_updates >= PARTED_AFTER and metrics["mutual_information"] < PARTED_SHARE * math.log(self.n_components):
-            warnings.warn(ONE_POLICY, stacklevel=2)
+            warnings.warn(NOT_PARTED, stacklevel=2)
         return metrics | {"component_entropy": entropy(usage)}

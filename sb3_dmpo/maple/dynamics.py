@@ -337,7 +337,7 @@ class EnsembleTraining:
         own = first_row, n_transitions if n_rows is None else n_rows
         self.holdout, self.rows = (part_of(numbers, *own) for numbers in split(n_transitions, generator))
         if ranks.is_joined():
-            generator = make_generator(0, *ranks.own_stream())
+            generator = make_generator(0, *ranks.process_path())
         # As many everywhere, so that all do the same number of steps.
         shape = (ensemble.n_models, int(ranks.max(th.tensor(len(self.rows)))))
         self.bootstrap = th.randint(len(self.rows), shape, generator=generator, device=generator.device)
@@ -386,7 +386,7 @@ class EnsembleTraining:
 
     def _shuffled(self, epoch: int) -> th.Tensor:
         """Rows of the dataset for every net in the order of an epoch, shape ``(M, n)``."""
-        generator = self.make_generator(epoch, *ranks.own_stream())
+        generator = self.make_generator(epoch, *ranks.process_path())
         table = th.empty_like(self.bootstrap)
         for own, drawn in zip(table, self.bootstrap, strict=True):
             own.copy_(self.rows[drawn[th.randperm(len(drawn), generator=generator, device=generator.device)]])

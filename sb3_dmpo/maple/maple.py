@@ -288,7 +288,7 @@ class MAPLE(OfflineAlgorithm):
 
     def _make_generator(self, device: th.device, *path: int) -> th.Generator:
         """A generator of one of the algorithm's own streams, of which every process has its own."""
-        return _generator(device, self._stream_seed, *path, *ranks.own_stream())
+        return _generator(device, self._stream_seed, *path, *ranks.process_path())
 
     def _set_termination(self, rule: str | TerminationRule) -> None:
         """Take a rule of the user's. Its name goes into the zip; who loads that names the function again."""

@@ -28,7 +28,7 @@ from sb3_dmpo import ALGOS, DMPO
 from sb3_dmpo.cli.configs import check_hyperparameters, config_path, find_entry, load_config, parse_values
 from sb3_dmpo.cli.data.convert import environment_spec
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.literals import parse_value, plain
+from sb3_dmpo.cli.literals import as_yaml, parse_value
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.data.tasks import ReferenceScores, describe_data, entry_keys
@@ -423,7 +423,7 @@ def test_values(text: Any, value: Any) -> None:
     assert parse_value(text) == value
     assert type(parse_value(text)) is type(value)
     if not isinstance(value, dict | tuple | str):
-        assert parse_value(plain(value)) == value
+        assert parse_value(as_yaml(value)) == value
 
 
 def test_settings_beside_a_model_are_never_executed(call: Callable[..., Outcome], tmp_path: Path, tiny: Path) -> None:

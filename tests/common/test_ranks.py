@@ -79,7 +79,7 @@ def test_with_one_process_everything_is_what_it_was() -> None:
     gradients = [own]
     assert ranks.mean_gradients(gradients) is gradients
     assert (ranks.rank(), ranks.world(), ranks.is_joined(), ranks.share(7)) == (0, 1, False, 7)
-    assert ranks.object_of_first("a") == "a" and ranks.own_stream() == () and ranks.mean_numbers({"a": 1.0}) == {"a": 1.0}
+    assert ranks.object_of_first("a") == "a" and ranks.process_path() == () and ranks.mean_numbers({"a": 1.0}) == {"a": 1.0}
     with ranks.joined(), ranks.first_alone():
         assert not ranks.is_joined()
     ranks.check_divisible("batch_size", 7)
@@ -236,9 +236,9 @@ def test_every_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch, pair: Fake, de
     monkeypatch.setattr(th.cuda, "current_device", lambda: 0)
     if words:
         with pytest.raises(ValueError, match=words):
-            ranks.check_device(th.device(device))
+            ranks.check_not_shared(th.device(device))
     else:
-        ranks.check_device(th.device(device))
+        ranks.check_not_shared(th.device(device))
 
 
 def test_compiled_only_where_it_is_asked_for(pair: Fake) -> None:

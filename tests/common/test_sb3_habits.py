@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, BC, DMPO, LAPO, TD3BC
-from sb3_dmpo.common.arguments import plain
+from sb3_dmpo.common.arguments import as_python
 from sb3_dmpo.common.callbacks import NormalizedEvalCallback
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.dmpo.policies import MixturePolicy
@@ -259,7 +259,7 @@ def test_numbers_of_numpy_are_numbers(name: str, tmp_path: Path) -> None:
     """Everywhere: in the constructor, in ``learn``, ``learn_online`` and ``load``. They are Python's from then on."""
     given = NUMPY_ARGUMENTS[name]
     model = make(name, dataset=DATA, env=vec_env(), **given).learn(np.int64(2), log_interval=np.int64(1))
-    as_python = make(name, dataset=DATA, env=vec_env(), **{key: plain(value) for key, value in given.items()}).learn(2)
+    as_python = make(name, dataset=DATA, env=vec_env(), **{key: as_python(value) for key, value in given.items()}).learn(2)
     assert_same(policy_weights(model), policy_weights(as_python))
     if model.learns_online:
         model.learn_online(

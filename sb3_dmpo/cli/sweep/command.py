@@ -22,7 +22,7 @@ from sb3_dmpo.cli.sweep.needs import default_times, needs, read_times
 from sb3_dmpo.cli.sweep.options import check_grid, make_grid, make_jobs, make_parser
 from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, read_json
 from sb3_dmpo.cli.sweep.table import read_table
-from sb3_dmpo.cli.terminal import own_stream
+from sb3_dmpo.cli.terminal import raw_output
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.files.plain_text import plain
 
@@ -231,7 +231,7 @@ def run(argv: Sequence[str]) -> int:
     options = make_parser().parse_args(typed[:position])
     if min(options.jobs, options.threads, options.save_freq) < 1 or options.retries < 0:
         raise UsageError("--jobs, --threads and --save-freq have to be at least 1, --retries at least 0.")
-    console = Console(file=own_stream())
+    console = Console(file=raw_output())
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     check_grid(options)

@@ -27,7 +27,7 @@ from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.configs import RUN_KEYS, check_classes, check_hyperparameters, find_entry, parse_values
 from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.literals import plain
+from sb3_dmpo.cli.literals import as_yaml
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
 from sb3_dmpo.cli.train.callbacks import (
     ProgressFile,
@@ -156,7 +156,7 @@ class OfflineExperimentManager(ExperimentManager):
             raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
         if self.resumed is not None:
-            self.resumed.check_config(plain(dict(written)), self.args.n_timesteps)
+            self.resumed.check_config(as_yaml(dict(written)), self.args.n_timesteps)
         self._choose_protocol(hyperparams)
         print("Hyperparameters (those being tuned will be overridden):")
         pprint(dict(sorted(written.items())))
@@ -378,7 +378,7 @@ class OfflineExperimentManager(ExperimentManager):
         options = {key: value for key, value in vars(self.args).items() if key not in _NOT_OPTIONS}
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
             with atomic_write(folder / name) as file:
-                file.write(yaml.safe_dump(plain(dict(content))).encode("utf-8"))
+                file.write(yaml.safe_dump(as_yaml(dict(content))).encode("utf-8"))
         (folder / "command.txt").write_text(self.command, encoding="utf-8")
         print(f"Log path: {self.save_path}")
 
