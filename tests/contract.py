@@ -25,6 +25,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm
+from sb3_dmpo.common import arguments
 from sb3_dmpo.common.export import ExportedPolicy
 from sb3_dmpo.data.preprocessing import canonical_observation_space
 from tests.toy_data import DriftEnv, box_space, make_replay_buffer, make_transitions, nested_space
@@ -73,9 +74,31 @@ def assert_same(first: Any, second: Any, where: str = "") -> None:
         assert first == second, where
 
 
+#: Arguments that no update depends on, or that are checked elsewhere.
+NOT_OF_UPDATES = (
+    *("dataset", "device", "download", "dynamics", "env", "memory_map", "policy", "seed", "stats_window_size"),
+    *("capture", "compile", "tensorboard_log", "termination_fn", "verbose"),
+)
+
+
+def another_value(name: str, value: Any, annotation: Any) -> Any:
+    """Another value of an argument; None where there is no general one."""
+    if name == "policy_kwargs":
+        return {"net_arch": [8]}
+    special = {"ema_decay": 0.5, "latent_size": 3}
+    if name in special:
+        return special[name]
+    choices = [choice for choice in arguments.choices_of(annotation) if choice != value]
+    if choices:
+        return choices[0]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value + 1 if isinstance(value, int) else 0.5 * value + 1e-3
+
+
 def make(name: str, policy: str = "MlpPolicy", **kwargs: Any) -> OfflineAlgorithm:
-    arguments = {"batch_size": 16, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [16, 16]}}
-    return ALGOS[name](policy, **arguments | SMALL.get(name, {}) | kwargs)
+    common = {"batch_size": 16, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [16, 16]}}
+    return ALGOS[name](policy, **common | SMALL.get(name, {}) | kwargs)
 
 
 def copies(model: OfflineAlgorithm, prefix: str = "") -> dict[str, th.Tensor]:
@@ -329,6 +352,48 @@ class TestContract:
         for model in (whole, half):
             model.learn(3, reset_num_timesteps=False)
         assert_same(half.get_parameters(), whole.get_parameters())
+
+    # Arguments that are assigned --------------------------------------------------------------------------------
+
+    def test_assigned_arguments(self, name: str, tmp_path: Path) -> None:
+        """
+        What networks or data were made with is refused, before anything is learned or written; the others count from the next
+        ``learn`` on, also after save and load.
+        """
+        model = make(name, dataset=DATA).learn(2)
+        fixed = {*arguments.fixed_arguments(type(model)), "clip_actions", "reward_scale", "reward_shift"}
+        assigned = {}
+        for argument, annotation in arguments.constructor_arguments(type(model)).items():
+            if argument in NOT_OF_UPDATES:
+                continue
+            value = getattr(model, argument)
+            other = another_value(argument, value, annotation)
+            if argument in fixed:
+                setattr(model, argument, other)
+                for step in (lambda: model.learn(1), lambda: model.save(tmp_path / "refused")):
+                    with pytest.raises(ValueError, match=argument):
+                        step()
+                setattr(model, argument, value)
+            elif other is not None:
+                setattr(model, argument, other)
+                try:
+                    arguments.check_arguments(model)
+                except ValueError:  # not with the others
+                    setattr(model, argument, value)
+                else:
+                    assigned[argument] = other
+        assert not list(tmp_path.iterdir()) and (model.num_timesteps, model._n_updates) == (2, 2)
+        assert len(assigned) >= 4
+        model.save(tmp_path / "model")
+        loaded = ALGOS[name].load(tmp_path / "model", dataset=DATA)
+        twin = make(name, dataset=DATA).learn(2)
+        for learner in (model, loaded, twin):
+            learner.learn(2, reset_num_timesteps=False)
+        assert_same(model.get_parameters(), loaded.get_parameters())
+        rates = [
+            [optimizer.param_groups[0]["lr"] for optimizer, _, _ in learner._optimizers.values()] for learner in (model, twin)
+        ]
+        assert all(first != second for first, second in zip(*rates, strict=True))
 
     # Saving and loading -----------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class MixAWAC(WeightedActorCritic):
         "MultiInputPolicy": GaussianMixturePolicy,
     }
     policy: GaussianMixturePolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("n_components", "sample_component")
     argument_ranges: ClassVar[dict[str, Range]] = {"n_components": whole_number(2)}
     unit_mean_weights: ClassVar[bool] = False
 

@@ -150,9 +150,10 @@ def check_critic_arguments(model: Any) -> None:
     """
     given = {name: value for name, value in (model.policy_kwargs or {}).items() if name in CRITIC_ARGUMENTS}
     if model.n_steps != 1 and not model.learns_online:
-        raise ValueError(f"{type(model).__name__} has no critics, which n_steps is for: leave it out.")
+        raise ValueError(f"{type(model).__name__} has none of the critics that n_steps is for: leave it out.")
     if given and not model.learns_online:
-        raise ValueError(f"{type(model).__name__} has no critics: leave {' and '.join(given)} out of policy_kwargs.")
+        names = " and ".join(given)
+        raise ValueError(f"{type(model).__name__} has none of the critics that {names} is for: leave it out of policy_kwargs.")
     for name, value in given.items():
         check_argument(f"{type(model).__name__}, policy_kwargs", name, value, CRITIC_ARGUMENTS[name])
 
@@ -169,6 +170,15 @@ def argument_ranges(cls: type[Any]) -> dict[str, Range]:
     return ranges
 
 
+def fixed_arguments(cls: type[Any]) -> list[str]:
+    """
+    The arguments of an algorithm that cannot be changed later: what it declares so, and what its bases declare.
+
+    :param cls: class of the algorithm
+    """
+    return [name for owner in cls.__mro__ for name in vars(owner).get("fixed_arguments", ())]
+
+
 def check_argument(owner: str, name: str, value: Any, accepted: Range) -> None:
     """
     Check the range of one argument.
@@ -183,13 +193,13 @@ def check_argument(owner: str, name: str, value: Any, accepted: Range) -> None:
         raise ValueError(f"{owner}: {name} is {value!r}, expected {accepted.description}.")
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
+def choices_of(annotation: Any) -> tuple[Any, ...]:
     """The values that a type names, e.g. a ``Literal``; none if it leaves them open."""
     if annotation is bool:
         return (True, False)
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return tuple(choice for part in get_args(annotation) for choice in _choices(part))
+    return tuple(choice for part in get_args(annotation) for choice in choices_of(part))
 
 
 def _check_other_types(owner: str, name: str, value: Any, annotation: Any, choices: tuple[Any, ...]) -> None:
@@ -212,9 +222,12 @@ def check_values(cls: type[Any], values: Mapping[str, Any]) -> None:
         if name in ranges:
             check_argument(owner, name, value, ranges[name])
     for name, annotation in constructor_arguments(cls).items():
-        choices = _choices(annotation)
-        value = values.get(name)
-        if choices and value is not None and name not in ranges and not any(value is one or value == one for one in choices):
+        choices = choices_of(annotation)
+        if not choices or name not in values or name in ranges:
+            continue
+        value = values[name]
+        is_left_out = value is None and type(None) in get_args(annotation)
+        if not is_left_out and not any(value is one or (value is not None and value == one) for one in choices):
             _check_other_types(owner, name, value, annotation, choices)
 
 
@@ -233,6 +246,7 @@ def check_arguments(model: Any) -> None:
             f"{owner}: gamma is 1, and returns without discount have no bounds that follow from the rewards: pass "
             "value_bounds=(smallest, largest return)."
         )
+    model.check_combinations()
 
 
 #: Counts in a file beyond this are absurd: nothing could be computed with them. (Buffers are not allocated by loading.)
@@ -264,15 +278,15 @@ def check_rate(owner: str, name: str, rate: float, progress: float) -> None:
     Check a learning rate that a schedule gives.
 
     :param owner: name of the algorithm, for the message
-    :param name: name of the optimizer
+    :param name: name of the argument
     :param rate: the learning rate
     :param progress: the remaining progress, from 1 to 0
     :raises ValueError: it is negative or not finite
     """
     if not 0.0 <= rate < math.inf:
         raise ValueError(
-            f"{owner}: the schedule of the learning rate of {name}_optimizer gives {rate:.3g} at a remaining progress of "
-            f"{progress:.3g} (which falls from 1 to 0), expected a finite number of at least 0."
+            f"{owner}: the schedule {name} gives {rate:.3g} at a remaining progress of {progress:.3g} (which falls from 1 to "
+            "0), expected a finite number of at least 0."
         )
 
 
@@ -281,7 +295,7 @@ def check_schedule(owner: str, name: str, schedule: Schedule) -> None:
     Check what a learning rate schedule gives along a run, before the run begins.
 
     :param owner: name of the algorithm, for the message
-    :param name: name of the optimizer
+    :param name: name of the argument
     :param schedule: a function of the remaining progress
     :raises ValueError: a learning rate is negative or not finite
     """

@@ -56,6 +56,21 @@ def refuse_normalized(env: Any) -> None:
         )
 
 
+def refuse_normalized_rewards(env: VecEnv) -> None:
+    """
+    Refuse an environment to learn in whose rewards are scaled.
+
+    :param env: the environment
+    :raises ValueError: it is wrapped in VecNormalize
+    """
+    wrapper = unwrap_vec_normalize(env)
+    if wrapper is not None and wrapper.norm_reward:
+        raise ValueError(
+            "The environment to learn in is wrapped in VecNormalize with norm_reward=True, but its rewards stand beside those "
+            "of the dataset and have to be in the same units: use norm_reward=False, and `reward_scale` to scale both."
+        )
+
+
 def refuse_normalized_evaluation(callback: BaseCallback) -> None:
     """
     As :func:`refuse_normalized`, for the environments of all ``EvalCallback`` in a callback.

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -35,7 +36,12 @@ from sb3_dmpo.common import arguments, ranks
 from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples, check_buffer, make_buffer, read_added, write_added
 from sb3_dmpo.common.capture import CapturedUpdates, CaptureOption, NotRecordedError, missing_for_capture
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption, missing_for_recording
-from sb3_dmpo.common.environments import find_environment, refuse_normalized, refuse_normalized_evaluation
+from sb3_dmpo.common.environments import (
+    find_environment,
+    refuse_normalized,
+    refuse_normalized_evaluation,
+    refuse_normalized_rewards,
+)
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
 from sb3_dmpo.common.metrics import MetricAverager, check_finite
 from sb3_dmpo.common.model_zip import (
@@ -72,6 +78,8 @@ SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
 #: Name of the rate of averaged networks beside those of the optimizers
 _AVERAGE = "average"
+#: Arguments that the replay buffer is made with.
+_OF_DATA = ("clip_actions", "reward_scale", "reward_shift")
 
 
 class OfflineAlgorithm(OffPolicyAlgorithm):
@@ -145,6 +153,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         "tau": arguments.ABOVE_ZERO,
         "train_freq": arguments.TRAIN_FREQ,
     }
+    #: Arguments that networks and targets are made with: they cannot be changed afterwards. A subclass adds its own.
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("ema_decay", "normalize_observations", "policy_delay", "policy_kwargs")
     #: Dataset actions are clipped to plus/minus this value.
     action_clip: ClassVar[float] = 1.0
     #: What a dataset is read into.
@@ -155,8 +165,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     needs_next_actions: bool = False
     #: Whether the losses need to know the transitions' episodes.
     needs_episodes: bool = False
-    #: Range of the value targets, of algorithms that clip them.
-    value_bounds: tuple[float, float] | None
+    #: Range of the value targets, of algorithms that clip them; None: derived from the rewards.
+    value_bounds: tuple[float, float] | None = None
+    _derived_bounds: tuple[float, float] | None = None
     #: Whether a file is being loaded into it.
     _is_loading: bool = False
     #: Whether it learns from rewards. What does not imitates.
@@ -261,8 +272,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if _init_setup_model:
             self._check_spaces(policy)
             self._setup_model()
-            for name, (_, schedule, _) in self._optimizers.items():
-                arguments.check_schedule(type(self).__name__, name, schedule)
+            for name, accepted in arguments.argument_ranges(type(self)).items():
+                if accepted is arguments.LEARNING_RATE and getattr(self, name) is not None:
+                    arguments.check_schedule(type(self).__name__, name, utils.FloatSchedule(getattr(self, name)))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         return find_policy(type(self), policy_name)
@@ -280,10 +292,22 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if policy == "MlpPolicy" and isinstance(self.observation_space, spaces.Dict):
             raise ValueError("You must use `MultiInputPolicy` when working with dict observation space, not MlpPolicy")
 
+    def check_combinations(self) -> None:
+        """
+        Refuse arguments that do not go together, each of which is in its range.
+
+        :raises ValueError: they do not
+        """
+
     @property
     def derives_value_bounds(self) -> bool:
         """Whether the range of the value targets is to be derived from the rewards."""
         return False
+
+    @property
+    def target_bounds(self) -> tuple[float, float] | None:
+        """Range of the value targets: ``value_bounds``, or what was derived from the dataset's rewards."""
+        return self._derived_bounds if self.value_bounds is None else self.value_bounds
 
     def _warn_of_images(self) -> None:
         shapes = leaf_shapes(canonical_observation_space(self.observation_space))
@@ -320,6 +344,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             super().set_random_seed(self.seed)
         elif self.seed is not None:
             self.action_space.seed(self.seed)
+        self._made_with = self._values_of(arguments.fixed_arguments(type(self)))
         self.policy = self.make_policy().to(self.device)
         self._optimizers: dict[str, tuple[th.optim.Optimizer, Schedule, list[nn.Parameter]]] = {}
         self._targets: list[Target] = []
@@ -330,6 +355,13 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self._compiled = CompiledUpdate(self._update_all)
         self._captured = CapturedUpdates(self._metrics)
         self._convert_train_freq()
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self._scheduled_rate = self.learning_rate
+
+    def _values_of(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -348,21 +380,30 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.generator.manual_seed(seed)
 
     def add_optimizer(
-        self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: float | Schedule | None = None
+        self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: str | Schedule = "learning_rate"
     ) -> None:
         """
         Create the optimizer ``<name>_optimizer`` over the parameters of some networks. It is saved in the zip.
 
         :param name: name of the loss that it minimises
         :param modules: networks or single parameters
-        :param learning_rate: own learning rate; None follows the algorithm's ``learning_rate``
+        :param learning_rate: name of the argument that holds its learning rate (one that is None follows ``learning_rate``),
+            or a function of the remaining progress
         """
-        schedule = self.lr_schedule if learning_rate is None else utils.FloatSchedule(learning_rate)
-        arguments.check_rate(type(self).__name__, name, schedule(1.0), 1.0)
+        schedule = partial(self._rate, learning_rate) if isinstance(learning_rate, str) else learning_rate
         parameters = [p for m in modules for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
         optimizer = make_optimizer(self.policy.optimizer_class, parameters, schedule(1.0), self.policy.optimizer_kwargs)
         self._optimizers[name] = (optimizer, schedule, parameters)
         setattr(self, f"{name}_optimizer", optimizer)
+
+    def _rate(self, argument: str, progress_remaining: float) -> float:
+        """The learning rate that an argument gives now; one that was assigned counts at once."""
+        if self.learning_rate is not self._scheduled_rate:
+            self._setup_lr_schedule()
+        own = None if argument == "learning_rate" else getattr(self, argument)
+        rate = (self.lr_schedule if own is None else utils.FloatSchedule(own))(progress_remaining)
+        arguments.check_rate(type(self).__name__, argument, rate, progress_remaining)
+        return rate
 
     def add_target(self, online: nn.Module, target: nn.Module, every: int | None = None, start: int | None = None) -> None:
         """
@@ -386,6 +427,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param loaded: the dataset, if somebody has read it already
         """
         if isinstance(self.replay_buffer, OfflineReplayBuffer):
+            self._derive_bounds(self.replay_buffer)
             return
         dataset = self.dataset if self.dataset is not None else self.dataset_id
         if dataset is None:
@@ -423,6 +465,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             buffer = buffer.part(ranks.rank(), ranks.world(), self.device, self.seed, self.memory_map)
         self.replay_buffer = buffer
         self.dataset_fingerprint = buffer.fingerprint
+        self._made_with |= self._values_of(_OF_DATA)
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         """
@@ -434,8 +477,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         if self.normalize_observations and not self._scaler_is_set:
             self.policy.set_observation_statistics(buffer.observation_mean, buffer.observation_std)
             self._scaler_is_set = True
+        self._derive_bounds(buffer)
+
+    def _derive_bounds(self, buffer: OfflineReplayBuffer) -> None:
         if self.derives_value_bounds:
-            self.value_bounds = buffer.value_bounds(self.gamma)
+            self._derived_bounds = buffer.value_bounds(self.gamma)
 
     def set_dataset(self, dataset: Any) -> None:
         """
@@ -619,7 +665,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Set the learning rates of the next update, and count it."""
         for name, (optimizer, schedule, _) in self._optimizers.items():
             rate = schedule(self._current_progress_remaining)
-            arguments.check_rate(type(self).__name__, name, rate, self._current_progress_remaining)
             utils.update_learning_rate(optimizer, rate)
             self._fill_rate(name, rate)
         self._n_updates += 1
@@ -724,8 +769,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """Let recorded updates work on the tensors and with the settings of now."""
         if not self._compiled.is_on:
             return
-        names = {*arguments.constructor_arguments(type(self)), "value_bounds"} & vars(self).keys() - {"capture", "compile"}
-        settings = {name: getattr(self, name) for name in names}
+        names = {*arguments.constructor_arguments(type(self))} & vars(self).keys() - {"capture", "compile"}
+        settings = {name: getattr(self, name) for name in names} | {"target_bounds": self.target_bounds}
         state = self._update_state()
         # Plain numbers become part of the recorded update.
         plain_ones = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str | tuple)}
@@ -764,6 +809,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             with named_faults(load_path_or_dict):
                 load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
             self._replace_parameters(load_path_or_dict, exact_match)
+            self._metrics.clear()
             return
         before = copy.deepcopy(self.get_parameters())
         try:
@@ -775,6 +821,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 raise
             what = "are not finite" if isinstance(error, FloatingPointError) else "do not fit this model"
             raise ValueError(f"The parameters {what}, and the model is as it was: {error}") from error
+        # A loss that has diverged was that of other weights.
+        self._metrics.clear()
 
     def _replace_parameters(self, parameters: dict[str, Any], exact_match: bool = True) -> None:
         """SB3's ``set_parameters``, with the compiled updates told of the new tensors."""
@@ -824,7 +872,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfOfflineAlgorithm:
         """
-        Train on the dataset; one timestep is one gradient update.
+        Train on the dataset; one timestep is one gradient update. Transitions that :meth:`learn_online` has collected are
+        drawn like the others, whatever its ``online_ratio`` was.
 
         :param total_timesteps: number of updates (added to those already done with ``reset_num_timesteps=False``)
         :param callback: callback(s) called after every update
@@ -839,6 +888,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         total_timesteps = self._check_learn(total_timesteps, log_interval, {})
         self._join_ranks()
         self._setup_dataset(continuing=not reset_num_timesteps)
+        assert isinstance(self.replay_buffer, OfflineReplayBuffer)
+        self.replay_buffer.online_ratio = None
         self._take_over_random_state(continuing=not reset_num_timesteps)
         self._setup_compilation(total_timesteps, continuing=not reset_num_timesteps)
         with self._env_for_callbacks():
@@ -999,13 +1050,13 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param train_freq: steps between updates, or e.g. ``(1, "episode")``
         :param gradient_steps: updates at a time; -1: as many as steps were collected
         :param buffer_size: number of collected transitions that are kept; the dataset is never overwritten
-        :raises ValueError: the algorithm has no critic, there is no environment or dataset, or a setting is out of its range
+        :raises ValueError: the algorithm has no critic, there is no environment or dataset, VecNormalize scales its rewards,
+            or a setting is out of its range
         :raises DatasetError: the dataset is not there, not usable, or not the one that the model was trained on
         :raises FloatingPointError: a loss is no longer finite
         :return: the model itself
         """
         self._check_online()
-        assert self.env is not None
         settings = {
             "online_ratio": online_ratio,
             "learning_starts": learning_starts,
@@ -1059,7 +1110,21 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         arguments.check_argument(type(self).__name__, "log_interval", log_interval, arguments.optional(arguments.COUNT))
         # Attributes may have been changed since the constructor.
         arguments.check_arguments(self)
+        self._check_fixed()
         return math.ceil(total_timesteps)
+
+    def _check_fixed(self) -> None:
+        """Refuse values that something was made without."""
+        for name, made_with in self._made_with.items():
+            value = getattr(self, name)
+            if value == made_with or (name in _OF_DATA and self.replay_buffer is None):
+                continue
+            what, how = "its networks were made", "pass it to the constructor of a new model"
+            if name in _OF_DATA:
+                what, how = "the dataset was read", "call `set_dataset`, which lets it be read again"
+            raise ValueError(
+                f"{type(self).__name__}: {name} was {made_with!r} when {what}, and is {value!r} now: {how}, or set it back."
+            )
 
     def _check_online(self) -> None:
         name = type(self).__name__
@@ -1069,6 +1134,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"{name} {self.why_offline}: use an actor-critic algorithm, e.g. DMPO.")
         if self.env is None:
             raise ValueError(f"{name} has no environment to learn in: call `set_env` first, or pass `env=` to `load`.")
+        refuse_normalized_rewards(self.env)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -1142,6 +1208,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         runtime = [
             "lr_schedule",
+            "_scheduled_rate",
+            "_made_with",
+            "_derived_bounds",
             "dataset",
             "_optimizers",
             "_targets",
@@ -1184,12 +1253,15 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param include: names of attributes to keep that are left out by default, for SB3's ``load``
         :raises FloatingPointError: a loss or a weight is no longer finite
         :raises TypeError: an attribute cannot be saved
-        :raises ValueError: the path is empty
+        :raises ValueError: the path is empty, an argument is out of its range, or one was changed that networks or data were
+            made with
         :raises OSError: the disk is full, the folder is read-only, ...; in every case the previous file is left as it was
         """
         if isinstance(path, str | os.PathLike) and not os.fspath(path):
             raise ValueError("The path is empty: pass the name of a file.")
         self.check_finite()
+        arguments.check_arguments(self)
+        self._check_fixed()
         pending, excluded = self._random_state, set(exclude or ())
         self._random_state = pending or random_state_of(self)
         # In memory first: a disk that is full then says so itself, and not PyTorch or zipfile in words of their own.

@@ -1,6 +1,5 @@
 """What surrounds an update: its noise, its soft updates and its learning rates."""
 
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
@@ -79,20 +77,6 @@ def denormals_flushed() -> Iterator[None]:
         yield
     finally:
         th.set_flush_denormal(was_on)
-
-
-class CosineSchedule:
-    """
-    A schedule times half a cosine, which falls from 1 to 0 over the run. (An object, as models have to be picklable.)
-
-    :param schedule: a function of the remaining progress
-    """
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-
-    def __call__(self, progress_remaining: float) -> float:
-        return 0.5 * (1.0 + math.cos(math.pi * (1.0 - progress_remaining))) * self.schedule(progress_remaining)
 
 
 def make_noise_generator(device: th.device, seed: int | None) -> th.Generator:

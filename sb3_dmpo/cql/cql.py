@@ -97,8 +97,8 @@ class CQL(OfflineAlgorithm):
         super()._setup_model()
         if self.target_entropy is None:
             self.target_entropy = -float(self.policy.action_size)
-        self.add_optimizer("ent_coef", [self.policy.log_ent_coef], self.actor_learning_rate)
-        self.add_optimizer("actor", [self.policy.actor], self.actor_learning_rate)
+        self.add_optimizer("ent_coef", [self.policy.log_ent_coef], "actor_learning_rate")
+        self.add_optimizer("actor", [self.policy.actor], "actor_learning_rate")
         self.add_optimizer("critic", [self.policy.critic])
         self.add_target(self.policy.critic, self.policy.critic_target)
 

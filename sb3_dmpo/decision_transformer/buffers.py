@@ -168,7 +168,7 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         :param numbers: numbers of transitions, any shape, where the data lie
         """
         flat = self._get_samples(numbers.reshape(-1))
-        return ReplayBufferSamples(*(tensor.view(*numbers.shape, -1) for tensor in flat[:5]))
+        return ReplayBufferSamples(*(tensor.view(*numbers.shape, tensor.shape[1]) for tensor in flat[:5]))
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """

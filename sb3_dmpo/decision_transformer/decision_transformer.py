@@ -74,6 +74,7 @@ class DecisionTransformer(OfflineAlgorithm):
         "MultiInputPolicy": DecisionTransformerPolicy,
     }
     policy: DecisionTransformerPolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = (*TRANSFORMER_ARGUMENTS, "predict_rewards")
     argument_ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("context_length", "embed_dim", "max_episode_length", "n_heads", "n_layers"), COUNT),
         "dropout": BELOW_ONE,
@@ -130,7 +131,7 @@ class DecisionTransformer(OfflineAlgorithm):
             self.add_optimizer("reward", [self.policy.reward_model])
 
     def _warmed_up(self, progress_remaining: float) -> float:
-        return self.lr_schedule(progress_remaining) * min((self._n_updates + 1) / max(self.warmup_steps, 1), 1.0)
+        return self._rate("learning_rate", progress_remaining) * min((self._n_updates + 1) / max(self.warmup_steps, 1), 1.0)
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
         if not isinstance(buffer, SequenceReplayBuffer):
@@ -145,7 +146,7 @@ class DecisionTransformer(OfflineAlgorithm):
             )
         super()._on_dataset(buffer)
         if self.target_return is None:
-            self.set_target_return(float(buffer.episode_returns().max()))
+            self.policy.target_return.fill_(float(buffer.episode_returns().max()))
         # A loaded model keeps the statistics its networks were trained with.
         if self.policy.reward_model is not None and self._n_updates == 0:
             self.policy.reward_model.set_statistics(buffer.rewards)

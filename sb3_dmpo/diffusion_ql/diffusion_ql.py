@@ -48,6 +48,7 @@ class DiffusionQL(OfflineAlgorithm):
         "MultiInputPolicy": DiffusionPolicy,
     }
     policy: DiffusionPolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("ema_every", "ema_start", "n_action_samples", "n_diffusion_steps")
     argument_ranges: ClassVar[dict[str, Range]] = {
         "critic_learning_rate": LEARNING_RATE,
         "ema_every": COUNT,
@@ -105,7 +106,7 @@ class DiffusionQL(OfflineAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         policy = self.policy
-        self.add_optimizer("critic", [policy.critic], self.critic_learning_rate)
+        self.add_optimizer("critic", [policy.critic], "critic_learning_rate")
         self.add_optimizer("actor", [policy.actor])
         self.add_target(policy.critic, policy.critic_target)
         self.add_target(policy.actor, policy.actor_ema, every=self.ema_every, start=self.ema_start + 1)

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
 from sb3_dmpo.common import ranks
-from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, one_of, whole_number
+from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, whole_number
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
     LOG_EPS,
@@ -103,20 +103,18 @@ class DMPO(OfflineAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MixturePolicy, "MultiInputPolicy": MixturePolicy}
     policy: MixturePolicy
     stores_arrays: ClassVar[bool] = True
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *("assignment", "bootstrap", "decoder", "gate", "gate_support", "latent_embedding", "min_q_weight", "n_components"),
+        *("prior", "value_targets"),
+    )
     argument_ranges: ClassVar[dict[str, Range]] = {
         "advantage_scale": NOT_NEGATIVE,
-        "assignment": one_of("posterior", "exact", "episode"),
-        "bootstrap": one_of("policy", "data", "component"),
-        "decoder": one_of("fixed", "calibrated"),
         "evidence_steps": POSITIVE,
-        "gate": one_of("values", "supported", "learned"),
         "gate_support": UNIT,
-        "gating_dtype": one_of("auto", "float32", "bfloat16"),
         "gumbel_temperature": POSITIVE,
         "kl_coef": NOT_NEGATIVE,
         "min_q_weight": UNIT,
         "n_components": whole_number(2),
-        "prior": one_of("values", "learned"),
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,
         "value_bounds": BOUNDS,
@@ -173,15 +171,26 @@ class DMPO(OfflineAlgorithm):
         self.prior = prior
         self.gate: Gate = gate
         self.gate_support = gate_support
-        if value_targets and bootstrap != "policy":
-            raise ValueError(f'value_targets=True regresses on the gated policy: it does not go with bootstrap="{bootstrap}".')
-        if bootstrap == "component" and assignment == "posterior":
-            raise ValueError('bootstrap="component" needs assignment="episode" or "exact": who goes on must be known.')
-        if bootstrap == "component" and advantage_scale > 0.0:
-            raise ValueError('bootstrap="component" has no values of actions, which advantage_scale needs: set it to 0.')
-        if assignment == "exact" and kl_coef == 0.0:
-            raise ValueError('assignment="exact" divides by kl_coef: give it a positive one, 1 is the tight bound.')
+        #: Hash of the data that the evidence of the episodes is about.
+        self._evidence_of: str | None = None
         super().__init__(policy, env, dataset, learning_rate, policy_delay=policy_delay, **kwargs)
+
+    def check_combinations(self) -> None:
+        """
+        Refuse arguments that do not go together, each of which is in its range.
+
+        :raises ValueError: they do not
+        """
+        if self.value_targets and self.bootstrap != "policy":
+            raise ValueError(
+                f'value_targets=True regresses on the gated policy: it does not go with bootstrap="{self.bootstrap}".'
+            )
+        if self.bootstrap == "component" and self.assignment == "posterior":
+            raise ValueError('bootstrap="component" needs assignment="episode" or "exact": who goes on must be known.')
+        if self.bootstrap == "component" and self.advantage_scale > 0.0:
+            raise ValueError('bootstrap="component" has no values of actions, which advantage_scale needs: set it to 0.')
+        if self.assignment == "exact" and self.kl_coef == 0.0:
+            raise ValueError('assignment="exact" divides by kl_coef: give it a positive one, 1 is the tight bound.')
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {
@@ -215,8 +224,10 @@ class DMPO(OfflineAlgorithm):
         if self.assignment != "episode":
             return
         shape = (len(buffer.known_episode_lengths()) + 1, self.n_components)
-        self.policy.episode_evidence = th.zeros(shape, device=self.device)
         stored, self._stored_arrays = self._stored_arrays, None
+        if stored is None and self._evidence_of == buffer.fingerprint:  # the same data, given once more
+            return
+        self.policy.episode_evidence, self._evidence_of = th.zeros(shape, device=self.device), buffer.fingerprint
         if stored is None:
             return
         arrays = read_npz(stored)
@@ -234,7 +245,7 @@ class DMPO(OfflineAlgorithm):
         evidence = self.policy.episode_evidence
         if self._stored_arrays is not None or evidence is None:
             return self._stored_arrays
-        return pack_npz({"episode_evidence": evidence.cpu().numpy(), "fingerprint": np.array(self.dataset_fingerprint)})
+        return pack_npz({"episode_evidence": evidence.cpu().numpy(), "fingerprint": np.array(self._evidence_of)})
 
     @property
     def gate_dtype(self) -> th.dtype:
@@ -310,11 +321,11 @@ class DMPO(OfflineAlgorithm):
     def value_loss(self, batch: OfflineBatch) -> tuple[th.Tensor, Metrics]:
         """Squared error of the state value on the clipped value of the gated target policy (eq. 51-53), 0-d."""
         policy = self.policy
-        assert policy.value is not None and self.value_bounds is not None
+        assert policy.value is not None and self.target_bounds is not None
         with th.no_grad():
             actions = policy.gated_actions(batch.observations, policy.actor_target, policy.critic, self.gate_dtype)
             targets = min_max_q(policy.critic_target(batch.observations, actions), self.min_q_weight)
-            targets = targets.clamp(*self.value_bounds)
+            targets = targets.clamp(*self.target_bounds)
         loss = F.mse_loss(policy.value(batch.observations), targets)
         return loss, {"value_loss": loss}
 

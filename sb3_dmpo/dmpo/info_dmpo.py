@@ -56,7 +56,7 @@ class InfoDMPO(DMPO):
     def _setup_model(self) -> None:
         super()._setup_model()
         assert self.policy.info_posterior is not None
-        self.add_optimizer("info", [self.policy.actor, self.policy.info_posterior], self.info_learning_rate)
+        self.add_optimizer("info", [self.policy.actor, self.policy.info_posterior], "info_learning_rate")
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name."""

@@ -272,7 +272,7 @@ class MixturePolicy(OfflinePolicy):
         :param observation: a batch of raw observations
         """
         observations = self._scaled(observation)
-        actions = self.actor.all_components(observations)
+        actions = self.acting("actor").all_components(observations)
         n, k, size = actions.shape
         farthest = (actions - actions.mean(dim=1, keepdim=True)).norm(dim=2).amax(dim=1)
         if self.posterior is None:

@@ -1,12 +1,13 @@
 """IQL."""
 
-from typing import Any, ClassVar, get_args
+import math
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_dmpo.common.arguments import BELOW_ONE, NOT_NEGATIVE, OPEN_UNIT, Range, check_argument
+from sb3_dmpo.common.arguments import BELOW_ONE, NOT_NEGATIVE, OPEN_UNIT, Range
 from sb3_dmpo.common.losses import (
     AdvantageWeight,
     advantage_weights,
@@ -16,7 +17,6 @@ from sb3_dmpo.common.losses import (
 )
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
-from sb3_dmpo.common.updates import CosineSchedule
 from sb3_dmpo.iql.policies import IQLPolicy, IQLVariant
 
 
@@ -54,6 +54,7 @@ class IQL(OfflineAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": IQLPolicy, "MultiInputPolicy": IQLPolicy}
     policy: IQLPolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("dropout", "variant")
     argument_ranges: ClassVar[dict[str, Range]] = {
         "advantage_scale": NOT_NEGATIVE,
         "dropout": BELOW_ONE,
@@ -79,12 +80,7 @@ class IQL(OfflineAlgorithm):
         normalize_observations: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        if variant not in get_args(IQLVariant):
-            raise ValueError(f"Unknown variant {variant!r} of IQL, choose one of {list(get_args(IQLVariant))}.")
         is_original = variant == "original"
-        check_argument(type(self).__name__, "dropout", dropout, BELOW_ONE)
-        if dropout > 0.0 and not is_original:
-            raise ValueError(f"dropout is {dropout}, it must be 0 in the variant 'dmpo'.")
         self.variant = variant
         self.expectile = expectile
         self.advantage_scale = advantage_scale
@@ -104,6 +100,15 @@ class IQL(OfflineAlgorithm):
             **kwargs,
         )
 
+    def check_combinations(self) -> None:
+        """
+        Refuse arguments that do not go together, each of which is in its range.
+
+        :raises ValueError: they do not
+        """
+        if self.dropout > 0.0 and self.variant != "original":
+            raise ValueError(f"dropout is {self.dropout}, it must be 0 in the variant 'dmpo'.")
+
     def _policy_arguments(self) -> dict[str, Any]:
         return {"variant": self.variant, "dropout": self.dropout}
 
@@ -111,8 +116,12 @@ class IQL(OfflineAlgorithm):
         super()._setup_model()
         self.add_optimizer("value", [self.policy.value])
         self.add_optimizer("critic", [self.policy.critic])
-        self.add_optimizer("actor", [self.policy.actor], CosineSchedule(self.lr_schedule))
+        self.add_optimizer("actor", [self.policy.actor], self._annealed)
         self.add_target(self.policy.critic, self.policy.critic_target)
+
+    def _annealed(self, progress_remaining: float) -> float:
+        """The actor's learning rate: half a cosine of ``learning_rate``, which falls to 0 over the run."""
+        return 0.5 * (1.0 + math.cos(math.pi * (1.0 - progress_remaining))) * self._rate("learning_rate", progress_remaining)
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name."""

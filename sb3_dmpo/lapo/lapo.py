@@ -37,6 +37,7 @@ class LAPO(LatentPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": LAPOPolicy, "MultiInputPolicy": LAPOPolicy}
     policy: LAPOPolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("normalize_actions",)
     argument_ranges: ClassVar[dict[str, Range]] = {"expectile": OPEN_UNIT, "value_bounds": BOUNDS}
 
     def __init__(
@@ -85,8 +86,8 @@ class LAPO(LatentPolicyAlgorithm):
 
     def value_targets(self, batch: OfflineBatch) -> th.Tensor:
         """Target of V, clipped to ``value_bounds``, shape ``(batch, 1)``."""
-        assert self.value_bounds is not None
-        return super().value_targets(batch).clamp(*self.value_bounds)
+        assert self.target_bounds is not None
+        return super().value_targets(batch).clamp(*self.target_bounds)
 
     def weights(self, advantages: th.Tensor) -> th.Tensor:
         """

@@ -30,6 +30,7 @@ class LatentPolicyAlgorithm(OfflineAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": LatentPolicy, "MultiInputPolicy": LatentPolicy}
     policy: LatentPolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("latent_bound", "latent_size")
     argument_ranges: ClassVar[dict[str, Range]] = {
         "kl_coef": NOT_NEGATIVE,
         "latent_bound": POSITIVE,

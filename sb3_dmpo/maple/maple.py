@@ -24,7 +24,6 @@ from sb3_dmpo.common.arguments import (
     UNIT,
     Range,
     is_whole,
-    one_of,
     optional,
 )
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -50,7 +49,7 @@ from sb3_dmpo.maple.rollouts import (
     Sequences,
     observation_limits,
 )
-from sb3_dmpo.maple.termination import RULES, TerminationRule, find_rule, known_rule, rule_name
+from sb3_dmpo.maple.termination import RULES, TerminationRule, checked_ends, find_rule, known_rule, rule_name
 
 SelfMAPLE = TypeVar("SelfMAPLE", bound="MAPLE")
 
@@ -117,6 +116,10 @@ class MAPLE(OfflineAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MAPLEPolicy, "MultiInputPolicy": MAPLEPolicy}
     policy: MAPLEPolicy
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *("context_size", "gru_size", "n_retained_rollouts", "penalty", "penalty_clip", "penalty_coef", "published_code"),
+        *("reward_slack", "rollout_batch_size", "rollout_length"),
+    )
     argument_ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("n_models", "n_elites", "model_batch_size", "rollout_length", "rollout_batch_size"), COUNT),
         **dict.fromkeys(("rollout_interval", "n_retained_rollouts", "gru_size", "context_size", "refresh_interval"), COUNT),
@@ -124,7 +127,6 @@ class MAPLE(OfflineAlgorithm):
         "model_learning_rate": POSITIVE,
         "model_max_epochs": optional(COUNT),
         "model_patience": COUNT,
-        "penalty": one_of("aleatoric", "disagreement"),
         "penalty_clip": NOT_NEGATIVE,
         "penalty_coef": NOT_NEGATIVE,
         "real_ratio": UNIT,
@@ -207,11 +209,29 @@ class MAPLE(OfflineAlgorithm):
             policy, env, dataset, learning_rate, batch_size, normalize_observations=normalize_observations, **kwargs
         )
         # Ensemble and rollouts draw from streams of their own, so that each can be made again.
-        self._stream_seed = int(np.random.SeedSequence(self.seed).spawn(1)[0].generate_state(1)[0])
+        self._stream_seed = _stream_seed(self.seed)
         if dynamics is not None:
             self._given_dynamics = self._read_dynamics(dynamics)
+
+    def check_combinations(self) -> None:
+        """
+        Refuse arguments that do not go together, each of which is in its range.
+
+        :raises ValueError: they do not
+        """
         if self.n_elites > self.n_models:
-            raise ValueError(f"MAPLE: n_elites is {n_elites}, expected at most n_models, which is {n_models}.")
+            raise ValueError(f"MAPLE: n_elites is {self.n_elites}, expected at most n_models, which is {self.n_models}.")
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        As in the base class. An ensemble and imagined episodes that have been begun go on with the numbers they began with.
+
+        :param seed: the seed; None leaves all generators as they are
+        """
+        super().set_random_seed(seed)
+        has_begun = self._dynamics or self._half_trained or self._stored_arrays or self._retained.recipes
+        if seed is not None and not has_begun:
+            self._stream_seed = _stream_seed(seed)
 
     def _forget_rollouts(self) -> None:
         """There are no imagined episodes (any more)."""
@@ -254,6 +274,7 @@ class MAPLE(OfflineAlgorithm):
                 "to fit one."
             )
         self._rule = self._rule_of(buffer)
+        self._check_rule(buffer)
         super()._on_dataset(buffer)
         self._observation_limits = observation_limits(buffer.observations[: buffer.n_offline])
         self._pieces = self._environment = None
@@ -318,6 +339,19 @@ class MAPLE(OfflineAlgorithm):
                 stacklevel=2,
             )
         return RULES[name or "halfcheetah"]
+
+    def _check_rule(self, buffer: SequenceReplayBuffer) -> None:
+        """Try the termination rule, before hours are spent on an ensemble."""
+        assert self._rule is not None
+        tried = buffer.steps(th.arange(min(buffer.n_offline, 2), device=buffer.generator.device))
+        try:
+            checked_ends(self._rule(tried.observations, tried.actions, tried.next_observations), len(tried.observations))
+        except Exception as error:  # a function of the user's
+            size = self.policy.observation_size
+            raise ValueError(
+                f"The termination rule {self.termination_fn!r} does not work on flat observations of size {size} ({error}): "
+                "pass another termination_fn."
+            ) from error
 
     # The ensemble ----------------------------------------------------------------------------------------------------
 
@@ -520,7 +554,9 @@ class MAPLE(OfflineAlgorithm):
 
     def _new_model_buffer(self) -> ModelBuffer:
         sizes = (self.n_retained_rollouts, self.rollout_batch_size // ranks.world(), self.rollout_length)
-        return ModelBuffer(*sizes, self.policy)
+        numbers = [recipe.number for recipe in self._retained.recipes]
+        # A ring that is not full yet begins with the first of them.
+        return ModelBuffer(*sizes, self.policy, min(numbers, default=0) if len(numbers) < self.n_retained_rollouts else 0)
 
     def _roll_out(self, done: int) -> None:
         """Imagine episodes with the policy of now."""
@@ -705,8 +741,8 @@ class MAPLE(OfflineAlgorithm):
         if self._stored_arrays is not None:  # loaded, and never needed since
             return self._stored_arrays
         parts = self._retained.to_arrays()
-        if self._dynamics is not None:
-            parts |= {f"dynamics/{name}": value for name, value in self._dynamics.to_arrays().items()}
+        if (fitted := self._dynamics or self._given_dynamics) is not None:
+            parts |= {f"dynamics/{name}": value for name, value in fitted.to_arrays().items()}
         if self._half_trained is not None:
             parts |= {f"training/{name}": value for name, value in self._half_trained.items()}
         return pack_npz(parts) if parts else None
@@ -741,6 +777,10 @@ class MAPLE(OfflineAlgorithm):
         if "termination_fn" in kwargs:
             model._set_termination(kwargs["termination_fn"])
         return model
+
+
+def _stream_seed(seed: int | None) -> int:
+    return int(np.random.SeedSequence(seed).spawn(1)[0].generate_state(1)[0])
 
 
 def _generator(device: th.device, *path: int) -> th.Generator:

@@ -269,10 +269,11 @@ class ModelBuffer:
     :param rollout_size: sequences of a rollout
     :param length: steps of a sequence, T
     :param policy: for sizes, type and device
+    :param first: number of the rollout that stands first in it
     """
 
-    def __init__(self, n_rollouts: int, rollout_size: int, length: int, policy: MAPLEPolicy) -> None:
-        self.n_rollouts, self.rollout_size, self.length = n_rollouts, rollout_size, length
+    def __init__(self, n_rollouts: int, rollout_size: int, length: int, policy: MAPLEPolicy, first: int = 0) -> None:
+        self.n_rollouts, self.rollout_size, self.length, self.first = n_rollouts, rollout_size, length, first
         capacity = n_rollouts * rollout_size
         like = policy.log_alpha.detach()
         self.observations = like.new_zeros(capacity, length + 1, policy.observation_size)
@@ -288,9 +289,9 @@ class ModelBuffer:
         """
         First row of a rollout.
 
-        :param number: number of the rollout, from 0 on
+        :param number: number of the rollout
         """
-        return (number % self.n_rollouts) * self.rollout_size
+        return ((number - self.first) % self.n_rollouts) * self.rollout_size
 
     def sequences(self, rows: th.Tensor) -> Sequences:
         """

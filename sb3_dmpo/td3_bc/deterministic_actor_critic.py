@@ -28,6 +28,8 @@ class DeterministicActorCritic(OfflineAlgorithm):
         ("MlpPolicy", "MultiInputPolicy"), DeterministicActorCriticPolicy
     )
     policy: DeterministicActorCriticPolicy
+    #: The argument that holds the critics' learning rate.
+    critic_rate: ClassVar[str] = "learning_rate"
     argument_ranges: ClassVar[dict[str, Range]] = {
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,
@@ -54,14 +56,10 @@ class DeterministicActorCritic(OfflineAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.add_optimizer("critic", [self.policy.critic], self._critic_learning_rate())
+        self.add_optimizer("critic", [self.policy.critic], self.critic_rate)
         self.add_optimizer("actor", [self.policy.actor])
         self.add_target(self.policy.critic, self.policy.critic_target)
         self.add_target(self.policy.actor, self.policy.actor_target)
-
-    def _critic_learning_rate(self) -> float | Schedule | None:
-        """Of the critics alone; None: ``learning_rate``."""
-        return None
 
     def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
         """The random numbers that one update consumes, by name."""

@@ -41,6 +41,7 @@ class ReBRAC(DeterministicActorCritic):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(("MlpPolicy", "MultiInputPolicy"), ReBRACPolicy)
     policy: ReBRACPolicy
+    critic_rate: ClassVar[str] = "critic_learning_rate"
     argument_ranges: ClassVar[dict[str, Range]] = {
         "actor_bc_coef": NOT_NEGATIVE,
         "critic_bc_coef": NOT_NEGATIVE,
@@ -86,9 +87,6 @@ class ReBRAC(DeterministicActorCritic):
             normalize_observations=normalize_observations,
             **kwargs,
         )
-
-    def _critic_learning_rate(self) -> float | Schedule | None:
-        return self.critic_learning_rate
 
     def next_values(self, batch: OfflineBatch) -> th.Tensor:
         """

@@ -231,7 +231,7 @@ def test_samples_have_the_standard_deviation_of_the_actor() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "orignal"}, "Unknown variant 'orignal' of IQL, choose one of .'original', 'dmpo'."),
+        ({"variant": "orignal"}, "variant is 'orignal', expected 'original' or 'dmpo'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": 0.1, "variant": "dmpo"}, "dropout is 0.1"),
     ],

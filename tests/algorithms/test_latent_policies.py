@@ -38,7 +38,7 @@ def test_lapo_scales_rewards_and_bounds_values() -> None:
     data = make_transitions()
     model = lapo(data).learn(1)
     rewards = data.rewards / data.rewards.max()
-    assert model.value_bounds == pytest.approx((rewards.min() / 0.01, 100.0), rel=1e-5)
+    assert model.target_bounds == pytest.approx((rewards.min() / 0.01, 100.0), rel=1e-5)
 
 
 def test_lapo_maps_its_output_back() -> None:
@@ -61,7 +61,7 @@ def test_lapo_keeps_its_statistics_for_other_data(tmp_path: Path) -> None:
     loaded = LAPO.load(tmp_path / "model", dataset=skewed_transitions(shift=-0.2)).learn(1)
     for name in ("action_mean", "action_std", "observation_mean", "observation_std"):
         assert th.equal(getattr(loaded.policy, name), getattr(model.policy, name)), name
-    assert model.value_bounds == tuple(loaded.value_bounds)
+    assert model.target_bounds == loaded.target_bounds
 
 
 def test_lapo_can_leave_actions_alone() -> None:

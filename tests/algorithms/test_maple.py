@@ -145,8 +145,32 @@ def test_a_rule_that_ends_everything_leaves_one_step() -> None:
     model = maple(termination_fn=ends_everything).learn(1)
     found = model._model_buffer.sequences(th.arange(20))
     assert bool((found.valid[:, 0] == 1).all()) and bool((found.valid[:, 1:] == 0).all())
-    with pytest.raises(ValueError, match=r"termination_fn returned torch.float32 \(20, 1\), expected a bool tensor"):
+    with pytest.raises(ValueError, match=r"termination_fn returned torch.float32 \(2, 1\), expected a bool tensor"):
         maple(termination_fn=of_the_wrong_shape).learn(1)
+
+
+def test_a_rule_that_does_not_work_is_found_before_the_ensemble_is_fitted() -> None:
+    for rule in (of_the_wrong_shape, "two_goals"):  # the latter is of observations of size 2
+        model = maple(termination_fn=rule)
+        with pytest.raises(
+            ValueError, match=r"The termination rule .* does not work on flat observations of size 3 .*: pass another"
+        ):
+            model.learn(1)
+        assert model.dynamics is None and model._half_trained is None
+
+
+@pytest.mark.parametrize(("share", "batch_size"), [(0.0, 16), (0.05, 8), (1.0, 16), (0.5, 1)])
+def test_any_share_of_the_dataset(share: float, batch_size: int) -> None:
+    model = maple(real_ratio=share, batch_size=batch_size).learn(2)
+    assert len(model.sample_batch(batch_size).rewards) == batch_size
+
+
+def test_a_seed_that_is_set_before_anything_is_learned() -> None:
+    models = [maple(seed=seed) for seed in (0, 1)]
+    for model in models:
+        model.set_random_seed(3)
+        model.learn_model()
+    assert_same(*(model.dynamics.ensemble.to_arrays() for model in models))
 
 
 def test_the_model_buffer_holds_the_last_rollouts() -> None:
@@ -413,6 +437,25 @@ def test_an_interrupted_rollout_is_made_again() -> None:
     del broken._fill
     broken.learn(5, reset_num_timesteps=False)
     assert_same(broken.get_parameters(), whole.get_parameters())
+
+
+@pytest.mark.parametrize("n_retained", [1, 5])
+def test_another_number_of_retained_rollouts(n_retained: int, tmp_path: Path) -> None:
+    """What is there goes on; nothing that was never imagined is drawn."""
+    model = maple(rollout_interval=1).learn(5)
+    model.save(tmp_path / "model")
+    loaded = MAPLE.load(tmp_path / "model", dataset=DATA, n_retained_rollouts=n_retained)
+    loaded.learn(1, reset_num_timesteps=False)
+    held = min(n_retained, 3) * 20
+    assert loaded._model_buffer.n_filled == held
+    assert bool((loaded._model_buffer.actions[:held] != 0).flatten(start_dim=1).any(dim=1).all())
+
+
+def test_an_ensemble_that_was_passed_is_saved_before_it_is_used(tmp_path: Path) -> None:
+    fitted = maple().learn_model().dynamics
+    maple(dynamics=fitted).save(tmp_path / "model")
+    loaded = MAPLE.load(tmp_path / "model", dataset=DATA).learn(1)
+    assert_same(loaded.dynamics.ensemble.to_arrays(), fitted.ensemble.to_arrays())
 
 
 def test_acting_needs_no_ensemble(tmp_path: Path) -> None:

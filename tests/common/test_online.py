@@ -343,12 +343,20 @@ def test_changed_dataset() -> None:
         model.learn_online(3)
 
 
-def test_learning_from_the_data_again() -> None:
-    """``learn`` goes on with everything that there is, and steps no environment."""
+def test_learning_from_the_data_again(tmp_path: Path) -> None:
+    """``learn`` goes on with everything that there is, also after a zip, and steps no environment."""
     model = make_online()
-    model.learn_online(10)
-    model.learn(3)
-    assert model.num_timesteps == 3 and model.replay_buffer.n_added == 10
+    model.learn_online(10, online_ratio=1.0)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = TD3BC.load(tmp_path / "model", dataset=DATA)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    for learner in (model, loaded):
+        learner.learn(3, reset_num_timesteps=False)
+        assert learner.num_timesteps == 13 and learner.replay_buffer.n_added == 10
+    assert_same(model.get_parameters(), loaded.get_parameters())
+    rows = model.replay_buffer._draw_rows(20_000)
+    assert abs(float((rows >= N_DATA).float().mean()) - 10 / (10 + N_DATA)) < 0.02
 
 
 def test_a_call_without_any_update_is_said() -> None:

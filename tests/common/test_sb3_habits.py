@@ -259,8 +259,8 @@ def test_numbers_of_numpy_are_numbers(name: str, tmp_path: Path) -> None:
     """Everywhere: in the constructor, in ``learn``, ``learn_online`` and ``load``. They are Python's from then on."""
     given = NUMPY_ARGUMENTS[name]
     model = make(name, dataset=DATA, env=vec_env(), **given).learn(np.int64(2), log_interval=np.int64(1))
-    as_python = make(name, dataset=DATA, env=vec_env(), **{key: as_python(value) for key, value in given.items()}).learn(2)
-    assert_same(policy_weights(model), policy_weights(as_python))
+    twin = make(name, dataset=DATA, env=vec_env(), **{key: as_python(value) for key, value in given.items()}).learn(2)
+    assert_same(policy_weights(model), policy_weights(twin))
     if model.learns_online:
         model.learn_online(
             np.int64(10),
@@ -325,12 +325,12 @@ def test_a_refused_call_changes_nothing(tmp_path: Path) -> None:
 def test_schedule_that_gives_no_learning_rate(name: str, rate: float) -> None:
     """Seen before the run, wherever in the run it happens."""
     for schedule in (lambda progress: rate, lambda progress: rate if progress < 0.1 else 1e-3):
-        with pytest.raises(ValueError, match=r"the schedule of the learning rate of \w+_optimizer gives .*remaining progress"):
+        with pytest.raises(ValueError, match=r"the schedule \w*learning_rate gives .*remaining progress"):
             make(name, dataset=DATA, learning_rate=schedule)
 
 
 def test_schedule_of_a_part() -> None:
-    with pytest.raises(ValueError, match=r"InfoDMPO: the schedule of the learning rate of info_optimizer gives -0.09"):
+    with pytest.raises(ValueError, match=r"InfoDMPO: the schedule info_learning_rate gives -0.09"):
         make(
             "infodmpo",
             dataset=DATA,
@@ -386,7 +386,8 @@ def test_no_discount(name: str) -> None:
             model.learn(2)
         model.gamma = 0.5
         model.learn(2)
-        low, high = model.value_bounds
+        assert model.value_bounds is None
+        low, high = model.target_bounds
         assert low == pytest.approx(2 * DATA.rewards.min(), rel=0.5) and low < high
 
 
@@ -415,8 +416,10 @@ def test_vec_normalize_is_refused_at_every_door(wrap: Callable[[Any], Any], tmp_
 
 
 def test_vec_normalize_of_rewards_alone_and_of_others() -> None:
+    """Evaluation scales no rewards back; collected ones would stand beside those of the dataset."""
     model = make("td3_bc", dataset=DATA, env=VecNormalize(vec_env(), norm_obs=False))
-    model.learn_online(20, learning_starts=10)
+    with pytest.raises(ValueError, match=r"norm_reward=True, .* use norm_reward=False"):
+        model.learn_online(20, learning_starts=10)
     assert len(evaluate_policy(model, model.env, n_eval_episodes=1).returns) == 1
     agent = SAC("MlpPolicy", VecNormalize(vec_env()), buffer_size=50, device="cpu")
     assert len(evaluate_policy(agent, VecNormalize(vec_env(), training=False), n_eval_episodes=1).returns) == 1
