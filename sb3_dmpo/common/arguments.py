@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dmpo.files.safe_values import UnsafeFileError
@@ -325,6 +327,24 @@ def check_device(device: th.device | str) -> None:
     found = th.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= found:
         raise ValueError(f"device is {str(device)!r}, but PyTorch finds {found} CUDA devices here: use 'auto' or 'cpu'.")
+
+
+def check_action_noise(noise: ActionNoise | None, action_space: spaces.Box) -> None:
+    """
+    Check that noise has the size of the actions; SB3 adds it in the middle of a run.
+
+    :param noise: the noise
+    :param action_space: the model's
+    :raises ValueError: it has another size
+    """
+    while isinstance(noise, VectorizedActionNoise):
+        noise = noise.base_noise
+    mean = getattr(noise, "_mu", None)
+    if mean is not None and np.shape(mean) not in ((), (1,), action_space.shape):
+        raise ValueError(
+            f"action_noise has the shape {np.shape(mean)}, but actions have {action_space.shape}: make it of "
+            f"np.zeros({action_space.shape[0]})."
+        )
 
 
 def constructor_arguments(cls: type[Any]) -> dict[str, Any]:

@@ -283,6 +283,19 @@ class OfflineReplayBuffer(ReplayBuffer):
         buffer.has_rewards = transitions.has_rewards
         return buffer
 
+    @classmethod
+    def of(cls, buffer: "OfflineReplayBuffer") -> "OfflineReplayBuffer":
+        """
+        What a buffer holds as one of this class; the same tensors.
+
+        :param buffer: a buffer that nobody uses any more
+        :raises DatasetError: it does not know what this class needs
+        """
+        made = cls.__new__(cls)
+        made.__dict__.update(buffer.__dict__)
+        made._ahead = made._new_reader()
+        return made
+
     def _convert(self, transform: tuple[float, float] | None, action_clip: float, is_own: bool) -> None:
         """
         Transform the rewards, if they are still as they were recorded, and clip the actions.
@@ -1060,7 +1073,8 @@ def make_buffer(
     :raises DatasetError: it is not there or not usable
     """
     if isinstance(dataset, OfflineReplayBuffer):
-        return dataset.for_model(memory_map=memory_map, **settings)
+        made = dataset.for_model(memory_map=memory_map, **settings)
+        return made if isinstance(made, buffer_class) else buffer_class.of(made)
     load = partial(load_transitions, dataset, download=download, env=env, clip_actions=clip_actions)
     if ranks.is_joined() and not memory_map:
         # Of the whole dataset this process needs the statistics, and then a part: it stays on disk if it can.

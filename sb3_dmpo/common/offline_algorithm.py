@@ -485,7 +485,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     def set_dataset(self, dataset: Any) -> None:
         """
-        Learn from another dataset from the next call of ``learn`` on, also within a run.
+        Learn from another dataset from the next call of ``learn`` on, also within a run. Observations stay scaled by the
+        statistics of the first one, with which the networks were trained.
 
         :param dataset: as in the constructor
         """
@@ -1049,7 +1050,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param learning_starts: number of steps before the first update
         :param train_freq: steps between updates, or e.g. ``(1, "episode")``
         :param gradient_steps: updates at a time; -1: as many as steps were collected
-        :param buffer_size: number of collected transitions that are kept; the dataset is never overwritten
+        :param buffer_size: number of collected transitions that are kept (those of an earlier call stay); the dataset is never
+            overwritten
         :raises ValueError: the algorithm has no critic, there is no environment or dataset, VecNormalize scales its rewards,
             or a setting is out of its range
         :raises DatasetError: the dataset is not there, not usable, or not the one that the model was trained on
@@ -1067,6 +1069,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         total_timesteps = self._check_learn(total_timesteps, log_interval, settings)
         if not isinstance(action_noise, ActionNoise | None):
             raise TypeError(f"action_noise is {action_noise!r}, expected one of stable_baselines3.common.noise, or None.")
+        arguments.check_action_noise(action_noise, self.action_space)
         vars(self).update(arguments.as_python(settings))
         self._convert_train_freq()
         self.action_noise = action_noise
@@ -1080,7 +1083,9 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         assert isinstance(buffer, OfflineReplayBuffer)
         buffer.reserve(max(min(self.buffer_size, buffer.n_added + total_timesteps + self.n_envs), self.n_envs))
         buffer.online_ratio = self.online_ratio
-        if total_timesteps + (0 if reset_num_timesteps else self.num_timesteps) <= self.learning_starts:
+        if self.gradient_steps == 0:
+            warnings.warn("learn_online does no update with gradient_steps=0.", stacklevel=2)
+        elif total_timesteps + (0 if reset_num_timesteps else self.num_timesteps) <= self.learning_starts:
             warnings.warn(
                 f"learn_online({total_timesteps:,}) does no update: the first one comes after learning_starts="
                 f"{self.learning_starts:,} steps. Do more steps, or lower learning_starts.",

@@ -71,6 +71,16 @@ class SequenceReplayBuffer(OfflineReplayBuffer):
         """
         return _indexed(super().from_transitions(transitions, *args, **kwargs))
 
+    @classmethod
+    def of(cls, buffer: OfflineReplayBuffer) -> "SequenceReplayBuffer":
+        """
+        What a buffer holds with the knowledge where its episodes are; the same tensors.
+
+        :param buffer: a buffer that nobody uses any more
+        :raises DatasetError: its episodes are not known
+        """
+        return _indexed(super().of(buffer))
+
     def for_model(self, *args: Any, **kwargs: Any) -> "SequenceReplayBuffer":
         """
         Another buffer with the same episodes for a model that is given this one.

@@ -11,7 +11,6 @@ from sb3_dmpo.common.arguments import BELOW_ONE, COUNT, COUNT_OR_ZERO, FINITE, P
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
-from sb3_dmpo.data import DatasetError
 from sb3_dmpo.decision_transformer.buffers import SequenceBatch, SequenceReplayBuffer
 from sb3_dmpo.decision_transformer.policies import DecisionTransformerPolicy
 
@@ -134,11 +133,7 @@ class DecisionTransformer(OfflineAlgorithm):
         return self._rate("learning_rate", progress_remaining) * min((self._n_updates + 1) / max(self.warmup_steps, 1), 1.0)
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
-        if not isinstance(buffer, SequenceReplayBuffer):
-            raise DatasetError(
-                "DecisionTransformer learns from whole episodes, and an OfflineReplayBuffer cannot tell where they end: pass "
-                "what it was made from, or SequenceReplayBuffer.from_transitions(load_transitions(...))."
-            )
+        assert isinstance(buffer, SequenceReplayBuffer)
         if (buffer.reward_scale, buffer.reward_shift) != (1.0, 0.0):
             raise ValueError(
                 "DecisionTransformer is told returns in the units of the environment: leave reward_scale and reward_shift "

@@ -1,5 +1,6 @@
 """An ensemble of dynamics after its training: what it was fitted to, and how far it strays."""
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -117,7 +118,7 @@ class FittedDynamics(NamedTuple):
         """
         found = data.steps(starts.unsqueeze(1) + th.arange(horizon, device=starts.device))
         scale = data.observation_std.clamp(min=1e-6)
-        ensemble = self.ensemble.to(data.device)
+        ensemble = copy.deepcopy(self.ensemble).to(data.device)
         observations = found.observations[:, 0].expand(ensemble.n_models, -1, -1)
         errors, reward_errors, unchanged = [], [], []
         for step in range(horizon):

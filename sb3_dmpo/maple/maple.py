@@ -27,6 +27,7 @@ from sb3_dmpo.common.arguments import (
     optional,
 )
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.evaluation import env_id_of
 from sb3_dmpo.common.model_zip import read_arrays_of
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -261,11 +262,7 @@ class MAPLE(OfflineAlgorithm):
     # Dataset ---------------------------------------------------------------------------------------------------------
 
     def _on_dataset(self, buffer: OfflineReplayBuffer) -> None:
-        if not isinstance(buffer, SequenceReplayBuffer):
-            raise DatasetError(
-                "MAPLE learns from whole episodes, and an OfflineReplayBuffer cannot tell where they end: pass what it was "
-                "made from, or SequenceReplayBuffer.from_transitions(load_transitions(...))."
-            )
+        assert isinstance(buffer, SequenceReplayBuffer)
         if self._given_dynamics is not None and self._given_dynamics.data != DataKey.of(buffer):
             raise DatasetError(
                 f"The ensemble that was passed as `dynamics` was fitted to other data "
@@ -328,8 +325,8 @@ class MAPLE(OfflineAlgorithm):
                 "says so: pass the function to `load` as `termination_fn`."
             )
         names = [str(self.dataset_id)]
-        if self.env is not None:
-            names += [spec.id for spec in self.env.get_attr("spec") if spec is not None]
+        if self.env is not None and (env_id := env_id_of(self.env)) is not None:
+            names.append(env_id)
         name = known_rule(names, self.policy.observation_size)
         if name is None and bool((buffer.dones[: buffer.n_offline] > 0).any()):
             warnings.warn(
@@ -381,7 +378,8 @@ class MAPLE(OfflineAlgorithm):
         return fitted
 
     def _use_dynamics(self, fitted: FittedDynamics) -> None:
-        ensemble = fitted.ensemble.to(self.device).requires_grad_(False)
+        # That of another model stays where it is.
+        ensemble = copy.deepcopy(fitted.ensemble).to(self.device).requires_grad_(False)
         self._dynamics = fitted._replace(ensemble=ensemble)
         self._dynamics_summary = ensemble.summary()
         self.n_models, self.n_elites = ensemble.n_models, len(ensemble.elites)

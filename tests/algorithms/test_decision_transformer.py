@@ -19,6 +19,7 @@ from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.data import DatasetError, Transitions
 from sb3_dmpo.decision_transformer import DecisionTransformerPolicy, DecisionTransformerState, observe_rewards
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
+from tests.contract import assert_same
 from tests.toy_data import DriftEnv, box_space, make_transitions
 
 DATA = make_transitions()
@@ -452,8 +453,11 @@ def test_faulty_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_faulty_datasets() -> None:
-    with pytest.raises(DatasetError, match="whole episodes"):
-        make(dataset=OfflineReplayBuffer.from_transitions(DATA)).learn(1)
+    buffer = OfflineReplayBuffer.from_transitions(DATA)
+    assert_same(make(dataset=buffer).learn(1).get_parameters(), make(dataset=DATA).learn(1).get_parameters())
+    buffer.episode_lengths = None
+    with pytest.raises(DatasetError, match="cannot tell where its episodes end"):
+        make(dataset=buffer).learn(1)
     for transform in ({"reward_scale": "max"}, {"reward_shift": -1.0}):
         model = make(**transform)
         for _ in range(2):

@@ -518,10 +518,13 @@ def test_arguments() -> None:
 
 
 def test_data_without_episodes_are_refused() -> None:
+    expected = maple().learn(1).get_parameters()
+    for kind in (OfflineReplayBuffer, SequenceReplayBuffer):
+        assert_same(maple(dataset=kind.from_transitions(DATA)).learn(1).get_parameters(), expected)
     buffer = OfflineReplayBuffer.from_transitions(DATA)
-    with pytest.raises(DatasetError, match="MAPLE learns from whole episodes"):
+    buffer.episode_lengths = None
+    with pytest.raises(DatasetError, match=r"cannot tell where its episodes end, .* pass what it was made from"):
         maple(dataset=buffer).learn(1)
-    assert maple(dataset=SequenceReplayBuffer.from_transitions(DATA)).learn(1).num_timesteps == 1
 
 
 def test_it_does_not_learn_online() -> None:

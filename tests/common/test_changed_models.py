@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 
@@ -71,6 +72,14 @@ def test_value_bounds_follow_data_discount_and_scale(name: str, tmp_path: Path) 
     given = make(name, dataset=DATA, value_bounds=(-1.0, 2.0), **options).learn(1)
     given.set_dataset(rewarded(10.0))
     assert given.learn(1).target_bounds == (-1.0, 2.0)
+
+
+def test_bounds_of_constant_rewards(tmp_path: Path) -> None:
+    """All values are one number then; the model learns on, and comes back from its zip."""
+    model = make("lapo", dataset=Transitions(**vars(DATA) | {"rewards": np.ones_like(DATA.rewards)})).learn(1)
+    model.learn(1)
+    model.save(tmp_path / "model")
+    assert LAPO.load(tmp_path / "model", dataset=DATA).value_bounds is None
 
 
 def test_the_return_to_aim_for_follows_the_data() -> None:

@@ -216,6 +216,21 @@ def test_noise_of_another_number_of_environments() -> None:
     assert model.action_noise.n_envs == 3
 
 
+def test_noise_of_another_size_and_no_update_are_found_first() -> None:
+    model = make_online()
+    model.learn_online(4)
+    kind = NormalActionNoise(np.zeros(3), np.ones(3))
+    for noise_of_three in (kind, VectorizedActionNoise(kind, 1)):
+        with pytest.raises(
+            ValueError, match=r"action_noise has the shape \(3,\), but actions have \(2,\): make it of np.zeros\(2\)"
+        ):
+            model.learn_online(20, action_noise=noise_of_three)
+    assert model.num_timesteps == 4
+    model.learn_online(2, action_noise=NormalActionNoise(np.zeros(1), np.ones(1)))
+    with pytest.warns(UserWarning, match="does no update with gradient_steps=0"):
+        model.learn_online(2, gradient_steps=0)
+
+
 # Callbacks, saving and resuming -------------------------------------------------------------------------------------
 
 
