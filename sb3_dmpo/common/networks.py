@@ -16,7 +16,6 @@ class Actor(nn.Module):
     :param action_size: A
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation of the hidden layers
-    :param squash_output: tanh on the output (otherwise linear)
     """
 
     def __init__(
@@ -25,10 +24,9 @@ class Actor(nn.Module):
         action_size: int,
         net_arch: list[int],
         activation_fn: type[nn.Module] = nn.ReLU,
-        squash_output: bool = True,
     ) -> None:
         super().__init__()
-        self.mu = nn.Sequential(*create_mlp(observation_size, action_size, net_arch, activation_fn, squash_output))
+        self.mu = nn.Sequential(*create_mlp(observation_size, action_size, net_arch, activation_fn, squash_output=True))
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """Actions, shape ``(batch, action_size)``."""

@@ -161,6 +161,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     replay_buffer_type: ClassVar[type[OfflineReplayBuffer]] = OfflineReplayBuffer
     #: Whether the algorithm has what it takes to improve by its own experience: a critic.
     learns_online: ClassVar[bool] = True
+    #: Why not, for messages.
+    why_offline: ClassVar[str] = "has no critic and cannot improve by its own experience"
     #: Whether the losses need the actions that the dataset has at the next observations.
     needs_next_actions: bool = False
     #: Whether the losses need to know the transitions' episodes.
@@ -172,8 +174,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     _is_loading: bool = False
     #: Whether it learns from rewards. What does not imitates.
     learns_from_rewards: ClassVar[bool] = True
-    #: Why not, for messages.
-    why_offline: ClassVar[str] = "has no critic and cannot improve by its own experience"
     #: Arguments that several processes share equally.
     shared_arguments: ClassVar[tuple[str, ...]] = ("batch_size",)
     #: Whether several of it can be trained at once: nothing but updates happens in its training.

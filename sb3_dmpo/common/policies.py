@@ -34,7 +34,7 @@ class OfflinePolicy(BasePolicy):
     :param observation_space: Box, or (nested) Dict of Boxes
     :param action_space: bounded Box
     :param lr_schedule: learning rate schedule (kept for SB3's signature; optimizers belong to the algorithm)
-    :param net_arch: widths of the hidden layers, a list or ``dict(pi=[...], qf=[...])``
+    :param net_arch: widths of the hidden layers, a list or ``dict(pi=[...], qf=[...])``; None: ``default_net_arch``
     :param activation_fn: activation of the hidden layers
     :param optimizer_class: class of the optimizers
     :param optimizer_kwargs: further arguments of the optimizers
@@ -51,13 +51,15 @@ class OfflinePolicy(BasePolicy):
     scale_eps: ClassVar[float] = 1e-3
     #: Whether actions depend on more than the current observation.
     has_memory: ClassVar[bool] = False
+    #: Widths of the hidden layers without ``net_arch``.
+    default_net_arch: ClassVar[tuple[int, ...]] = (256, 256)
     #: Number of hidden layers that actor and critics have at least.
     min_hidden_layers: ClassVar[int] = 0
     #: Names of the arrays of its memory, in the order of the state that ``predict`` takes and returns.
     state_names: ClassVar[tuple[str, ...]] = ()
     #: Networks that choose among actions by their values; an exported policy has them in double precision.
     gate_networks: ClassVar[tuple[str, ...]] = ()
-    #: Networks that ``predict`` uses, but for those that follow others slowly.
+    #: Online networks that ``predict`` uses; where there are averages, those of these networks act.
     acting_networks: ClassVar[tuple[str, ...]] = ("actor",)
 
     def __init__(
@@ -80,7 +82,7 @@ class OfflinePolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
-        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.net_arch = list(self.default_net_arch) if net_arch is None else net_arch
         self.activation_fn = activation_fn
         self.actor_arch, self.critic_arch = get_actor_critic_arch(self.net_arch)
         self.n_critics = n_critics

@@ -11,7 +11,7 @@ Gather = Callable[[th.Tensor], tuple[th.Tensor, ...]]
 
 
 class _Read(NamedTuple):
-    """What a thread reads: by whom it will be asked for, what was drawn, and the result."""
+    """What a thread reads: the kind of minibatch it is for, the rows that were drawn, and what they hold."""
 
     key: tuple[object, ...]
     drawn: th.Tensor

@@ -1,7 +1,7 @@
 """The policy of CQL: a Gaussian squashed by tanh, and its temperature."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
@@ -105,13 +105,13 @@ class CQLPolicy(OfflinePolicy):
     A squashed Gaussian actor, twin critics with targets, and the trained temperature of the entropy term.
 
     :param args: arguments of :class:`OfflinePolicy`
-    :param net_arch: widths of the hidden layers; None: three layers of 256
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
 
-    def __init__(self, *args: Any, net_arch: list[int] | dict[str, list[int]] | None = None, **kwargs: Any) -> None:
-        net_arch = [256, 256, 256] if net_arch is None else net_arch
-        super().__init__(*args, **kwargs | {"net_arch": net_arch})
+    default_net_arch: ClassVar[tuple[int, ...]] = (256, 256, 256)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.actor: SquashedGaussianActor = SquashedGaussianActor(
             self.observation_size, self.action_size, self.actor_arch, self.activation_fn
         )

@@ -151,22 +151,21 @@ class DiffusionPolicy(OfflinePolicy):
     :param args: arguments of :class:`OfflinePolicy`
     :param n_diffusion_steps: number of diffusion steps
     :param n_action_samples: number of actions among which ``predict`` chooses
-    :param net_arch: widths of the hidden layers; None: three layers of 256
     :param activation_fn: activation of the hidden layers
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
+
+    default_net_arch: ClassVar[tuple[int, ...]] = (256, 256, 256)
 
     def __init__(
         self,
         *args: Any,
         n_diffusion_steps: int = 5,
         n_action_samples: int = 50,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Mish,
         **kwargs: Any,
     ) -> None:
-        net_arch = [256, 256, 256] if net_arch is None else net_arch
-        super().__init__(*args, **kwargs | {"net_arch": net_arch, "activation_fn": activation_fn})
+        super().__init__(*args, **kwargs | {"activation_fn": activation_fn})
         self.n_diffusion_steps = n_diffusion_steps
         self.n_action_samples = n_action_samples
         sizes = (self.observation_size, self.action_size)

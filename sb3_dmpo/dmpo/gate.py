@@ -18,7 +18,6 @@ from sb3_dmpo.dmpo.gate_kernels import normalized  # the module defines the oper
 
 #: Matrices and biases of the layers of a network, or scales and shifts of its layer norms.
 Layers = tuple[Sequence[th.Tensor], Sequence[th.Tensor]]
-NO_NORMS: Layers = ((), ())
 #: Multiplications that the gate must save to be cheaper than the whole table, for all its bookkeeping.
 _GATE_SAVINGS = 60_000_000
 
@@ -104,7 +103,7 @@ def gate_table(
     critic_layers: Layers,
     dtype: th.dtype,
     activation: nn.Module,
-    norms: Layers = NO_NORMS,
+    norms: Layers,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Q-values of all components' actions, shape ``(n_critics, batch, n)``, and these actions, shape
@@ -143,7 +142,7 @@ def best_component(
     actor_layers: Layers,
     critic_layers: Layers,
     activation: nn.Module,
-    norms: Layers = NO_NORMS,
+    norms: Layers,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Value ``max_z min_j Q_j(s, mu(s, z))``, shape ``(batch, 1)``, and action, shape ``(batch, action_size)``, of the best

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 BLOCK_ROWS = 512
 
 _NETWORKS = "Tensor[] actor_weights, Tensor[] actor_biases, Tensor[] critic_weights, Tensor[] critic_biases"
-_NETWORKS += ", Tensor[]? critic_scales=None, Tensor[]? critic_shifts=None"
+_NETWORKS += ", Tensor[] critic_scales, Tensor[] critic_shifts"
 _library: Any = th.library.Library("sb3_dmpo", "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"gate_table(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
 _library.define(f"gate(Tensor observations, Tensor components, {_NETWORKS}) -> (Tensor, Tensor)")
@@ -108,8 +108,7 @@ class _Network:
 
 def _networks(observations: th.Tensor, layers: tuple[list[th.Tensor], ...]) -> tuple[_Network, list[_Network]]:
     """The actor and the critics."""
-    actor_weights, actor_biases, critic_weights, critic_biases, *norms = layers
-    scales, shifts = norms or ([], [])
+    actor_weights, actor_biases, critic_weights, critic_biases, scales, shifts = layers
     critics = [
         _Network(
             observations,

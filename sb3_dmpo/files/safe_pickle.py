@@ -403,7 +403,7 @@ class AllowListUnpickler(pickle._Unpickler):
                 arguments is not None and name[0] == "collections" and (state is None or name[1] != "deque"), "items of", name
             )
             if name[1] == "OrderedDict":
-                # The state is the versions of modules, which PyTorch writes beside weights: this is no use of them.
+                # PyTorch writes the versions of its modules beside weights, as the state; nothing here reads them.
                 content = dict(content)  # type: ignore[assignment]
             state = content
         elif name == ("collections", "OrderedDict"):

@@ -134,14 +134,14 @@ class LAPOPolicy(LatentPolicy):
     Latent policy whose networks see standardized observations and actions, ``(x - mean) / (std + 1e-6)``.
 
     :param args: arguments of :class:`LatentPolicy`
-    :param net_arch: widths of the hidden layers; None: three layers of 256
     :param kwargs: keyword arguments of :class:`LatentPolicy`
     """
 
     scale_eps: ClassVar[float] = 1e-6
+    default_net_arch: ClassVar[tuple[int, ...]] = (256, 256, 256)
 
-    def __init__(self, *args: Any, net_arch: list[int] | dict[str, list[int]] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs | {"net_arch": [256, 256, 256] if net_arch is None else net_arch})
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.register_buffer("action_mean", th.zeros(self.action_size))
         self.register_buffer("action_std", th.ones(self.action_size))
         self.action_mean: th.Tensor

@@ -1,6 +1,6 @@
 """The policy of ReBRAC."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from torch import nn
@@ -34,20 +34,14 @@ class ReBRACPolicy(DeterministicActorCriticPolicy):
     A deterministic actor and layer-normed critics, all of three hidden layers unless told otherwise, that begin near zero.
 
     :param args: arguments of :class:`OfflinePolicy`
-    :param net_arch: widths of the hidden layers; None: three layers of 256
     :param critic_layer_norm: whether a layer norm follows on the activation of every hidden layer of the critics
     :param kwargs: keyword arguments of :class:`OfflinePolicy`
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        critic_layer_norm: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        net_arch = [256, 256, 256] if net_arch is None else net_arch
-        super().__init__(*args, **kwargs | {"net_arch": net_arch, "critic_layer_norm": critic_layer_norm})
+    default_net_arch: ClassVar[tuple[int, ...]] = (256, 256, 256)
+
+    def __init__(self, *args: Any, critic_layer_norm: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, critic_layer_norm=critic_layer_norm, **kwargs)
         near_zero_init(self.actor, ACTOR_BOUND)
         near_zero_init(self.critic, CRITIC_BOUND)
         self.actor_target = self.make_target(self.actor)

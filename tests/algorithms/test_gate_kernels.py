@@ -64,7 +64,7 @@ def assert_gate_is_right(actor: MixtureActor, critic: EnsembleCritic, batch: int
     actions = actor.all_components(observations)
     table = critic.all_actions(observations, actions).amin(dim=0)
     best = table.amax(dim=1, keepdim=True)
-    values, chosen = best_component(observations, *rest, critic.activation)
+    values, chosen = best_component(observations, *rest, critic.activation, critic.scales_and_shifts())
     th.testing.assert_close(values, best)
     # Which one it is, rounding may decide where two are equally good.
     th.testing.assert_close(critic(observations, chosen).amin(dim=0), best)
@@ -102,7 +102,7 @@ def test_gate_when_critics_agree_about_states_or_never_do(offset: float) -> None
         critic.layers[0].weight[:, :, :5] *= 0.01
         critic.layers[-1].bias[1] += offset
         actor.mu[0].weight.mul_(3.0)
-        q_values, _ = gate_table(*arguments(actor, critic), th.float32, critic.activation)
+        q_values, _ = gate_table(*arguments(actor, critic), th.float32, critic.activation, critic.scales_and_shifts())
         lowest = q_values.argmin(dim=0)
         is_mixed = (lowest != lowest[:, :1]).any(dim=1)
     assert bool(is_mixed.any()) == (offset == 0.0)
@@ -133,16 +133,16 @@ def test_operators_are_well_formed() -> None:
     layers = [[tensor.detach() for tensor in tensors] for tensors in (*actor_layers, *critic_layers)]
     checks = ("test_schema", "test_faketensor")
     for operator in (th.ops.sb3_dmpo.gate_table, th.ops.sb3_dmpo.gate):
-        th.library.opcheck(operator, (observations, components.detach(), *layers), test_utils=checks)
-        norms = [[th.ones(2, 1, width) for width in (32, 24)] for _ in range(2)]
-        th.library.opcheck(operator, (observations, components.detach(), *layers, *norms), test_utils=checks)
+        for widths in ((), (32, 24)):
+            norms = [[th.ones(2, 1, width) for width in widths] for _ in range(2)]
+            th.library.opcheck(operator, (observations, components.detach(), *layers, *norms), test_utils=checks)
 
 
 def test_both_precisions_choose_alike() -> None:
     """Values of the reduced table are good for choosing: off by a small part of what they are."""
     actor, critic = networks(8, net_arch=(128, 128))
-    exact, exact_actions = gate_table(*arguments(actor, critic), th.float32, critic.activation)
-    reduced, actions = gate_table(*arguments(actor, critic), th.bfloat16, critic.activation)
+    exact, exact_actions = gate_table(*arguments(actor, critic), th.float32, critic.activation, critic.scales_and_shifts())
+    reduced, actions = gate_table(*arguments(actor, critic), th.bfloat16, critic.activation, critic.scales_and_shifts())
     assert reduced.dtype == actions.dtype == th.float32
     assert 0 < float((reduced - exact).abs().max()) < 0.03 * float(exact.abs().max())
     assert 0 < float((actions - exact_actions).abs().max()) < 0.01
