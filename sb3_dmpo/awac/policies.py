@@ -7,7 +7,7 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
 from sb3_dmpo.common.distributions import GaussianActor, gaussian_log_prob
-from sb3_dmpo.common.losses import gumbel_softmax
+from sb3_dmpo.common.losses import sampled_component
 from sb3_dmpo.common.networks import EnsembleCritic, LatentEmbedding, first_layer_split, remaining_layers
 from sb3_dmpo.common.policies import OfflinePolicy
 
@@ -91,11 +91,8 @@ class GaussianMixtureActor(GaussianActor):
         :param observations: shape ``(batch, observation_size)``
         :param gate_uniform: U(0, 1) draws, shape ``(batch, n_components)``; None: the most probable component
         """
-        logits = self.gate(observations)
-        if gate_uniform is not None:
-            logits = gumbel_softmax(logits.softmax(dim=1), gate_uniform, 1.0)
-        index: th.Tensor = logits.argmax(dim=1)
-        return index
+        logits: th.Tensor = self.gate(observations)
+        return logits.argmax(dim=1) if gate_uniform is None else sampled_component(logits.softmax(dim=1), gate_uniform)
 
     def forward(self, observations: th.Tensor, gate_uniform: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -8,6 +8,17 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
 
+def drop(hidden: th.Tensor, uniform: th.Tensor | None, dropout: float) -> th.Tensor:
+    """
+    Dropout with given random numbers, same shape.
+
+    :param hidden: what is dropped from
+    :param uniform: U(0, 1) draws, same shape; None drops nothing
+    :param dropout: probability of zeroing an entry
+    """
+    return hidden if uniform is None else hidden * (uniform >= dropout) / (1.0 - dropout)
+
+
 class Actor(nn.Module):
     """
     Deterministic actor ``mu(s)`` with tanh output.

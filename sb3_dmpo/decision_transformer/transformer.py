@@ -7,21 +7,12 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dmpo.common.networks import drop
+
 #: Tokens per step: return-to-go, observation, action.
 TOKENS_PER_STEP = 3
 #: Standard deviation of the initial weights of the blocks, as in GPT-2.
 INITIAL_STD = 0.02
-
-
-def drop(hidden: th.Tensor, uniform: th.Tensor | None, dropout: float) -> th.Tensor:
-    """
-    Dropout with given random numbers, same shape.
-
-    :param hidden: what is dropped from
-    :param uniform: U(0, 1) draws, same shape; None drops nothing
-    :param dropout: probability of zeroing an entry
-    """
-    return hidden if uniform is None else hidden * (uniform >= dropout) / (1.0 - dropout)
 
 
 class CausalBlock(nn.Module):

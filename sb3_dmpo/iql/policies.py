@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_dmpo.common.distributions import GaussianActor, bounded_log_std, gaussian_log_prob
-from sb3_dmpo.common.networks import EnsembleLinear
+from sb3_dmpo.common.networks import EnsembleLinear, drop
 from sb3_dmpo.common.policies import OfflinePolicy
 
 IQLVariant = Literal["original", "dmpo"]
@@ -63,9 +63,7 @@ class SharedStdActor(nn.Module):
         hidden = observations
         draws = [None] * len(self.net_arch) if dropout_uniform is None else th.split(dropout_uniform, self.net_arch, dim=1)
         for layer, uniform in zip(self.latent_pi, draws, strict=True):
-            hidden = layer(hidden)
-            if uniform is not None:
-                hidden = hidden * (uniform >= self.dropout) / (1.0 - self.dropout)
+            hidden = drop(layer(hidden), uniform, self.dropout)
         mean = th.tanh(self.mu(hidden))
         return mean, self.log_std.clamp(*LOG_STD_RANGE).expand_as(mean)
 
