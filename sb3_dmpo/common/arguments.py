@@ -125,9 +125,9 @@ OPEN_UNIT = Range(lambda value: is_number(value, 0.0, 1.0) and 0.0 < value < 1.0
 BELOW_ONE = Range(lambda value: is_number(value, 0.0, 1.0) and value < 1.0, "a number from 0 to 1 (excluded)")
 ABOVE_ZERO = Range(lambda value: is_number(value, 0.0, 1.0) and value > 0, "a number from 0 (excluded) to 1")
 BOUNDS = Range(_are_bounds, "two numbers, the smaller one first")
-LEARNING_RATE = Range(
-    lambda value: value is None or callable(value) or is_number(value, 0.0), "a number of at least 0 or a schedule"
-)
+LEARNING_RATE = Range(lambda value: callable(value) or is_number(value, 0.0), "a number of at least 0 or a schedule")
+#: Of a part: None follows ``learning_rate``.
+OWN_LEARNING_RATE = optional(LEARNING_RATE)
 
 DICT = Range(lambda value: value is None or isinstance(value, dict), "a dict, e.g. dict(net_arch=[256, 256])")
 GRADIENT_STEPS = Range(lambda value: is_whole(value, -1), "a whole number, or -1 for as many as steps")

@@ -46,8 +46,11 @@ def advantage_weights(
 
 
 def effective_sample_size(weights: th.Tensor) -> th.Tensor:
-    """Share of the minibatch that carries weight, ``(sum w)^2 / (batch * sum w^2)`` in (0, 1], 0-d."""
-    return weights.sum().square() / (weights.numel() * weights.square().sum())
+    """Share of the minibatch that carries weight, ``(sum w)^2 / (batch * sum w^2)``, 0-d; 0 where nothing carries any."""
+    least = th.finfo(weights.dtype).tiny
+    # Squares of small weights would vanish, and 0 / 0 end the run as diverged.
+    weights = weights / weights.max().clamp(min=least)
+    return weights.sum().square() / (weights.numel() * weights.square().sum().clamp(min=least))
 
 
 def bellman_targets(batch: OfflineBatch, gamma: float, next_values: th.Tensor) -> th.Tensor:

@@ -273,7 +273,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self._check_spaces(policy)
             self._setup_model()
             for name, accepted in arguments.argument_ranges(type(self)).items():
-                if accepted is arguments.LEARNING_RATE and getattr(self, name) is not None:
+                if accepted in (arguments.LEARNING_RATE, arguments.OWN_LEARNING_RATE) and getattr(self, name) is not None:
                     arguments.check_schedule(type(self).__name__, name, utils.FloatSchedule(getattr(self, name)))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:

@@ -186,7 +186,7 @@ class MixturePolicy(OfflinePolicy):
             return values
         assert prior is not None
         log_prior: th.Tensor = prior(observations)
-        least = log_prior.amax(dim=1, keepdim=True) + math.log(self.gate_support)
+        least = log_prior.amax(dim=1, keepdim=True) + (math.log(self.gate_support) if self.gate_support > 0.0 else -math.inf)
         return values.masked_fill(log_prior < least, -math.inf)
 
     def _best_component(self, observations: th.Tensor, actor: nn.Module, critic: nn.Module) -> tuple[th.Tensor, th.Tensor]:

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.common import ranks
-from sb3_dmpo.common.arguments import LEARNING_RATE, NOT_NEGATIVE, Range
+from sb3_dmpo.common.arguments import NOT_NEGATIVE, OWN_LEARNING_RATE, Range
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from sb3_dmpo.td3_bc.deterministic_actor_critic import DeterministicActorCritic
@@ -45,7 +45,7 @@ class ReBRAC(DeterministicActorCritic):
     argument_ranges: ClassVar[dict[str, Range]] = {
         "actor_bc_coef": NOT_NEGATIVE,
         "critic_bc_coef": NOT_NEGATIVE,
-        "critic_learning_rate": LEARNING_RATE,
+        "critic_learning_rate": OWN_LEARNING_RATE,
     }
     needs_next_actions = True
 

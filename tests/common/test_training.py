@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
 from sb3_dmpo import ALGOS, CQL, DMPO, IQL, LAPO, DiffusionQL, InfoDMPO, OfflineAlgorithm
 from sb3_dmpo.common.arguments import argument_ranges
+from sb3_dmpo.common.losses import effective_sample_size
 from sb3_dmpo.common.metrics import MetricAverager
 from sb3_dmpo.common.updates import denormals_flushed, error_quantiles
 from sb3_dmpo.data import DatasetError
@@ -47,6 +48,13 @@ def test_bellman_errors_are_those_of_the_critic_loss() -> None:
     assert error_quantiles(None) == {}
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e-30, 1e-37, 1e30, 0.0])
+def test_effective_sample_size_of_any_weights(factor: float) -> None:
+    """Squares of small weights vanish, which is no reason to end a run."""
+    found = float(effective_sample_size(factor * th.tensor([[1.0], [1.0], [2.0], [0.0]])))
+    assert found == (pytest.approx(16 / (4 * 6)) if factor > 0 else 0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,6 +66,7 @@ def test_bellman_errors_are_those_of_the_critic_loss() -> None:
         ({"policy_delay": 0}, "policy_delay is 0"),
         ({"n_components": 1}, "n_components is 1, expected a whole number of at least 2"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001"),
+        ({"learning_rate": None}, "learning_rate is None, expected a number of at least 0 or a schedule"),
         ({"gumbel_temperature": 0}, "gumbel_temperature is 0"),
         ({"advantage_scale": float("inf")}, "advantage_scale is inf"),
         ({"value_bounds": (1.0, 0.0)}, "value_bounds is"),
