@@ -31,6 +31,8 @@ from sb3_dmpo.envs.registration import make_evaluation_env
 TOLERANCE = 1e-5
 #: Width of the random observations in standard deviations of the data.
 WIDTH = 3.0
+#: Others have their memory as further inputs.
+MEMORYLESS = [name for name, algorithm in ALGOS.items() if not algorithm.policy_aliases["MlpPolicy"].has_memory]
 Observations = Any
 Act = Callable[[Observations], np.ndarray]
 
@@ -167,12 +169,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["zoo/hopper/medium-v0", "zoo/pointmaze/umaze-v0"], metavar="ID")
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--observations", type=int, default=10_000)
-    parser.add_argument(
-        "--algorithms",
-        nargs="+",
-        choices=list(ALGOS),
-        default=[n for n in ALGOS if n not in ("decision_transformer", "maple")],
-    )
+    parser.add_argument("--algorithms", nargs="+", choices=MEMORYLESS, default=MEMORYLESS)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/export_parity.csv"))
     options = parser.parse_args()
     th.set_num_threads(1)

@@ -43,11 +43,15 @@ class Alone:
     def __init__(self, model: Any, component: int) -> None:
         self.policy, self.component = model.policy, component
 
-    def predict(self, observation: np.ndarray, deterministic: bool = True) -> tuple[np.ndarray, None]:
+    def predict(
+        self, observation: np.ndarray, state: None = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
         """
         The sub-policy's action; there is no state.
 
         :param observation: shape (2,)
+        :param state: has no effect
+        :param episode_start: has no effect
         :param deterministic: has no effect
         """
         return all_actions(self.policy, observation)[self.component], None

@@ -14,6 +14,7 @@ import sb3_dmpo
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.envs.registration import environment_name
+from sb3_dmpo.files.save_util import path_to_read
 from sb3_dmpo.hub.summary import evaluation_text, plain_text, read_summary, summary_lines
 from sb3_dmpo.plots.common import METHOD_NAMES
 
@@ -73,7 +74,7 @@ def model_card(path: Path, repo_id: str, command: str | None = None, has_picture
         "from sb3_dmpo.hub import load_from_hub",
         "",
         f'model = load_from_hub("{repo_id}")  # a {summary.class_name}; nothing in the file is executed',
-        "action, _ = model.predict(observation, deterministic=True)",
+        *_usage(summary.algorithm),
         "```\n",
     ]
     if command:
@@ -86,13 +87,28 @@ def model_card(path: Path, repo_id: str, command: str | None = None, has_picture
     return "\n".join(lines) + "\n"
 
 
+def _usage(algorithm: str | None) -> list[str]:
+    """
+    How a model acts, as lines of Python.
+
+    :param algorithm: its name in ``sb3_dmpo.ALGOS``
+    """
+    policy: Any = None if algorithm is None else sb3_dmpo.ALGOS[algorithm].policy_aliases["MlpPolicy"]
+    if policy is None or not policy.has_memory:
+        return ["action, _ = model.predict(observation, deterministic=True)"]
+    return [
+        "state = None  # at the beginning of every episode: the model remembers what has happened in it",
+        "action, state = model.predict(observation, state, deterministic=True)",
+    ]
+
+
 def write_repository(
-    path: Path, folder: Path, repo_id: str, command: str | None = None, observations: Any = None
+    path: str | Path, folder: Path, repo_id: str, command: str | None = None, observations: Any = None
 ) -> list[str]:
     """
     Everything that goes to the hub, in a folder; names of the files.
 
-    :param path: the model's zip
+    :param path: the model's zip, or its name without ".zip"
     :param folder: where to write
     :param repo_id: ``user/name``
     :param command: what was typed to train it; None: what the command line has written beside the zip, if it has
@@ -101,6 +117,7 @@ def write_repository(
     """
     from sb3_dmpo.plots.components import plot_components
 
+    path = path_to_read(path, ".zip")
     name = model_file_name(path)
     model = sb3_dmpo.load(path, device="cpu")
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +173,7 @@ def push_to_hub(
     """
     Upload a model with its card; the address of the repository.
 
-    :param model: a model, or the path of its zip
+    :param model: a model, or the path of its zip, with or without ".zip"
     :param repo_id: ``user/name``; made if it is not there
     :param command: what was typed to train it
     :param commit_message: message of the commit

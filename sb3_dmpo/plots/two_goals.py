@@ -1,5 +1,6 @@
 """Pictures of the TwoGoals toy: what a model does there, and which sub-policy acts where."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,20 +77,19 @@ def trajectories(model: Any, n: int, seed: int) -> tuple[list[NDArray[np.float32
     :param n: number of episodes
     :param seed: seed of the first episode; the others have those after it
     """
-    env = gym.make("TwoGoals-v0")
     paths, returns = [], []
-    for i in range(n):
-        observation, _ = env.reset(seed=seed + i)
-        positions, total, done = [observation], 0.0, False
-        while not done:
-            action, _ = model.predict(observation, deterministic=True)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            positions.append(observation)
-            total += float(reward)
-            done = terminated or truncated
-        paths.append(np.array(positions))
-        returns.append(total)
-    env.close()
+    with contextlib.closing(gym.make("TwoGoals-v0")) as env:
+        for i in range(n):
+            observation, _ = env.reset(seed=seed + i)
+            positions, total, state, done = [observation], 0.0, None, False
+            while not done:
+                action, state = model.predict(observation, state, np.array([len(positions) == 1]), deterministic=True)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                positions.append(observation)
+                total += float(reward)
+                done = terminated or truncated
+            paths.append(np.array(positions))
+            returns.append(total)
     return paths, returns
 
 

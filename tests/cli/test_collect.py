@@ -12,10 +12,11 @@ import gymnasium as gym
 import minari
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3 import PPO, SAC
 from torch import nn
 
-from sb3_dmpo import DMPO
+from sb3_dmpo import DMPO, DecisionTransformer
 from sb3_dmpo.data import load_transitions, recover_environment
 from sb3_dmpo.data.tasks import reference_scores
 from tests.cli.test_train import Outcome, assert_one_line
@@ -88,6 +89,57 @@ def test_reference_scores_are_measured_where_none_are_known(call: Callable[..., 
     assert code == 0 and reference_scores("my/b-v0")[:2] == (-5.0, 7.0), err
 
 
+def remembering(name: str, tmp_path: Path) -> Any:
+    """An agent whose actions depend on the episode so far, and where its zip is: ``agent.zip``."""
+    if name == "decision_transformer":
+        arrays = {
+            "observations": np.random.default_rng(0).normal(size=(60, 2)),
+            "actions": np.random.default_rng(1).uniform(-1, 1, (60, 2)),
+            "rewards": np.ones(60),
+            "terminals": np.arange(60) % 20 == 19,
+            "timeouts": np.zeros(60),
+        }
+        model: Any = DecisionTransformer(dataset=arrays, context_length=5, embed_dim=8, batch_size=8, device="cpu", seed=0)
+        model.learn(5)
+    else:
+        kind = pytest.importorskip("sb3_contrib").RecurrentPPO
+        model = kind("MlpLstmPolicy", "TwoGoals-v0", device="cpu", seed=0)
+        with th.no_grad():  # as if it had learned: the first actions hardly depend on anything
+            model.policy.action_net.weight.mul_(100)
+    model.save(tmp_path / "agent.zip")
+    return model
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("name", ["decision_transformer", "ppo_lstm"])
+def test_an_agent_with_a_memory_keeps_it_for_an_episode(call: Callable[..., Outcome], tmp_path: Path, name: str) -> None:
+    model = remembering(name, tmp_path)
+    command = ["--algo", name, "--model", str(tmp_path / "agent.zip"), "--env", "TwoGoals-v0", "-n", "60"]
+    code, _, err = call(collect, *command, "--dataset", "my/memory-v0", "--seed", "3")
+    assert code == 0, err
+    episodes = list(minari.load_dataset("my/memory-v0").iterate_episodes())
+    assert len(episodes) > 1 or len(episodes[0].actions) == 60
+    forgetful = 0.0
+    for episode in episodes:
+        state: Any = None
+        for i, (observation, action) in enumerate(zip(episode.observations, episode.actions, strict=False)):
+            expected, state = model.predict(observation, state, np.array([i == 0]), deterministic=True)
+            np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)
+            alone, _ = model.predict(observation, episode_start=np.array([True]), deterministic=True)
+            forgetful = max(forgetful, float(np.abs(action - np.clip(alone, -1, 1)).max()))
+    assert forgetful > 1e-3  # else the test says nothing
+
+
+@pytest.mark.usefixtures("root")
+def test_sampled_actions_repeat_with_the_seed(call: Callable[..., Outcome], agent: Path) -> None:
+    command = ["--algo", "sac", "--model", str(agent), "--env", "TwoGoals-v0", "-n", "30", "--stochastic", "--seed"]
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert call(collect, *command, seed, "--dataset", f"my/{name}-v0")[0] == 0
+    a, b, c = (load_transitions(f"my/{name}-v0").actions for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert a.shape != c.shape or (a != c).any()
+
+
 @pytest.mark.usefixtures("root")
 def test_a_replay_buffer_becomes_a_dataset(call: Callable[..., Outcome], tmp_path: Path) -> None:
     model = SAC("MlpPolicy", "TwoGoals-v0", buffer_size=200, learning_starts=1000, **small()).learn(120)
@@ -96,7 +148,7 @@ def test_a_replay_buffer_becomes_a_dataset(call: Callable[..., Outcome], tmp_pat
     code, _, err = call(collect, *command, "--dataset", "my/buffer-v0")
     assert code == 0, err
     ours, theirs = load_transitions("my/buffer-v0"), load_transitions(tmp_path / "buffer.pkl")
-    for field in ("observations", "actions", "rewards", "terminations", "episode_lengths"):
+    for field in ("observations", "actions", "rewards", "terminations", "truncations", "episode_lengths"):
         np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), field)
 
 
@@ -154,9 +206,22 @@ def test_networks_larger_than_their_weights_are_refused(
         (["--model", "x.zip", "--algo", "sac"], "x.zip"),
         (["--model", "x.zip", "--algo", "sac", "--env", "TwoGoal-v0"], "TwoGoals-v0"),
         (["--model", "x.zip", "--algo", "sac", "--env", "CartPole-v1"], "Box"),
-        (["--model", "x.zip", "--algo", "sac", "--random", "2"], "--random"),
+        (["--model", "x.zip", "--algo", "sac", "--random", "2"], "--random is 2.0"),
+        (["--model", "x.zip", "--algo", "sac", "--noise", "nan"], "--noise is nan"),
+        (["--model", "x.zip", "--algo", "sac", "-n", "0"], "--n-timesteps is 0"),
+        (["--model", "x.zip", "--algo", "sac", "--seed", "-1"], "--seed is -1"),
+        (["--model", "x.zip", "--algo", "sac", "--reference", "1", "0"], "--reference is [1.0, 0.0]"),
+        (["--model", "x.zip", "--algo", "sac", "--reference", "0", "1", "--reference-episodes", "3"], "not allowed with"),
         (["--model", "x.zip", "--algo", "sac", "--dataset", "no id"], "no id"),
+        (["--model", "x.zip", "--algo", "sac", "--dataset", "my/x"], "write e.g. 'my/x-v0'"),
         (["--replay-buffer", "x.pkl"], "x.pkl"),
+        (["--replay-buffer", "x.pkl", "-n", "10", "--stochastic"], "leave --n-timesteps, --stochastic out"),
+        (["--replay-buffer", "x.pkl", "--noise", "0", "--random", "0.1"], "leave --noise, --random out"),
+        (["--replay-buffer", "x.pkl", "--seed", "0", "--reference-episodes", "5"], "leave --seed, --reference-episodes out"),
+        (
+            ["--replay-buffer", "x.pkl", "--vecnormalize", "v.pkl", "--trust-pickle"],
+            "leave --vecnormalize, --trust-pickle out",
+        ),
     ],
 )
 def test_what_cannot_be_collected(call: Callable[..., Outcome], arguments: list[str], word: str) -> None:

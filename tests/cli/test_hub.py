@@ -97,6 +97,21 @@ def test_a_model_without_sub_policies_scores_and_command(tmp_path: Path) -> None
     assert type(load_from_hub("me/bc", api=api)) is BC
 
 
+@pytest.mark.parametrize("name", ["bc", "decision_transformer"])
+def test_the_code_of_the_card_runs_for_an_episode(tmp_path: Path, name: str) -> None:
+    make(name, dataset=DATA).save(tmp_path / "model.zip")
+    api = FolderApi(tmp_path / "hub")
+    push_to_hub(tmp_path / "model", "me/model", api=api)
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "hub/me/model/README.md").read_text(), re.DOTALL)[1]
+    setup, act = code.rstrip().rsplit("\n", 1)
+    names: dict[str, Any] = {"observation": DATA.observations[0], "api": api}
+    exec(setup.replace('load_from_hub("me/model")', 'load_from_hub("me/model", api=api)'), names)
+    for _ in range(2):
+        exec(act, names)
+    remembered = names.get("state")
+    assert (remembered is not None and remembered.lengths.tolist() == [2]) if name != "bc" else remembered is None
+
+
 def test_what_comes_down_is_checked(toy_model: DMPO, tmp_path: Path) -> None:
     api = FolderApi(tmp_path)
     push_to_hub(toy_model, "me/toy", api=api)
@@ -124,6 +139,12 @@ def test_the_command_writes_a_folder_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, err = call(push, "model.zip", "me/toy", "--folder", "out", "--command", "train it")
     assert code == 0 and "README.md, dmpo-TwoGoals-v0.zip, sub_policies.png" in out, err
+    # As `load` and `inspect` find it
+    code, again, err = call(push, "model", "me/toy", "--folder", "again", "--command", "train it")
+    assert code == 0 and again == out.replace("out", "again"), err
+    assert (tmp_path / "again/dmpo-TwoGoals-v0.zip").read_bytes() == (tmp_path / "model.zip").read_bytes()
+    code, _, err = call(push, "nothing", "me/toy", "--folder", "nowhere")
+    assert code == 1 and "nothing" in err and len(err.splitlines()) == 1 and not (tmp_path / "nowhere").exists()
     (tmp_path / "model.zip").write_bytes(b"no zip")
     code, _, err = call(push, "model.zip", "me/toy", "--folder", "out")
     assert code == 2 and len(err.splitlines()) == 1

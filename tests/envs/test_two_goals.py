@@ -190,6 +190,23 @@ def test_an_unwritable_root_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         make_two_goals_dataset()
 
 
+class Counting:
+    """Acts by how many steps it remembers."""
+
+    def predict(self, observation: np.ndarray, state: int | None = None, episode_start: object = None, **_: object) -> tuple:
+        steps = 0 if state is None else state
+        return np.array([1.0, 0.5 * (-1) ** steps], np.float32), steps + 1
+
+
+def test_pictures_show_agents_that_remember() -> None:
+    pytest.importorskip("matplotlib")
+    from sb3_dmpo.plots.two_goals import trajectories
+
+    for path in trajectories(Counting(), 2, seed=0)[0]:
+        moves = np.diff(path, axis=0)[:4, 1]
+        assert (moves[::2] > 0).all() and (moves[1::2] < 0).all()
+
+
 def test_dataset_id_alone_makes_the_dataset(empty_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_dmpo.data import load_transitions
 
