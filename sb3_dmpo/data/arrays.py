@@ -1,7 +1,6 @@
 """Arrays in memory as a dataset."""
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dmpo.data.preprocessing import masked_index
-from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, spaces_of
+from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, refuse_misnamed, spaces_of
 from sb3_dmpo.data.transitions import DatasetError
 from sb3_dmpo.data.validation import checked_spaces
 
@@ -78,7 +77,8 @@ class ArraysSource(RecordingSource):
                 if name in arrays:
                     raise DatasetError.at(LABEL, f"{given_name!r} and {name!r} are the same", "Pass one of them")
                 arrays |= _entries(name, values) if name.endswith("observations") else {name: _as_array(name, values)}
-        _refuse_misspelt(given)
+        names = [str(_OTHER_NAMES.get(name, name)) for name, values in given.items() if values is not None]
+        refuse_misnamed(LABEL, names, (*FIELDS, *_OTHER_NAMES, *_SETTINGS))
         label = f"Dataset {given['dataset_id']!r}" if given.get("dataset_id") else LABEL
         has_rewards = check_fields(label, arrays, _HOW_TIMEOUTS)
         infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
@@ -124,16 +124,3 @@ class ArraysSource(RecordingSource):
     @contextlib.contextmanager
     def parts(self) -> Iterator[Iterator[Part]]:
         yield iter([self.arrays])
-
-
-def _refuse_misspelt(given: Mapping[str, Any]) -> None:
-    """Names that mean nothing are ignored (D4RL and OGBench give many), but for those that look like one that does."""
-    known = [*FIELDS, *_OTHER_NAMES, *_SETTINGS]
-    for name in given:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(str(name), [word for word in known if word not in given], n=1, cutoff=0.75)
-        if near:
-            raise DatasetError.at(
-                LABEL, f"{name!r} means nothing here", f"If it is {near[0]!r}, call it that; else leave it out"
-            )

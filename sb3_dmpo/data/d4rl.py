@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_dmpo.data.faults import readable_or_fault, reading_fault, shown
 from sb3_dmpo.data.hdf5 import check_inside
-from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, spaces_of
+from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, refuse_misnamed, spaces_of
 from sb3_dmpo.data.transitions import DatasetError
 from sb3_dmpo.data.validation import checked_spaces
 
@@ -127,6 +127,7 @@ class D4rlSource(RecordingSource):
             for name in FIELDS:
                 if name in file and not any(found.partition("/")[0] == name for found in arrays):
                     raise DatasetError.at(label, "it is a group, no array", "Write one row for every step", field=name)
+            refuse_misnamed(label, file)
             infos = _info(arrays)
             is_mdp_dataset = "discrete_action" in file
             if is_mdp_dataset:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from sb3_dmpo.data.faults import readable_or_fault, reading_fault
 from sb3_dmpo.data.memory import available_memory
-from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, spaces_of
+from sb3_dmpo.data.recording import FIELDS, ArrayInfo, Part, RecordingSource, check_fields, refuse_misnamed, spaces_of
 from sb3_dmpo.data.transitions import DatasetError, check_memory
 from sb3_dmpo.data.validation import checked_spaces
+from sb3_dmpo.files.npz import read_header
 
 SUFFIX = ".npz"
 _VALIDATION = "-val.npz"
@@ -32,14 +33,7 @@ class _Member(NamedTuple):
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            header = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise ValueError(f"array format {version} is not known")
-        shape, is_fortran, dtype = header
+        shape, is_fortran, dtype = read_header(file)
         offset = file.tell()
     if not dtype.hasobject and offset + int(np.prod(shape, dtype=object)) * dtype.itemsize != entry.file_size:
         raise ValueError(f"{entry.filename} has {entry.file_size} bytes, which do not fit its shape {shape}")
@@ -111,6 +105,9 @@ class NpzSource(RecordingSource):
             what = f"it holds files of several datasets ({', '.join(families[:5])}{', ...' if len(families) > 5 else ''})"
             raise DatasetError.at(label, what, "Name one of the files, or put the shards of one dataset into a folder")
         all_infos = [cls._infos(label, shard) for shard in paths]
+        for shard in paths:
+            with zipfile.ZipFile(shard) as archive:
+                refuse_misnamed(label, [name.removesuffix(".npy") for name in archive.namelist()])
         first = all_infos[0]
         for shard, infos in zip(paths, all_infos, strict=True):
             has_rewards = check_fields(f"{label}, file {shard.name!r}" if path.is_dir() else label, infos)

@@ -1,8 +1,9 @@
 """Long recordings in flat arrays, cut into episodes by flags: what D4RL, OGBench, d3rlpy and arrays in memory share."""
 
 import contextlib
+import difflib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,17 @@ from sb3_dmpo.data.transitions import (
     check_memory,
 )
 from sb3_dmpo.data.validation import as_arrays, check_numbers, checked_flags, checked_spaces, environment_spaces
+
+#: What others call them
+_SYNONYMS = {
+    **dict.fromkeys(("obs", "observation", "state", "states"), "observations"),
+    **dict.fromkeys(("next_obs", "obs_next", "new_obs", "next_observation", "next_state", "next_states"), "next_observations"),
+    **dict.fromkeys(("action", "acts"), "actions"),
+    **dict.fromkeys(("reward", "rews"), "rewards"),
+    **dict.fromkeys(("done", "dones", "terminal", "terminated", "termination", "terminations"), "terminals"),
+    **dict.fromkeys(("timeout", "truncated", "truncation", "truncations"), "timeouts"),
+    **{"mask": "masks", "valid": "valids"},
+}
 
 SelfRecording = TypeVar("SelfRecording", bound="RecordingSource")
 #: Arrays by name; ``observations/<key>`` for the entries of Dict observations.
@@ -82,6 +94,29 @@ def check_fields(label: str, names: Mapping[str, Any], how_timeouts: str | Advic
         what = f"it lacks 'timeouts'; it holds {', '.join(repr(name) for name in sorted(names))}"
         raise DatasetError.at(label, what, how_timeouts)
     return has_rewards
+
+
+def refuse_misnamed(label: str, names: Iterable[str], known: Collection[str] = ()) -> None:
+    """
+    Refuse arrays with other people's names for ours. What nobody could mean by them is passed over: files of D4RL and OGBench
+    hold much that no algorithm needs.
+
+    :param label: the dataset, for the message
+    :param names: names of all arrays
+    :param known: names that have a meaning here; what is nearly one of them is misspelt
+    :raises DatasetError: naming them
+    """
+    given, meant = set(names), {}
+    for name in sorted(given - {*FIELDS, *known}):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        ours = _SYNONYMS.get(name.lower(), near[0] if near else None)
+        if ours is not None and ours not in given:
+            meant[name] = ours
+    if meant:
+        theirs, ours_joined = (", ".join(map(repr, words)) for words in (meant, meant.values()))
+        means, it, it_is = ("means", "it", "it is") if len(meant) == 1 else ("mean", "them", "they are")
+        what = f"{theirs} {means} nothing here"
+        raise DatasetError.at(label, what, f"Call {it} {ours_joined} if that is what {it_is}; else leave {it} out")
 
 
 def spaces_of(
@@ -178,6 +213,8 @@ class RecordingSource(DatasetSource):
                 lengths.append(_lengths(cuts[-1]))
         all_lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         ids = np.flatnonzero(all_lengths).astype(np.int64)
+        if not len(ids):
+            self._refuse_unfollowed(sum(int(cut.own.sum()) for cut in cuts))
         has_next = self._has_next
         breaks = np.flatnonzero(np.concatenate([cut.breaks[cut.kept] for cut in cuts])).astype(np.int64) if cuts else ids
         next_field = ("next_observations", 0) if has_next else ("observations", 1)
@@ -194,6 +231,20 @@ class RecordingSource(DatasetSource):
                 start, n_breaks = stop, n_breaks + int(cut.breaks.sum())
         raw.truncations &= ~raw.terminations
         return raw
+
+    def _refuse_unfollowed(self, n_ends: int) -> None:
+        """
+        Say why there are no transitions where there are steps.
+
+        :param n_ends: how many were left out since nothing follows on them
+        :raises DatasetError: there are some
+        """
+        if n_ends:
+            what = (
+                f"none of its {n_ends} steps is followed by another one of its episode, so that what came after is not known"
+            )
+            how = "Add next_observations; or, if it was the task that ended there, make terminals 1 and timeouts 0"
+            raise DatasetError.at(self.label, what, how)
 
     def _place(self, number: int) -> dict[str, int | str]:
         """Where a part is, for messages."""

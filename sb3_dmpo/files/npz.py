@@ -14,6 +14,20 @@ from sb3_dmpo.files.plain_text import DamagedFileError, UnsafeFileError
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
+def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """
+    Shape, whether it is in Fortran's order, and dtype of an array in NumPy's format; the file then stands at its values.
+
+    :param file: opened for reading, at the beginning of the array
+    :raises ValueError: no such array, or one of a format that is not known
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"array format {version} is not known")
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = _HEADERS[version](file)
+    return header
+
+
 def read_npz(content: bytes) -> dict[str, npt.NDArray[np.generic]]:
     """
     The arrays in a file by name, read-only. (NumPy's own reader makes an array of the announced shape first.)
@@ -28,7 +42,7 @@ def read_npz(content: bytes) -> dict[str, npt.NDArray[np.generic]]:
             raise UnsafeFileError(f"The file holds the entry '{name[:100]}', which is no array.")
         try:
             file = io.BytesIO(entry)
-            shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+            shape, is_fortran, dtype = read_header(file)
         except Exception as error:  # depends on what is in the file
             raise DamagedFileError(f"The array '{name[:100]}' cannot be read ({type(error).__name__}).") from None
         if dtype.kind not in "biufU" or dtype.itemsize == 0:

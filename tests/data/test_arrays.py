@@ -121,6 +121,17 @@ def test_faults_name_the_array_for_every_format(tmp_path: Path, changes: dict[st
 def test_settings_of_arrays_are_checked() -> None:
     with pytest.raises(DatasetError, match=r"'next_observation' means nothing here.*'next_observations'"):
         load_transitions({**d4rl_arrays(), "next_observation": np.zeros((N_ROWS, 3))})
+    given = {"next_obs": np.zeros((N_ROWS, 3)), "dones": TERMINALS, "weights": np.ones(N_ROWS)}
+    with pytest.raises(
+        DatasetError, match=r"'next_obs' means nothing here\. Call it 'next_observations' if that is what it is;"
+    ):
+        load_transitions({**d4rl_arrays(), **given})
+    with pytest.raises(
+        DatasetError, match=r"'dones', 'next_obs' mean nothing here\. Call them 'terminals', 'next_observations'"
+    ):
+        load_transitions({**d4rl_arrays(terminals=None), **given})
+    with pytest.raises(DatasetError, match=r"'reward' means nothing here\. Call it 'rewards'"):
+        load_transitions({**ogbench(), "reward": np.zeros(15)})  # else nobody would learn from them
     load_transitions({**d4rl_arrays(), "infos/qpos": np.zeros(N_ROWS), "qvel": np.zeros(N_ROWS)})
     with pytest.raises(DatasetError, match=r"'terminations' and 'terminals' are the same"):
         load_transitions({**d4rl_arrays(), "terminations": TERMINALS})
@@ -130,6 +141,51 @@ def test_settings_of_arrays_are_checked() -> None:
         load_transitions(d4rl_arrays(observations=[[1.0], [1.0, 2.0]]))
     with pytest.raises(DatasetError, match=r"CartPole.*is an environment.*env="):
         load_transitions(gym.make("CartPole-v1").unwrapped)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_files_with_next_observations_under_another_name_are_refused(tmp_path: Path, suffix: str) -> None:
+    arrays = {**d4rl_arrays(), "next_obs": np.zeros((N_ROWS, 3)), "qpos": np.zeros(N_ROWS)}
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            file.update(arrays)
+    with pytest.raises(DatasetError, match=r"data\.\w+': 'next_obs' means nothing here\. Call it 'next_observations'"):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".npz", ".hdf5"])
+def test_steps_without_a_successor(tmp_path: Path, suffix: str) -> None:
+    """Bandit logs: every episode has one step. What the error advises helps."""
+    n = 12
+    arrays: dict[str, Any] = {
+        "observations": np.arange(3.0 * n).reshape(n, 3),
+        "actions": np.zeros((n, 2)),
+        "rewards": np.ones(n),
+        "terminals": np.zeros(n),
+        "timeouts": np.ones(n),
+    }
+
+    def given(**changes: Any) -> Any:
+        found, path = arrays | changes, tmp_path / f"{len(changes)}{suffix}"
+        if suffix == ".npz":
+            np.savez(path, **found)
+        elif suffix:
+            with h5py.File(path, "w") as file:
+                file.update(found)
+        return path if suffix else found
+
+    with pytest.raises(
+        DatasetError, match=r"none of its 12 steps is followed.*Add next_observations.*terminals 1.*timeouts 0"
+    ):
+        load_transitions(given())
+    for changes in ({"next_observations": np.zeros((n, 3))}, {"terminals": np.ones(n), "timeouts": np.zeros(n)}):
+        data = load_transitions(given(**changes))
+        assert data.episode_lengths.tolist() == [1] * n
+    with pytest.raises(DatasetError, match="it holds no transitions"):
+        load_transitions(given(valids=np.zeros(n), masks=np.ones(n), x=np.zeros(1)))
 
 
 # Actions outside the bounds -------------------------------------------------------------------------------------------
