@@ -75,9 +75,10 @@ class ReplayBufferSource(DatasetSource):
     SB3's ``ReplayBuffer`` or ``DictReplayBuffer``, full or not, of one or several environments.
 
     The transitions are put in order: one environment after the other, oldest first. Ends that the buffer knows to be
-    time limits (``handle_timeout_termination``) are truncations, all other ends are terminations. With
-    ``optimize_memory_usage`` the successor is the next row; SB3 has overwritten that of the end of an episode with the
-    first observation of the next one, which no target uses as all ends count as terminations there.
+    time limits (``handle_timeout_termination``) are truncations, all other ends are terminations; an episode that goes on
+    behind an environment's last row is cut there. With ``optimize_memory_usage`` the successor is the next row; SB3 has
+    overwritten that of the end of an episode with the first observation of the next one, which no target uses as all ends
+    count as terminations there.
 
     SB3's algorithms store actions scaled to [-1, 1], so they are taken as they are.
 
@@ -154,7 +155,7 @@ class ReplayBufferSource(DatasetSource):
         raw = self.allocate(lengths, np.arange(len(lengths), dtype=np.int64), breaks, actions_are_scaled=True)
         timeouts = getattr(self.buffer, "timeouts", np.zeros_like(self.buffer.dones))[steps].T != 0
         raw.terminations[:] = (dones & ~timeouts).reshape(-1)
-        raw.truncations[:] = timeouts.reshape(-1)
+        raw.truncations[:] = ends.reshape(-1) & ~raw.terminations
         with self.progress(len(raw.truncations), progress_bar) as bar:
             for env, start in itertools.product(range(n_envs), range(0, len(steps), BLOCK_ROWS)):
                 block, first = steps[start : start + BLOCK_ROWS], env * len(steps) + start

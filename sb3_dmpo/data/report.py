@@ -85,12 +85,14 @@ def describe_dataset(transitions: Transitions) -> DatasetReport:
     :param transitions: the dataset
     """
     space = transitions.observation_space
+    ends = np.cumsum(transitions.episode_lengths) - 1
     return DatasetReport(
         dataset_id=transitions.dataset_id,
         n_transitions=len(transitions),
         returns=transitions.episode_returns(),
         lengths=transitions.episode_lengths,
-        n_terminated=int(transitions.terminations.sum()),
+        # OGBench's go on being recorded after the task has ended.
+        n_terminated=int(transitions.terminations[ends].sum()),
         observation_size=transitions.observations.shape[1],
         observation_keys=len(getattr(space, "spaces", ())),
         action_low=transitions.action_space.low.astype(np.float64),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_dmpo.data import Transitions, load_transitions
+from sb3_dmpo.data import Transitions, from_arrays, load_transitions
 from sb3_dmpo.data.multimodality import FALSE_ALARMS, estimate_multimodality, valley
 from sb3_dmpo.data.report import describe_dataset
 from sb3_dmpo.envs import make_two_goals_dataset
@@ -26,6 +26,16 @@ def test_numbers_of_a_dataset() -> None:
     np.testing.assert_allclose(report.returns[0], data.rewards[:8].sum(dtype=np.float64))
     assert report.saturation.tolist() == [0.0, 0.25]
     assert (report.action_low.tolist(), report.action_high.tolist()) == ([-2.0, 0.0], [1.0, 5.0])
+
+
+def test_a_task_that_ends_within_an_episode_ends_no_episode() -> None:
+    """OGBench's masks are 0 wherever the goal is reached, and the recording goes on."""
+    n = 15
+    data = from_arrays(
+        np.zeros((n, 3)), np.zeros((n, 2)), np.zeros(n), np.arange(n) % 5 == 4, masks=~np.isin(np.arange(n), [1, 2, 9])
+    )
+    assert data.terminations.sum() == 3 and len(data.episode_lengths) == 3
+    assert describe_dataset(data).n_terminated == 1
 
 
 def dataset_of(ways: np.ndarray, observations: np.ndarray, spread: float = 0.1) -> Transitions:
