@@ -31,7 +31,7 @@ from sb3_dmpo.data.memory import available_memory
 from sb3_dmpo.data.preprocessing import flat_size
 from sb3_dmpo.data.table import BLOCK_ROWS, FURTHER_COLUMNS
 from sb3_dmpo.data.transitions import CACHE_VARIABLE, DatasetError, DatasetSource, check_memory
-from sb3_dmpo.files.temporary import new_temporary
+from sb3_dmpo.files.temporary import new_temporary, temporary_folder
 
 #: Raise it whenever the same files would give other arrays
 CACHE_VERSION = 2
@@ -247,13 +247,9 @@ class CacheEntry:
     def new_folder(self) -> Iterator[Path]:
         """A folder beside the entry, gone at the end unless it has become the entry."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        folder, descriptor = new_temporary(self.folder, is_folder=True)
-        try:
+        with temporary_folder(self.folder) as folder:
             _protect(folder)
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)
 
     def publish_mapped(self, folder: Path, arrays: Arrays, fingerprint: str) -> tuple[Arrays, str] | None:
         """

@@ -5,22 +5,19 @@ import difflib
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sb3_dmpo.data.transitions import DatasetError
+from sb3_dmpo.files.temporary import temporary_folder
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 REMOTE_VARIABLE = "MINARI_REMOTE"
 #: Characters of an id that are compared and shown: what is longer is none
 LONGEST_ID = 200
-#: Hidden, so that Minari does not take a folder under way for a namespace
-_STAGING_PREFIX = ".download-"
 #: Minari reads its root from the environment, which belongs to the whole process
 _environment_lock = threading.Lock()
 
@@ -130,24 +127,21 @@ def download_minari(dataset_id: str, root: Path) -> None:
     from minari.storage import remotes
 
     remote = os.environ.get(REMOTE_VARIABLE) or getattr(remotes, "DEFAULT_REMOTE", "Minari's remote")
-    staging: Path | None = None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=root))
-        # Minari reports on stdout, which belongs to the program that uses this package
-        with _minari_root(staging), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            minari.download_dataset(dataset_id)
-        if dataset_id not in local_dataset_ids(staging):
-            raise ValueError("the remote did not deliver it")
-        _check_whole(staging)
-        _move_into_place(staging, root, dataset_id)
+        # Hidden, so that Minari does not take it for a namespace
+        with temporary_folder(root / "download") as staging:
+            # Minari reports on stdout, which belongs to the program that uses this package
+            with _minari_root(staging), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                minari.download_dataset(dataset_id)
+            if dataset_id not in local_dataset_ids(staging):
+                raise ValueError("the remote did not deliver it")
+            _check_whole(staging)
+            _move_into_place(staging, root, dataset_id)
     # Remotes raise errors of many libraries (requests, httpx, huggingface_hub, google.cloud), which none of us imports
     except Exception as err:
         raise DatasetError(
             f"Dataset {dataset_id!r} could not be downloaded from {remote} to {root} ({_reason(err)}): check the id, the "
             f"network connection and {REMOTE_VARIABLE}, or copy the dataset to {root / dataset_id}."
         ) from None
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,9 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
+from sb3_dmpo.data.preprocessing import ActionUnscaler
 from sb3_dmpo.data.transitions import DatasetError, Transitions, dataset_label
+from sb3_dmpo.files.temporary import temporary_folder
 
 
 def write_in_one_piece(dataset_id: str, write: Callable[[Path], None]) -> bool:
@@ -38,12 +38,9 @@ def write_in_one_piece(dataset_id: str, write: Callable[[Path], None]) -> bool:
         with contextlib.suppress(ValueError):
             create_namespace(namespace)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A leading dot hides the folder from Minari's listings; the same folder, so that the rename is atomic.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    # Its leading dot hides the folder from Minari's listings.
+    with temporary_folder(target) as temporary:
         write(temporary / "data")
-        # mkdtemp makes private folders; the dataset is as readable as what lies around it.
-        os.chmod(temporary, target.parent.stat().st_mode & 0o777)
         try:
             os.rename(temporary, target)
         except OSError:
@@ -51,8 +48,6 @@ def write_in_one_piece(dataset_id: str, write: Callable[[Path], None]) -> bool:
             if not (target / "data").exists():
                 raise
             return False
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
@@ -65,6 +60,8 @@ def check_new_id(dataset_id: str) -> None:
     """
     try:
         parse_dataset_id(dataset_id)
+    except TypeError:  # that is how Minari says it
+        raise DatasetError(f"{dataset_id!r} has no version: write e.g. {dataset_id + '-v0'!r}.") from None
     except ValueError as error:
         raise DatasetError(f"{dataset_id!r} is no id for a dataset ({error}). Write e.g. my/hopper/medium-v0.") from None
     if get_dataset_path(dataset_id).exists():
@@ -111,7 +108,7 @@ def episodes_of(transitions: Transitions) -> Iterator[EpisodeBuffer]:
     :param transitions: the transitions
     :raises DatasetError: a step does not begin where the one before it has ended
     """
-    actions = _unscaled_actions(transitions)
+    actions = ActionUnscaler(transitions.action_space)(transitions.actions)
     start = 0
     for episode, length in enumerate(transitions.episode_lengths):
         rows = slice(start, start + int(length))
@@ -133,12 +130,3 @@ def episodes_of(transitions: Transitions) -> Iterator[EpisodeBuffer]:
             truncations=transitions.truncations[rows],
         )
         start = rows.stop
-
-
-def _unscaled_actions(transitions: Transitions) -> Any:
-    """Actions in the environment's units, shape ``(N, A)``; those of a space from -1 to 1 stay what they are, to the bit."""
-    space = transitions.action_space
-    if (space.low == -1.0).all() and (space.high == 1.0).all():
-        return transitions.actions
-    actions = space.low + 0.5 * (transitions.actions + 1.0) * (space.high - space.low)
-    return actions.clip(space.low, space.high).astype(space.dtype)

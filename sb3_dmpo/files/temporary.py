@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -63,6 +64,22 @@ def new_temporary(target: Path, is_folder: bool = False) -> tuple[Path, int]:
         # Between its making and its locking somebody may have taken it for abandoned.
         if _lock(descriptor) is not False and path.exists():
             return path, descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """
+    A folder as of :func:`new_temporary`, gone at the end of the block unless it has been moved.
+
+    :param target: its later place
+    :raises OSError: it cannot be made (the message names the target)
+    """
+    folder, descriptor = new_temporary(target, is_folder=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
 

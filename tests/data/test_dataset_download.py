@@ -1,6 +1,8 @@
 """Downloads through a local stand-in for Minari's remote, and environments rebuilt from records."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +12,15 @@ import gymnasium as gym
 import minari
 import pytest
 from gymnasium import spaces
+from minari.dataset.minari_storage import MinariStorage
 from minari.storage import remotes
 from minari.storage.remotes.cloud_storage import CloudStorage
 
 from sb3_dmpo.data import DatasetError, load_transitions, recover_environment
-from tests.dataset_helpers import edit_metadata, make_dataset, random_episodes
+from sb3_dmpo.data.minari_write import write_new_dataset
+from sb3_dmpo.files.temporary import SUFFIX
+from tests.dataset_helpers import ACTIONS, BOX, edit_metadata, make_dataset, random_episodes
+from tests.files.test_atomic_write import exit_code_of
 
 NAME = "tests/mixed-v0"
 
@@ -157,13 +163,34 @@ def test_version_that_the_remote_does_not_have() -> None:
         load_transitions("tests/nothing-v0", download=True)
 
 
+@pytest.mark.parametrize("what", ["download", "write"])
+def test_what_a_killed_process_leaves_is_removed_by_the_next(local_root: Path, what: str) -> None:
+    def killed() -> None:
+        if what == "download":
+            FolderStorage.list_namespaces = lambda self: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+            load_transitions(NAME, download=True)
+        else:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(MinariStorage, "update_metadata", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                write_new_dataset("tests/new-v0", random_episodes(), BOX, ACTIONS)
+
+    assert exit_code_of(killed) == -signal.SIGKILL
+    left = list(local_root.rglob(f"*{SUFFIX}"))
+    assert len(left) == 1 and not list(minari.list_local_datasets())
+    if what == "download":
+        load_transitions(NAME, download=True)
+    else:
+        write_new_dataset("tests/other-v0", random_episodes(), BOX, ACTIONS)
+    assert not list(local_root.rglob("*.tmp")) and len(list(minari.list_local_datasets())) == 1
+
+
 def test_root_that_cannot_be_written(local_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local_root.mkdir()
 
-    def read_only(**_: Any) -> str:
+    def read_only(*_: Any) -> Any:
         raise PermissionError(30, "Read-only file system", str(local_root))
 
-    monkeypatch.setattr("tempfile.mkdtemp", read_only)
+    monkeypatch.setattr("sb3_dmpo.data.minari_download.temporary_folder", read_only)
     with pytest.raises(DatasetError, match=r"could not be downloaded.*Read-only file system"):
         load_transitions(NAME, download=True)
 
