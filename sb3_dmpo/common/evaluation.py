@@ -173,8 +173,8 @@ def evaluate_policy(
     Run a policy with SB3's ``evaluate_policy``, on all environments of a VecEnv at once.
 
     :param model: model or policy with SB3's ``predict``
-    :param env: environment, VecEnv or environment id. A single environment gets :class:`SuccessInfo` (and
-        :class:`FlattenNestedDict` for Dict observations); those of a VecEnv have to bring them along.
+    :param env: environment, VecEnv or environment id (what is made for an id is closed afterwards). A single environment gets
+        :class:`SuccessInfo` (and :class:`FlattenNestedDict` for Dict observations); those of a VecEnv have to have them.
     :param n_eval_episodes: number of episodes, divided among the environments
     :param deterministic: whether the policy acts deterministically
     :param render: whether to render
@@ -187,11 +187,14 @@ def evaluate_policy(
     """
     if n_eval_episodes < 1:
         raise ValueError(f"n_eval_episodes is {n_eval_episodes}, but an evaluation needs at least one episode.")
-    vec_env = to_vec_env(env)
-    if isinstance(getattr(model, "policy", model), OfflinePolicy):
-        refuse_normalized(vec_env)
     recorder = _SuccessRecorder()
-    with _shallow_infos(vec_env):
+    with contextlib.ExitStack() as stack:
+        if isinstance(env, str):
+            env = stack.enter_context(contextlib.closing(find_environment(env)))
+        vec_env = to_vec_env(env)
+        if isinstance(getattr(model, "policy", model), OfflinePolicy):
+            refuse_normalized(vec_env)
+        stack.enter_context(_shallow_infos(vec_env))
         returns, lengths = sb3_evaluation.evaluate_policy(
             model,
             vec_env,
@@ -202,9 +205,9 @@ def evaluate_policy(
             return_episode_rewards=True,
             warn=warn,
         )
-    return EvaluationResult(
-        returns=np.asarray(returns, np.float64),
-        lengths=np.asarray(lengths, np.int64),
-        successes=recorder.result(),
-        reference=reference_scores(dataset, env_id_of(vec_env)),
-    )
+        return EvaluationResult(
+            returns=np.asarray(returns, np.float64),
+            lengths=np.asarray(lengths, np.int64),
+            successes=recorder.result(),
+            reference=reference_scores(dataset, env_id_of(vec_env)),
+        )

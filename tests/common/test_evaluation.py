@@ -171,6 +171,46 @@ def test_returns_count_without_a_monitor() -> None:
     np.testing.assert_array_equal(result.successes, result.returns > 0)
 
 
+class Closable(TwoGoals):
+    """Counts how many are open, and can break down."""
+
+    n_open = 0
+    n_made = 0
+    is_broken = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        Closable.n_open, Closable.n_made = Closable.n_open + 1, Closable.n_made + 1
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.is_broken:
+            raise RuntimeError("the motor is hot")
+        return super().step(action)
+
+    def close(self) -> None:
+        Closable.n_open -= 1
+        super().close()
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_an_environment_made_for_an_evaluation_is_closed_after_it(is_broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gym.envs.registration.EnvSpec("Closable-v0", entry_point=Closable, max_episode_steps=3)
+    monkeypatch.setitem(gym.envs.registration.registry, "Closable-v0", spec)
+    monkeypatch.setattr(Closable, "is_broken", is_broken)
+    monkeypatch.setattr(Closable, "n_open", 0)
+    monkeypatch.setattr(Closable, "n_made", 0)
+    if is_broken:
+        with pytest.raises(RuntimeError, match="the motor is hot"):
+            evaluate_policy(Still(), "Closable-v0", n_eval_episodes=1)
+    else:
+        assert evaluate_policy(Still(), "Closable-v0", n_eval_episodes=1).lengths.tolist() == [3]
+    assert (Closable.n_made, Closable.n_open) == (1, 0)
+    # One that is passed is the caller's.
+    monkeypatch.setattr(Closable, "is_broken", False)
+    evaluate_policy(Still(), gym.make("Closable-v0"), n_eval_episodes=1)
+    assert (Closable.n_made, Closable.n_open) == (2, 1)
+
+
 def test_zero_episodes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one episode"):
         evaluate_policy(Still(), vec_env(), n_eval_episodes=0)
