@@ -1088,16 +1088,16 @@ def make_buffer(
 
 
 def check_buffer(
-    buffer: OfflineReplayBuffer,
+    buffer: OfflineReplayBuffer | Transitions,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
     fingerprint: str | None,
     needs_rewards: bool = True,
 ) -> None:
     """
-    Check that a model can learn from a buffer.
+    Check that a dataset is one for a model: to learn from, or to be evaluated on.
 
-    :param buffer: the buffer
+    :param buffer: the dataset
     :param observation_space: the model's
     :param action_space: the model's
     :param fingerprint: hash of the data that a run which goes on has begun with; None: nothing is expected

@@ -1,5 +1,7 @@
 """What can be said about a policy without its environment: from a dataset alone."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,17 +9,64 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_dmpo.common.losses import min_max_q
+from sb3_dmpo.common.arguments import (
+    ABOVE_ZERO,
+    COUNT,
+    POSITIVE,
+    SEED,
+    UNIT,
+    Range,
+    check_argument,
+    is_whole,
+    near_names,
+    optional,
+)
+from sb3_dmpo.common.buffers import OfflineReplayBuffer, check_buffer
 from sb3_dmpo.common.networks import EnsembleCritic
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
+from sb3_dmpo.common.policies import OfflinePolicy
 from sb3_dmpo.common.updates import Target
 from sb3_dmpo.data import DatasetError, Transitions, load_transitions
+from sb3_dmpo.data.minari import is_minari_id
+from sb3_dmpo.data.transitions import dataset_label
 from sb3_dmpo.files.save_util import preserved_random_state
 
 #: Rows of the dataset that networks see at once.
 _BLOCK = 8192
 #: Seed of the choice of states.
 _SEED = 0
+
+
+def _are_widths(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(is_whole(width, 1) for width in value)
+
+
+#: Ranges of the settings of :func:`fitted_q_evaluation`.
+FQE_RANGES: dict[str, Range] = {
+    "n_updates": COUNT,
+    "n_critics": COUNT,
+    "net_arch": Range(_are_widths, "a list of whole numbers of at least 1"),
+    "batch_size": COUNT,
+    "learning_rate": POSITIVE,
+    "tau": ABOVE_ZERO,
+    "gamma": optional(UNIT),
+    "seed": Range(lambda value: value is not None and SEED.accepts(value), "a whole number from 0 to 4294967295"),
+}
+
+
+def check_fqe_arguments(owner: str, given: Mapping[str, Any]) -> None:
+    """
+    Check settings of :func:`fitted_q_evaluation`, before anything is done.
+
+    :param owner: name of what takes them, for the message
+    :param given: the settings by name
+    :raises TypeError: there is no setting of that name
+    :raises ValueError: a value is out of its range
+    """
+    for name, value in given.items():
+        if name not in FQE_RANGES:
+            raise TypeError(f"{owner}() has no argument '{name}'.{near_names(name, FQE_RANGES)}")
+        check_argument(owner, name, value, FQE_RANGES[name])
 
 
 @dataclass(frozen=True)
@@ -45,28 +94,45 @@ class FittedValue:
 
 def dataset_of(model: OfflineAlgorithm, dataset: Any = None) -> Transitions:
     """
-    The dataset to evaluate on.
+    The dataset to evaluate on, read and compared with the model.
 
     :param model: the model
     :param dataset: as of ``load_transitions``; None: what the model was trained on
-    :raises ValueError: there is none
+    :raises ValueError: there is none, or the policy has a memory
+    :raises DatasetError: the dataset is not usable, or its spaces are not the model's
     """
+    if model.policy.has_memory:
+        raise ValueError(f"{type(model).__name__} remembers the episode: it cannot be evaluated on single transitions.")
     dataset = model.dataset if dataset is None else dataset
+    is_from_zip = dataset is None
     dataset = model.dataset_id if dataset is None else dataset
     if dataset is None:
         raise ValueError("There is no dataset to evaluate on: pass `dataset=`.")
-    return load_transitions(dataset, progress_bar=False, clip_actions=model.clip_actions)
+    if is_from_zip and not is_minari_id(str(dataset)):
+        # As for `learn`: files are only opened if the user names them.
+        raise ValueError(f"The model was trained on the file {dataset!r}: pass its path as `dataset=`.")
+    if isinstance(dataset, OfflineReplayBuffer):
+        raise DatasetError.at(
+            dataset_label(dataset.dataset_id),
+            "an OfflineReplayBuffer holds it for updates, with transformed rewards, and not as it was recorded",
+            "Pass what the buffer was made from as `dataset=`, e.g. the Transitions that `load_transitions` returns",
+        )
+    # Where the data have no spaces of their own, those of the environment hold, as in training.
+    data = load_transitions(dataset, env=model.env, progress_bar=False, clip_actions=model.clip_actions)
+    fingerprint = model.dataset_fingerprint if is_from_zip else None
+    check_buffer(data, model.observation_space, model.action_space, fingerprint, needs_rewards=False)
+    return data
 
 
-def _check(model: OfflineAlgorithm, data: Transitions) -> None:
-    if model.policy.has_memory:
-        raise ValueError(f"{type(model).__name__} remembers the episode: it cannot be evaluated on single transitions.")
-    for what, found, expected in (
-        ("observations", data.observations.shape[1], model.policy.observation_size),
-        ("actions", data.actions.shape[1], model.policy.action_size),
-    ):
-        if found != expected:
-            raise DatasetError(f"The {what} of the dataset have {found} numbers, but those of the model {expected}.")
+@contextlib.contextmanager
+def _evaluated(policy: OfflinePolicy) -> Iterator[None]:
+    """Let the networks act, and go on with the training afterwards if they were at it."""
+    was_training = policy.training
+    policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        policy.set_training_mode(was_training)
 
 
 @th.no_grad()
@@ -77,10 +143,9 @@ def policy_actions(model: OfflineAlgorithm, observations: NDArray[np.float32]) -
     :param model: the model
     :param observations: flat raw observations, shape ``(n, observation_size)``
     """
-    model.policy.set_training_mode(False)
-    blocks = (observations[i : i + _BLOCK] for i in range(0, len(observations), _BLOCK))
-    actions = [model.policy._predict(th.as_tensor(block, device=model.device), deterministic=True) for block in blocks]
-    return th.cat(actions).clamp(-1.0, 1.0)
+    blocks = th.split(th.as_tensor(observations, device=model.device), _BLOCK)
+    with _evaluated(model.policy):
+        return th.cat([model.policy._predict(block, deterministic=True) for block in blocks]).clamp(-1.0, 1.0)
 
 
 def initial_rows(data: Transitions) -> NDArray[np.int64]:
@@ -139,12 +204,15 @@ def fitted_q_evaluation(
     :param tau: soft update coefficient of their targets
     :param gamma: discount factor; None: the model's
     :param seed: seed of initial weights and minibatches
-    :raises ValueError: there is no dataset, or the policy has a memory
-    :raises DatasetError: the dataset is not usable
+    :raises ValueError: there is no dataset, the policy has a memory, or an argument is out of its range
+    :raises DatasetError: the dataset is not usable, has no rewards, or its spaces are not the model's
     :return: the estimates
     """
+    check_fqe_arguments("fitted_q_evaluation", {name: value for name, value in locals().items() if name in FQE_RANGES})
     data = dataset_of(model, dataset)
-    _check(model, data)
+    if not data.has_rewards:
+        what = "it holds no rewards, which the value of a policy is the sum of"
+        raise DatasetError.at(dataset_label(data.dataset_id), what, "Use action_distance, which needs none")
     gamma = model.gamma if gamma is None else gamma
     device, policy = model.device, model.policy
     returns = _returns_to_go(data, gamma)
@@ -182,7 +250,7 @@ def fitted_q_evaluation(
     with th.no_grad():
         first = policy_actions(model, data.observations[starts])
         values = critic(observations[th.as_tensor(starts, device=device)], first).squeeze(2).mean(dim=1)
-    late = th.stack(losses[-max(n_updates // 10, 1) :]).mean() / n_critics if losses else th.tensor(float("nan"))
+    late = th.stack(losses[-max(n_updates // 10, 1) :]).mean() / n_critics
     return FittedValue(centre + unit * values.double().cpu().numpy(), float(late))
 
 
@@ -194,16 +262,15 @@ def initial_state_value(model: OfflineAlgorithm, dataset: Any = None) -> float:
 
     :param model: the model
     :param dataset: as of ``load_transitions``; None: what the model was trained on
-    :raises ValueError: the model has no critic, or there is no dataset
+    :raises ValueError: the model has no critic, the policy has a memory, or there is no dataset
+    :raises DatasetError: the dataset is not usable, or its spaces are not the model's
     """
     data = dataset_of(model, dataset)
-    _check(model, data)
-    critic = getattr(model.policy, "critic", None)
-    if critic is None:
+    if not hasattr(model.policy, "critic"):
         raise ValueError(f"{type(model).__name__} has no critic that could tell a value.")
-    observations = data.observations[initial_rows(data)]
-    scaled = model.policy.scale_observations(th.as_tensor(observations, device=model.device))
-    return float(min_max_q(critic(scaled, policy_actions(model, observations))).mean())
+    blocks = th.split(th.as_tensor(data.observations[initial_rows(data)], device=model.device), _BLOCK)
+    with _evaluated(model.policy):
+        return float(th.cat([model.policy.acting_values(block) for block in blocks]).mean())
 
 
 def action_distance(model: OfflineAlgorithm, dataset: Any = None, *, n_states: int = 1000, n_neighbours: int = 10) -> float:
@@ -216,10 +283,12 @@ def action_distance(model: OfflineAlgorithm, dataset: Any = None, *, n_states: i
     :param dataset: as of ``load_transitions``; None: what the model was trained on
     :param n_states: number of states, drawn without replacement
     :param n_neighbours: number of nearest states, each one's own included, whose actions are compared
-    :raises ValueError: the policy has a memory, or there is no dataset
+    :raises ValueError: the policy has a memory, there is no dataset, or a number is below 1
+    :raises DatasetError: the dataset is not usable, or its spaces are not the model's
     """
+    check_argument("action_distance", "n_states", n_states, COUNT)
+    check_argument("action_distance", "n_neighbours", n_neighbours, COUNT)
     data = dataset_of(model, dataset)
-    _check(model, data)
     rows = np.random.default_rng(_SEED).choice(len(data), min(n_states, len(data)), replace=False)
     scale = data.observations.std(axis=0) + 1e-6
     table = (data.observations - data.observations.mean(axis=0)) / scale
@@ -241,18 +310,20 @@ def component_usage(model: OfflineAlgorithm, dataset: Any = None, *, n_states: i
     :param model: a model with a mixture policy
     :param dataset: as of ``load_transitions``; None: what the model was trained on
     :param n_states: number of states, drawn without replacement
-    :raises ValueError: the policy is no mixture with a gate, or there is no dataset
+    :raises ValueError: the policy is no mixture with a gate, there is no dataset, or ``n_states`` is below 1
+    :raises DatasetError: the dataset is not usable, or its spaces are not the model's
     """
+    check_argument("component_usage", "n_states", n_states, COUNT)
     policy: Any = model.policy
     if not hasattr(policy, "n_components"):
         raise ValueError(f"The policy of {type(model).__name__} has no sub-policies.")
     data = dataset_of(model, dataset)
-    _check(model, data)
     rows = np.random.default_rng(_SEED).choice(len(data), min(n_states, len(data)), replace=False)
     scaled = policy.scale_observations(th.as_tensor(data.observations[rows], device=model.device))
-    if hasattr(policy, "scored_actions"):
-        index = policy.scored_actions(scaled, *policy.choosing_networks)[0].argmax(dim=1)
-    else:
-        index = policy.acting("actor").choose(scaled)
+    with _evaluated(policy):
+        if hasattr(policy, "scored_actions"):
+            index = policy.scored_actions(scaled, *policy.choosing_networks)[0].argmax(dim=1)
+        else:
+            index = policy.acting("actor").choose(scaled)
     usage: NDArray[np.float64] = np.bincount(index.flatten().cpu().numpy(), minlength=policy.n_components) / len(rows)
     return usage

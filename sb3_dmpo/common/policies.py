@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import get_actor_critic_arch
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import Actor, EnsembleCritic, ValueNetwork
 from sb3_dmpo.data.preprocessing import (
     ActionUnscaler,
@@ -282,6 +283,16 @@ class OfflinePolicy(BasePolicy):
         """
         actions: th.Tensor = self.acting("actor")(self.scale_observations(observation))
         return actions
+
+    def acting_values(self, observation: th.Tensor) -> th.Tensor:
+        """
+        What the policy's own deterministic actions are worth to the smallest of its critics, shape ``(batch, 1)``, where there
+        are critics.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        """
+        actions = self._predict(observation, deterministic=True).clamp(-1.0, 1.0)
+        return min_max_q(self.acting("critic")(self.scale_observations(observation), actions))
 
     def initial_state(self, n_envs: int) -> tuple[np.ndarray, ...]:
         """

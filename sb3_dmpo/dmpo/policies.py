@@ -289,6 +289,17 @@ class MixturePolicy(OfflinePolicy):
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         return self._best_actions(self.scale_observations(observation))[1]
 
+    def acting_values(self, observation: th.Tensor) -> th.Tensor:
+        """
+        As in the base class; critics of sub-policies tell the value of the one that acts.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        """
+        if not self.component_critics:
+            return super().acting_values(observation)
+        observations = self.scale_observations(observation)
+        return min_max_q(self.acting("critic")(observations)).gather(1, self._best_actions(observations)[0])
+
     def _best_actions(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         block_size = max(BLOCK_ROWS // self.n_components, 1)
         return best_actions(observations, self.choosing_networks, self.scored_actions, block_size)

@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
+from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.networks import Actor
 from sb3_dmpo.common.policies import OfflinePolicy
 
@@ -168,3 +169,12 @@ class LAPOPolicy(LatentPolicy):
     def _predict(self, observation: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
         actions = self.latent_actions(self.scale_observations(observation), self.acting("actor"))
         return (actions * self.action_std + self.action_mean).clamp(-1.0, 1.0)
+
+    def acting_values(self, observation: th.Tensor) -> th.Tensor:
+        """
+        As in the base class; the critics know standardized actions.
+
+        :param observation: flat raw observations, shape ``(batch, observation_size)``
+        """
+        actions = self.standardize_actions(self._predict(observation, deterministic=True))
+        return min_max_q(self.critic(self.scale_observations(observation), actions))

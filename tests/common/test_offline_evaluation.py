@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dmpo import ALGOS, DMPO, OfflineAlgorithm
+from sb3_dmpo.common import offline_selection
+from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.offline_evaluation import (
     action_distance,
     component_usage,
@@ -21,8 +25,9 @@ from sb3_dmpo.common.offline_evaluation import (
 )
 from sb3_dmpo.common.offline_selection import OfflineSelectionCallback, offline_score
 from sb3_dmpo.data import DatasetError
+from sb3_dmpo.envs import make_two_goals_dataset
 from tests.contract import DATA, UPDATES, assert_same, make, random_states
-from tests.toy_data import make_transitions
+from tests.toy_data import ACTION_HIGH, ACTION_LOW, DriftEnv, make_transitions
 
 WITHOUT_MEMORY = [name for name in ALGOS if name not in ("decision_transformer", "maple")]
 QUICK: dict[str, Any] = {"n_updates": 300, "net_arch": (32,), "batch_size": 128, "tau": 0.1, "learning_rate": 3e-3}
@@ -91,6 +96,50 @@ def test_initial_state_value() -> None:
     assert initial_state_value(model) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dmpo", "one_step_dmpo"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_initial_state_value_is_that_of_the_sub_policy_that_acts(name: str, ema_decay: float | None) -> None:
+    model = make(name, dataset=DATA, n_components=4, ema_decay=ema_decay).learn(UPDATES)
+    starts = DATA.observations[initial_rows(DATA)]
+    values, chosen = model.policy.component_q_values(starts), model.policy.select_component(starts)
+    expected = values[np.arange(len(starts)), chosen].mean()
+    if name == "one_step_dmpo":
+        assert abs(values.mean() - expected) > 1e-3
+    assert initial_state_value(model) == pytest.approx(expected, rel=1e-4)
+
+
+def test_initial_state_value_in_the_units_of_the_critics() -> None:
+    """They know standardized actions."""
+    model = make("lapo", dataset=DATA).learn(UPDATES)
+    starts = th.from_numpy(DATA.observations[initial_rows(DATA)])
+    with th.no_grad():
+        actions = (model.policy._predict(starts) - model.policy.action_mean) / model.policy.action_std
+        values = model.policy.critic(model.policy.scale_observations(starts), actions)
+    assert initial_state_value(model) == pytest.approx(values.amin(dim=0).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("name", ["dmpo", "mix_awac"])
+def test_whether_the_policy_is_training_stays(name: str, is_training: bool) -> None:
+    model = make(name, dataset=DATA).learn(2)
+    model.policy.set_training_mode(is_training)
+    for measure in (fitted_q_evaluation, action_distance, initial_state_value, component_usage):
+        measure(model, **({"n_updates": 2} if measure is fitted_q_evaluation else {}))
+        assert model.policy.training is is_training
+    with pytest.raises(RuntimeError):
+        policy_actions(model, np.zeros((2, 5), np.float32))
+    assert model.policy.training is is_training
+
+
+def test_measures_take_the_policy_that_predicts() -> None:
+    """Dropout is for training."""
+    model = make("iql", dataset=DATA, dropout=0.5).learn(2)
+    assert model.policy.training
+    value = initial_state_value(model)
+    model.policy.set_training_mode(False)
+    assert initial_state_value(model) == value
+
+
 def test_action_distance() -> None:
     """To the nearest action of similar states: with one neighbour, to the action taken in the state itself."""
     model = constant_model(0.5)
@@ -138,9 +187,105 @@ def test_without_a_dataset(tmp_path: Path) -> None:
     model = ALGOS["td3_bc"].load(tmp_path / "model")
     with pytest.raises(ValueError, match="no dataset to evaluate on"):
         fitted_q_evaluation(model)
-    other = replace(DATA, observations=np.zeros((80, 4), np.float32))
-    with pytest.raises(DatasetError, match="observations of the dataset have 4 numbers, but those of the model 3"):
-        fitted_q_evaluation(model, other)
+
+
+MEASURES = (fitted_q_evaluation, action_distance, initial_state_value, component_usage)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_dataset_with_other_spaces(measure: Callable[..., Any]) -> None:
+    """An action of 1 here would be taken for another there."""
+    model = make("dmpo", dataset=DATA)
+    wide = make_transitions(action_space=spaces.Box(-2.0, 2.0, (2,)))
+    with pytest.raises(DatasetError, match=r"action space of the dataset is Box\(-2.0, 2.0, .* but the model was made for"):
+        measure(model, wide)
+    with pytest.raises(DatasetError, match=r"observation space of the dataset is .* but the model was made for"):
+        measure(model, make_transitions(observation_space=spaces.Box(-np.inf, np.inf, (4,))))
+
+
+def test_the_environment_has_the_spaces_that_arrays_lack() -> None:
+    """As in training."""
+    low, high = np.array(ACTION_LOW), np.array(ACTION_HIGH)
+    arrays = {
+        "observations": DATA.observations,
+        "next_observations": DATA.next_observations,
+        "actions": low + 0.5 * (DATA.actions + 1.0) * (high - low),
+        "rewards": DATA.rewards,
+        "terminals": DATA.terminations,
+        "timeouts": DATA.truncations,
+    }
+    model = make("td3_bc", env=DriftEnv(), dataset=arrays).learn(1)
+    assert action_distance(model) == pytest.approx(action_distance(model, DATA), rel=1e-4)
+
+
+def test_a_model_of_an_offline_replay_buffer() -> None:
+    model = make("dmpo", dataset=OfflineReplayBuffer.from_transitions(DATA, reward_scale=10.0)).learn(1)
+    for measure in MEASURES:
+        for dataset in (None, model.dataset):
+            with pytest.raises(DatasetError, match="Pass what the buffer was made from as `dataset=`"):
+                measure(model, dataset)
+        measure(model, DATA)
+
+
+def test_a_name_from_a_zip_opens_no_file_and_no_other_data(tmp_path: Path) -> None:
+    model = make("td3_bc", dataset=DATA).learn(1)
+    model.dataset_id = str(tmp_path / "data.pkl")
+    model.save(tmp_path / "model")
+    loaded = ALGOS["td3_bc"].load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"trained on the file .*data.pkl'"):
+        action_distance(loaded)
+    toy = make_two_goals_dataset()
+    make("td3_bc", dataset=toy).learn(1).save(tmp_path / "model")
+    loaded = ALGOS["td3_bc"].load(tmp_path / "model")
+    action_distance(loaded)
+    loaded.dataset_fingerprint = "another"
+    with pytest.raises(DatasetError, match="has changed since"):
+        action_distance(loaded)
+
+
+def test_a_dataset_without_rewards() -> None:
+    data = replace(DATA, has_rewards=False)
+    model = make("bc", dataset=data).learn(1)
+    with pytest.raises(DatasetError, match=r"holds no rewards.* Use action_distance"):
+        fitted_q_evaluation(model)
+    with pytest.raises(ValueError, match="no rewards, which 'fqe' needs"):
+        model.learn(2, callback=OfflineSelectionCallback(2))
+    callback = OfflineSelectionCallback(2, criterion="action_distance")
+    model.learn(2, callback=callback)
+    assert callback.best_score == -action_distance(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(
+            (name, value, "a whole number of at least 1")
+            for name in ("n_updates", "n_critics", "batch_size")
+            for value in (0, 1.5)
+        ),
+        ("net_arch", (16, 0), "a list of whole numbers of at least 1"),
+        ("net_arch", 16, "a list of whole numbers of at least 1"),
+        *(("learning_rate", value, "a number above 0") for value in (0.0, np.nan, "fast")),
+        *(("tau", value, "a number from 0 \\(excluded\\) to 1") for value in (0.0, 1.5)),
+        *(("gamma", value, "a number from 0 to 1, or None") for value in (2.0, -0.1)),
+        *(("seed", value, "a whole number from 0 to 4294967295") for value in (None, -1)),
+    ],
+)
+def test_settings_out_of_their_ranges(name: str, value: Any, expected: str) -> None:
+    """Found at once, by the callback too."""
+    for owner, take in (
+        ("fitted_q_evaluation", lambda **given: fitted_q_evaluation(make("td3_bc", dataset=DATA), **given)),
+        ("OfflineSelectionCallback", lambda **given: OfflineSelectionCallback(1, **given)),
+    ):
+        with pytest.raises(ValueError, match=f"^{owner}: {name} is .*, expected {expected}.$"):
+            take(**{name: value})
+
+
+def test_numbers_of_the_other_measures() -> None:
+    model = make("dmpo", dataset=DATA)
+    for measure, name in ((action_distance, "n_states"), (action_distance, "n_neighbours"), (component_usage, "n_states")):
+        with pytest.raises(ValueError, match=f"^{measure.__name__}: {name} is 0, expected a whole number of at least 1.$"):
+            measure(model, **{name: 0})
 
 
 # The callback -------------------------------------------------------------------------------------------------------
@@ -185,3 +330,74 @@ def test_callback_faults() -> None:
         OfflineSelectionCallback(0)
     with pytest.raises(ValueError, match="no critic"):
         make("bc", dataset=DATA).learn(1, callback=OfflineSelectionCallback(1, criterion="initial_value"))
+    with pytest.raises(TypeError, match=r"no argument 'n_update'. Did you mean n_updates\?"):
+        OfflineSelectionCallback(1, n_update=10)
+    with pytest.raises(TypeError, match="save_path is 5"):
+        OfflineSelectionCallback(1, 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="TD3 is none"):
+        TD3("MlpPolicy", DriftEnv(), learning_starts=100).learn(1, callback=OfflineSelectionCallback(1))
+
+
+@pytest.mark.parametrize("name", ["decision_transformer", "maple"])
+def test_callback_finds_a_memory_before_the_first_update(name: str) -> None:
+    model = make(name, dataset=DATA)
+    with pytest.raises(ValueError, match="remembers the episode"):
+        model.learn(UPDATES, callback=OfflineSelectionCallback(100_000))
+    assert model._n_updates == 0
+
+
+def test_callback_finds_a_folder_that_cannot_be_made_before_the_first_update(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = make("bc", dataset=DATA)
+    with pytest.raises(OSError):
+        model.learn(UPDATES, callback=OfflineSelectionCallback(100_000, tmp_path / "file" / "best"))
+    assert model._n_updates == 0
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_said(score: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are never the best; infinity would be for ever."""
+    monkeypatch.setattr(offline_selection, "offline_score", lambda measures, criterion: score)
+    with pytest.warns(UserWarning) as warned:
+        make("bc", dataset=DATA).learn(6, callback=OfflineSelectionCallback(2, tmp_path, "action_distance", n_updates=2))
+    first, last = (str(warning.message) for warning in warned if warning.category is UserWarning)
+    assert first.startswith(f"The score by action_distance after 2 updates is {score}")
+    assert last.startswith("No score by action_distance was finite") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_a_run_that_goes_on_keeps_a_better_model(is_better: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The score of the earlier best model is not in its file: it is measured again, and comes out the same."""
+    plain = make("td3_bc", dataset=DATA).learn(8)
+    model = make("td3_bc", dataset=DATA)
+    first = OfflineSelectionCallback(2, tmp_path, n_updates=20)
+    model.learn(4, callback=first)
+    best = max(first.measures, key=lambda update: offline_score(first.measures[update], "fqe"))
+    model.save(tmp_path / "checkpoint")
+    resumed = ALGOS["td3_bc"].load(tmp_path / "checkpoint", dataset=DATA)
+    sign = 1.0 if is_better else -1.0
+    measured = offline_selection.offline_measures
+
+    def measures_of_later(of: OfflineAlgorithm, *args: Any, **kwargs: Any) -> dict[str, float]:
+        found = measured(of, *args, **kwargs)
+        return found | {"fqe": found["fqe"] + sign} if of.num_timesteps > 4 else found
+
+    monkeypatch.setattr(offline_selection, "offline_measures", measures_of_later)
+    second = OfflineSelectionCallback(4, tmp_path, n_updates=20)
+    resumed.learn(4, callback=second, reset_num_timesteps=False)
+    assert list(second.measures) == [8]
+    assert ALGOS["td3_bc"].load(tmp_path / "best_offline_model").num_timesteps == (8 if is_better else best)
+    if not is_better:
+        assert second.best_score == first.best_score
+    assert_same(resumed.get_parameters(), plain.get_parameters())
+
+
+def test_a_new_run_begins_anew_and_a_best_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "best_offline_model.zip").write_bytes(b"no zip")
+    model = make("bc", dataset=DATA).learn(2)
+    callback = OfflineSelectionCallback(2, tmp_path, "action_distance", n_updates=2)
+    with pytest.raises(OSError, match=r"The best model so far cannot be measured .* move .*best_offline_model.zip away"):
+        model.learn(2, callback=callback, reset_num_timesteps=False)
+    assert model.num_timesteps == 2
+    model.learn(2, callback=callback)
+    assert ALGOS["bc"].load(tmp_path / "best_offline_model").num_timesteps == 2
