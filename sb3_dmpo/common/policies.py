@@ -62,6 +62,8 @@ class OfflinePolicy(BasePolicy):
     gate_networks: ClassVar[tuple[str, ...]] = ()
     #: Online networks that ``predict`` uses; where there are averages, those of these networks act.
     acting_networks: ClassVar[tuple[str, ...]] = ("actor",)
+    #: Names of the buffers that updates change; the others hold what the data say, or never change.
+    learned_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

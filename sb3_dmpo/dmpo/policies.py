@@ -60,6 +60,7 @@ class MixturePolicy(OfflinePolicy):
     """
 
     min_hidden_layers: ClassVar[int] = 1
+    learned_buffers: ClassVar[tuple[str, ...]] = ("decoder_variance", "episode_evidence")
 
     def __init__(
         self,

@@ -8,11 +8,12 @@ alone, up to rounding.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_dmpo.common import ranks
@@ -118,7 +119,7 @@ def _sorted_tensors(models: Sequence[OfflineAlgorithm]) -> tuple[list[list[th.Te
             raise ValueError("Models that learn together have made the same updates: the counters of their optimizers differ.")
     for named in zip(*(model.policy.named_buffers() for model in models), strict=True):
         # What the updates change is equal at the start only.
-        is_common = named[0][0] not in ("decoder_variance", "episode_evidence") and all(
+        is_common = named[0][0] not in models[0].policy.learned_buffers and all(
             th.equal(buffer, named[0][1]) for _, buffer in named
         )
         for tensors_of_model, (_, buffer) in zip(common if is_common else own, named, strict=True):
@@ -298,10 +299,32 @@ class _Run:
         self.callback.on_training_end()
 
 
+def _listed(name: str, given: Any) -> list[Any]:
+    """What was given for each of the models."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"learn_together: {name} is a {type(given).__name__}, expected a list with one entry per model.")
+    return list(given)
+
+
+def _check_own(models: list[Any], callbacks: list[Any]) -> None:
+    """Check that models are models, and that each has its own callbacks. (A function may be called by all of them.)"""
+    for i, model in enumerate(models):
+        if not isinstance(model, OfflineAlgorithm):
+            raise TypeError(f"learn_together trains offline algorithms, and number {i} is a {type(model).__name__}.")
+    if len(callbacks) != len(models):
+        raise ValueError(f"There are {len(models)} models and {len(callbacks)} callbacks; None stands for no callback.")
+    with_state = [callback for callback in callbacks if isinstance(callback, BaseCallback | list)]
+    if len({id(callback) for callback in with_state}) < len(with_state):
+        raise ValueError(
+            "A callback belongs to one model, whose files and counts it has: give every model one of its own, e.g. "
+            "callbacks=[CheckpointCallback(1_000, f'seed_{i}') for i in range(5)]."
+        )
+
+
 def learn_together(
-    models: Sequence[OfflineAlgorithm],
+    models: Iterable[OfflineAlgorithm],
     total_timesteps: int,
-    callbacks: Sequence[MaybeCallback] | None = None,
+    callbacks: Iterable[MaybeCallback] | None = None,
     log_interval: int | None = 1000,
     tb_log_name: str | None = None,
     reset_num_timesteps: bool = True,
@@ -309,8 +332,9 @@ def learn_together(
     """
     Train models that differ by their seeds alone, all at once; each ends as after its own ``learn``, up to rounding.
 
-    The dataset is held in memory once. A model that a callback stops, or whose numbers are no longer finite, leaves; the
-    others go on. Optimizers are Adam or AdamW, as for compiled updates.
+    The dataset is held in memory once. Transitions that ``learn_online`` has collected are drawn like the others. A model that
+    a callback stops, or whose numbers are no longer finite, leaves; the others go on. Optimizers are Adam or AdamW, as for
+    compiled updates.
 
     :param models: models of one algorithm with the same settings
     :param total_timesteps: number of updates of every model (added to those already done with ``reset_num_timesteps=False``)
@@ -318,12 +342,17 @@ def learn_together(
     :param log_interval: write the logs every so many updates; None switches automatic logging off
     :param tb_log_name: name of the runs for TensorBoard, by default the algorithm's
     :param reset_num_timesteps: whether to count from zero or to continue
-    :raises ValueError: the models differ in more than their seeds
+    :raises ValueError: the models differ in more than their seeds, an argument is out of its range, or two models have the
+        same callback
+    :raises TypeError: models or callbacks are no list of them
     :raises DatasetError: the dataset is not there or not usable (before anything is trained)
     :raises DivergedSeedsError: some models are no longer finite (after the others have been trained)
     """
-    if callbacks is not None and len(callbacks) != len(models):
-        raise ValueError(f"There are {len(models)} models and {len(callbacks)} callbacks; None stands for no callback.")
+    models = _listed("models", models)
+    own_callbacks: list[MaybeCallback] = [None] * len(models) if callbacks is None else _listed("callbacks", callbacks)
+    _check_own(models, own_callbacks)
+    for model in models:
+        total_timesteps = model._check_learn(total_timesteps, log_interval, {})
     check_together(models)
     _share_dataset(models, continuing=not reset_num_timesteps)
     # Some settings come from the data.
@@ -341,7 +370,6 @@ def learn_together(
         for model in models:
             model._take_over_random_state(continuing=not reset_num_timesteps)
             stack.enter_context(model._env_for_callbacks())
-        own_callbacks = callbacks or [None] * len(models)
         runs = [_Run(model, callback, arguments) for model, callback in zip(models, own_callbacks, strict=True)]
         _train(runs)
     failures = {run.model: run.failure for run in runs if run.failure is not None}
@@ -359,6 +387,9 @@ def _share_dataset(models: Sequence[OfflineAlgorithm], continuing: bool) -> None
         if is_same and model.dataset_id == first.dataset_id and isinstance(first.replay_buffer, OfflineReplayBuffer):
             twin = first.replay_buffer.twin(model.seed)
         model._setup_dataset(continuing, twin)
+    for model in models:
+        assert isinstance(model.replay_buffer, OfflineReplayBuffer)
+        model.replay_buffer.online_ratio = None
 
 
 def _train(runs: list[_Run]) -> None:

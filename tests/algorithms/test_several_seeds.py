@@ -3,8 +3,9 @@
 import csv
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import Logger
 
-from sb3_dmpo import ALGOS, OfflineAlgorithm
+from sb3_dmpo import ALGOS, BC, OfflineAlgorithm
 from sb3_dmpo.common import compilation
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
+from sb3_dmpo.common.policies import DeterministicPolicy
+from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, _Stack, learn_together
 from tests.common.test_compilation import NoSynchronisation
-from tests.contract import DATA, Counter, LogKeeper, assert_same, make
+from tests.contract import DATA, Counter, LogKeeper, assert_same, make, vec_env
 from tests.doors import train
 from tests.toy_data import make_transitions
 
@@ -295,6 +298,118 @@ def test_what_cannot_learn_together() -> None:
     other_optimizer = {"net_arch": [8], "optimizer_class": th.optim.SGD}
     with pytest.raises(ValueError, match="Several seeds of BC cannot learn at once: only plain Adam"):
         learn_together([make("bc", dataset=DATA, policy_kwargs=other_optimizer)], 1)
+
+
+class CountingPolicy(DeterministicPolicy):
+    """Has a buffer that the updates change, as those of mixtures do."""
+
+    learned_buffers: ClassVar[tuple[str, ...]] = ("n_seen",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("n_seen", th.zeros(()))
+
+
+class CountingBC(BC):
+    """Adds up the actions that it has seen."""
+
+    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": CountingPolicy}
+
+    def update(self, batch: OfflineBatch) -> Metrics:
+        self.policy.n_seen.add_(batch.actions.sum())
+        return super().update(batch)
+
+
+def test_buffers_that_updates_change_are_each_models_own() -> None:
+    """At the start they are equal, which those with the statistics of the data stay."""
+
+    def seeds() -> list[CountingBC]:
+        return [CountingBC("MlpPolicy", dataset=DATA, seed=seed, batch_size=16, device="cpu") for seed in range(2)]
+
+    together = seeds()
+    learn_together(together, 4)
+    for model, alone in zip(together, seeds(), strict=True):
+        assert_close(model, alone.learn(4))
+    assert together[0].policy.n_seen != together[1].policy.n_seen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"total_timesteps": -5}, "BC: total_timesteps is -5, expected a number of at least 0"),
+        ({"total_timesteps": "a"}, "BC: total_timesteps is 'a'"),
+        ({"log_interval": 0}, "BC: log_interval is 0"),
+        ({"log_interval": -1}, "BC: log_interval is -1"),
+        ({"gamma": 5}, "BC: gamma is 5, expected a number from 0 to 1"),
+        ({"ema_decay": 0.5}, "BC: ema_decay was None when its networks were made, and is 0.5 now"),
+    ],
+)
+def test_arguments_are_checked_as_by_learn(change: dict[str, Any], message: str) -> None:
+    together = models("bc", 2)
+    (name, value), arguments = *change.items(), {"total_timesteps": 2}
+    if name in ("total_timesteps", "log_interval"):
+        arguments[name] = value
+    else:
+        for model in together:
+            setattr(model, name, value)
+    for train_all in (partial(learn_together, together), together[0].learn):
+        with pytest.raises(ValueError, match=message):
+            train_all(**arguments)
+    assert all(model._n_updates == 0 for model in together)
+
+
+def test_models_and_callbacks_from_anything_that_gives_them_one_by_one() -> None:
+    together = models("bc", 2)
+    learn_together(iter(together), 2e0, (Counter(stop_after=n) for n in (1, 2)))
+    assert [model.num_timesteps for model in together] == [1, 2]
+
+
+def test_models_and_callbacks_that_are_none() -> None:
+    together = models("bc", 2)
+    for group, callbacks, message in (
+        (together[0], None, "models is a BC, expected a list"),
+        (["bc", "bc"], None, "number 0 is a str"),
+        (together, Counter(), "callbacks is a Counter, expected a list"),
+        (together, lambda *_: True, "callbacks is a function, expected a list"),
+    ):
+        with pytest.raises(TypeError, match=f"learn_together.* {message}"):
+            learn_together(group, 2, callbacks)
+
+
+def test_a_callback_belongs_to_one_model() -> None:
+    together, callback, several = models("bc", 2), Counter(), [Counter(), Counter()]
+    for shared in ([callback, callback], [several, several]):
+        with pytest.raises(ValueError, match="A callback belongs to one model"):
+            learn_together(together, 2, shared)
+    seen = []
+
+    def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append(variables["self"].seed)
+        return True
+
+    # A function has no state that would be one model's.
+    learn_together(together, 2, [note, note])
+    assert seen == [0, 1, 0, 1]
+
+
+def test_after_learning_online_they_end_as_on_their_own() -> None:
+    """Whatever the share of collected transitions was in a minibatch there, now they are drawn like the others."""
+
+    def fine_tuned() -> list[OfflineAlgorithm]:
+        tuned = models("td3_bc", 2)
+        for model in tuned:
+            model.learn(2)
+            env = vec_env()
+            env.seed(model.seed)
+            model.set_env(env)
+            model.learn_online(20, learning_starts=4, online_ratio=0.75)
+        return tuned
+
+    together = fine_tuned()
+    learn_together(together, 4)
+    for model, alone in zip(together, fine_tuned(), strict=True):
+        assert model.replay_buffer.online_ratio is None and model.replay_buffer.n_added == 20
+        assert_close(model, alone.learn(4))
 
 
 # Command line ---------------------------------------------------------------------------------------------------
