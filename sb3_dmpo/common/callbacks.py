@@ -22,6 +22,29 @@ from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.data.tasks import reference_scores
 from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
 
+#: Arrays of ``evaluations.npz``; all but the first have a column for every episode.
+_ARRAYS = ("timesteps", "results", "ep_lengths", "successes", "normalized_scores")
+
+
+def read_evaluations(path: str) -> dict[str, np.ndarray]:
+    """
+    What evaluations have written into ``evaluations.npz``, by the names of the arrays.
+
+    :param path: the file
+    :raises OSError: it cannot be read, or its arrays do not fit together
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in _ARRAYS if name in arrays}
+        n, n_episodes = found["results"].shape
+        for name, array in found.items():
+            if array.shape != ((n,) if name == "timesteps" else (n, n_episodes)) or array.dtype.kind not in "biuf":
+                raise ValueError(f"{name} has the shape {array.shape} and the dtype {array.dtype}")
+    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        what = f"The earlier evaluations in {path} cannot be read ({error})"
+        raise OSError(f"{what}: remove the file to go on without them.") from error
+    return found
+
 
 class NormalizedEvalCallback(EvalCallback):
     """
@@ -111,9 +134,15 @@ class NormalizedEvalCallback(EvalCallback):
 
         :param updates: update to go on from; later evaluations are dropped
         :raises OSError: the file cannot be read
+        :raises ValueError: they have another number of episodes, which does not go into the same arrays
         """
         if self.log_path is None or not os.path.exists(f"{self.log_path}.npz"):
             return
+        earlier = read_evaluations(f"{self.log_path}.npz")
+        n_episodes = earlier["results"].shape[1]
+        if n_episodes != self.n_eval_episodes:
+            what = f"The evaluations in {self.log_path}.npz have {n_episodes} episodes, and now they would have"
+            raise ValueError(f"{what} {self.n_eval_episodes}: pass n_eval_episodes={n_episodes}, or another log_path.")
         lists: dict[str, list[Any]] = {
             "timesteps": self.evaluations_timesteps,
             "results": self.evaluations_results,
@@ -121,15 +150,9 @@ class NormalizedEvalCallback(EvalCallback):
             "successes": self.evaluations_successes,
             "normalized_scores": self.evaluations_normalized,
         }
-        try:
-            with np.load(f"{self.log_path}.npz", allow_pickle=False) as arrays:
-                kept = arrays["timesteps"] <= updates
-                earlier = {key: arrays[key][kept].tolist() for key in lists if key in arrays}
-        except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            what = f"The earlier evaluations in {self.log_path}.npz cannot be read ({error})"
-            raise OSError(f"{what}: remove the file to go on without them.") from error
+        kept = earlier["timesteps"] <= updates
         for key, values in earlier.items():
-            lists[key].extend(values)
+            lists[key].extend(values[kept].tolist())
         means = [float(np.mean(returns)) for returns in self.evaluations_results]
         self.best_mean_reward = max(means, default=self.best_mean_reward)
 

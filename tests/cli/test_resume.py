@@ -113,6 +113,15 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: P
     )
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-n", "50"), "-n: 40 before, 50 now")
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
+    for path in (tmp_path / "whole" / FOLDER).glob("*[04].zip"):
+        path.unlink()  # but for two checkpoints
+    kept = sorted(path.name for path in (tmp_path / "whole" / FOLDER).iterdir())
+    more = ["-f", "whole", "--resume", "--eval-episodes", "3"]
+    assert_one_line(call(train, *RUN, *more), "--eval-episodes: 2 before, 3 now", "other settings")
+    assert sorted(path.name for path in (tmp_path / "whole" / FOLDER).iterdir()) == kept
+    # No evaluations, no contradiction
+    code, _, err = call(train, *RUN, *more, "--eval-freq", "-1")
+    assert code == 0, err
     code, out, _ = call(train, *RUN, "-n", "4", "--eval-freq", "-1", "-f", "elsewhere", "--resume")
     assert code == 0 and "no run of dmpo" in out
 

@@ -37,7 +37,7 @@ from sb3_dmpo.cli.train.callbacks import (
     StopOnInterrupt,
     TrialProgress,
 )
-from sb3_dmpo.cli.train.resume import InterruptedRun, lock_run
+from sb3_dmpo.cli.train.resume import InterruptedRun, check_episodes, lock_run
 from sb3_dmpo.cli.zoo import swapped
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.evaluation import EvaluationResult
@@ -158,6 +158,9 @@ class OfflineExperimentManager(ExperimentManager):
         if self.resumed is not None:
             self.resumed.check_config(as_yaml(dict(written)), self.args.n_timesteps)
         self._choose_protocol(hyperparams)
+        # Without a state to go on from, the run begins again, and with it the file of its evaluations.
+        if self.resumed is not None and self.resumed.checkpoint is not None and self.eval_freq > 0:
+            check_episodes(self.resumed.folder, self.n_eval_episodes)
         print("Hyperparameters (those being tuned will be overridden):")
         pprint(dict(sorted(written.items())))
         return hyperparams, OrderedDict(sorted(written.items()))

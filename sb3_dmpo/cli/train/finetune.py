@@ -17,7 +17,7 @@ from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile
 from sb3_dmpo.cli.train.episode_state import record_episodes, restore_episodes, save_episodes
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
-from sb3_dmpo.cli.train.resume import check_settings, newest_state
+from sb3_dmpo.cli.train.resume import check_episodes, check_settings, newest_state
 from sb3_dmpo.common.arguments import NOT_NEGATIVE, check_argument
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
 from sb3_dmpo.common.evaluation import EvaluationResult
@@ -121,6 +121,7 @@ class FineTuningManager(OfflineExperimentManager):
             for one in callbacks:
                 one.n_calls = self.online_model.num_timesteps // self.settings["n_envs"]
             if callback is not None:
+                check_episodes(self.folder, self.n_eval_episodes)
                 callback.restore_evaluations(self.online_model.num_timesteps)
         print(f"Fine-tuning for {self.n_steps} steps: {self.settings}")
         result = None

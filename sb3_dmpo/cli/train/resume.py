@@ -13,6 +13,7 @@ from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import read_yaml
 from sb3_dmpo.common.arguments import SEED, is_whole
+from sb3_dmpo.common.callbacks import read_evaluations
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
 
 
@@ -81,6 +82,21 @@ def check_settings(what: str, before: dict[str, Any], now: dict[str, Any], remed
     ]
     if changes:
         raise UsageError(f"{what} was begun with other settings ({'; '.join(changes)}){remedy}.")
+
+
+def check_episodes(folder: Path, n_eval_episodes: int) -> None:
+    """
+    Refuse evaluations of another number of episodes than those that were written, which lie in the same arrays.
+
+    :param folder: folder of the run, or of a stage of it, that goes on
+    :param n_eval_episodes: episodes of an evaluation by this command
+    :raises UsageError: it is another one
+    :raises OSError: the evaluations cannot be read
+    """
+    path = folder / "evaluations.npz"
+    if path.exists():
+        before = read_evaluations(str(path))["results"].shape[1]
+        check_settings(f"--resume: {folder}", {"--eval-episodes": before}, {"--eval-episodes": n_eval_episodes})
 
 
 def find_run(
