@@ -19,6 +19,8 @@ from sb3_dmpo.hub.summary import evaluation_text, plain_text, read_summary, summ
 from sb3_dmpo.plots.common import METHOD_NAMES
 
 PICTURE, CARD = "sub_policies.png", "README.md"
+#: Every card says it.
+MADE_BY = "Trained with sb3_dmpo, offline reinforcement learning for Stable-Baselines3."
 
 
 def model_file_name(path: Path) -> str:
@@ -68,7 +70,7 @@ def model_card(path: Path, repo_id: str, command: str | None = None, has_picture
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n",
         f"# {name} trained on {dataset}\n",
         f"{score}\n",
-        "Trained with sb3_dmpo, offline reinforcement learning for Stable-Baselines3.\n",
+        f"{MADE_BY}\n",
         "```python",
         f"from sb3_dmpo import {summary.class_name}",
         "from sb3_dmpo.hub import load_from_hub",

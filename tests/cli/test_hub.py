@@ -145,6 +145,12 @@ def test_the_command_writes_a_folder_offline(
     assert (tmp_path / "again/dmpo-TwoGoals-v0.zip").read_bytes() == (tmp_path / "model.zip").read_bytes()
     code, _, err = call(push, "nothing", "me/toy", "--folder", "nowhere")
     assert code == 1 and "nothing" in err and len(err.splitlines()) == 1 and not (tmp_path / "nowhere").exists()
+    # Its own folder may be written again, a user's may not.
+    assert call(push, "model", "me/toy", "--folder", "again")[0] == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("precious")
+    code, _, err = call(push, "model", "me/toy", "--folder", "mine")
+    assert code == 2 and "--folder mine holds other files" in err and (tmp_path / "mine/README.md").read_text() == "precious"
     (tmp_path / "model.zip").write_bytes(b"no zip")
     code, _, err = call(push, "model.zip", "me/toy", "--folder", "out")
     assert code == 2 and len(err.splitlines()) == 1

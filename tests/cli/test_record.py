@@ -13,9 +13,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.enjoy import record
-from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, VideoWriter, choose_renderer, free_name
+from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, VideoWriter, choose_renderer
 from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET, seed_episodes
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.free_name import free_name
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.plots.common import METHOD_NAMES, PALETTE
 from sb3_dmpo.plots.overlay import Overlay

@@ -111,6 +111,27 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "from [-2.0, 0.0] to [2.0, 10.0]" in lines[6]
 
 
+def test_pictures_replace_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_dataset("my/own-v0")
+    rng = np.random.default_rng(0)
+    arrays = {"observations": rng.normal(size=(9, 3)), "actions": np.zeros((9, 2)), "rewards": np.zeros(9)}
+    np.savez("my-own-v0.npz", **arrays, terminals=np.arange(9) == 8, timeouts=np.zeros(9))
+    Path("my-own-v0.png").write_text("precious")
+    for dataset, picture in (("my/own-v0", "my-own-v0-2.png"), ("my-own-v0.npz", "my-own-v0-3.png")):
+        assert describe([dataset]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].split() == ["figure", picture]
+        assert Path(picture).stat().st_size > 5000
+    assert Path("my-own-v0.png").read_text() == "precious"
+    # What is asked for by name is replaced, if it can be a picture.
+    assert describe(["my/own-v0", "--figure", "my-own-v0.png"]) == 0
+    assert Path("my-own-v0.png").stat().st_size > 5000
+    before = Path("my-own-v0.npz").read_bytes()
+    assert describe(["my/own-v0", "--figure", "my-own-v0.npz"]) == 2
+    assert "--figure my-own-v0.npz has to end in .png" in capsys.readouterr().err
+    assert Path("my-own-v0.npz").read_bytes() == before
+
+
 def test_command_faults(capsys: pytest.CaptureFixture[str]) -> None:
     assert describe(["tests/nothing-v0"]) == 2
     error = capsys.readouterr().err

@@ -1,15 +1,17 @@
 """``sb3_dmpo describe ID``: what a dataset is like, before anything is trained on it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sb3_dmpo.cli.errors import Parser
+from sb3_dmpo.cli.errors import Parser, UsageError
+from sb3_dmpo.cli.free_name import free_name
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.multimodality import FALSE_ALARMS, Multimodality
+from sb3_dmpo.data.paths import FILE_SUFFIXES
 from sb3_dmpo.data.report import DatasetReport, describe_dataset
-from sb3_dmpo.envs.registration import environment_name
 
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -20,20 +22,27 @@ def run(argv: Sequence[str]) -> None:
 
     :param argv: arguments
     :raises DatasetError: the dataset is not there or not usable
+    :raises UsageError: the figure is to be something else than a picture
     """
     parser = Parser(prog="sb3_dmpo describe", description="Episodes, returns, actions, and whether DMPO is likely to help.")
     parser.add_argument("dataset", help="Minari id, or path of a file (D4RL, d3rlpy, OGBench) or of a replay buffer")
     parser.add_argument("--download", action="store_true", help="fetch the dataset through Minari if it is not there")
-    parser.add_argument("--figure", metavar="FILE.png", help="where the histograms go (default: <dataset>.png in this folder)")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE.png",
+        help="where the histograms go (default: <dataset>.png, <dataset>-2.png, ... in this folder)",
+    )
     parser.add_argument("--clip-actions", action="store_true", help="clip actions outside the bounds, and say how many")
     options = parser.parse_args(argv)
+    if options.figure and Path(options.figure).suffix.lower() != ".png":
+        raise UsageError(f"--figure {options.figure} has to end in .png.")
     transitions = load_transitions(options.dataset, download=options.download, clip_actions=options.clip_actions)
     report = describe_dataset(transitions)
     if not transitions.has_rewards:
         print(f"{'rewards':<14} none are recorded: only BC can learn from it, and the returns below mean nothing")
     for name, value in report_lines(report):
         print(f"{name:<14} {value}")
-    path = Path(options.figure or f"{environment_name(options.dataset)}.png")
+    path = Path(options.figure) if options.figure else free_name(Path(_picture_name(options.dataset)))
     try:
         from sb3_dmpo.plots.dataset import plot_report
     except ImportError:
@@ -41,6 +50,13 @@ def run(argv: Sequence[str]) -> None:
         return
     plot_report(report, path)
     print(f"{'figure':<14} {path}")
+
+
+def _picture_name(dataset: str) -> str:
+    """Name of a dataset's picture, e.g. ``D4RL-pen-human-v2.png``."""
+    name = Path(dataset).stem if dataset.lower().endswith(FILE_SUFFIXES) else dataset
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return f"{plain or 'dataset'}.png"
 
 
 def report_lines(report: DatasetReport) -> list[tuple[str, str]]:

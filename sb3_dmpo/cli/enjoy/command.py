@@ -13,8 +13,9 @@ import gymnasium as gym
 
 import sb3_dmpo
 from sb3_dmpo.cli.configs import REFUSED_KEYS
-from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, choose_renderer, free_name, has_display
+from sb3_dmpo.cli.enjoy.record import EpisodeCounter, RecordingEnv, choose_renderer, has_display
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.free_name import free_name
 from sb3_dmpo.cli.literals import read_yaml
 from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped

@@ -39,19 +39,6 @@ def choose_renderer() -> None:
             return
 
 
-def free_name(path: Path) -> Path:
-    """
-    A name for a video that is not taken: ``dmpo.mp4``, ``dmpo-2.mp4``, ...
-
-    :param path: the name that is wanted
-    """
-    name, number = path, 1
-    while name.exists():
-        number += 1
-        name = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return name
-
-
 class EpisodeCounter(DummyVecEnv):
     """
     Environments that remember how their episodes went, and end rl_zoo3's loop (as Ctrl-C does) after enough of them.

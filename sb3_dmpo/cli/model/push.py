@@ -5,7 +5,21 @@ from pathlib import Path
 
 from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.files.plain_text import FileError
-from sb3_dmpo.hub import push_to_hub, write_repository
+from sb3_dmpo.hub import CARD, MADE_BY, push_to_hub, write_repository
+
+
+def _check_folder(folder: Path) -> None:
+    """
+    Refuse a folder with other files, among which a README.md would be replaced.
+
+    :param folder: where the repository is to be written
+    :raises UsageError: there is something in it, and not from ``push``
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    card = folder / CARD
+    if not card.is_file() or MADE_BY not in card.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"--folder {folder} holds other files: name a new folder, or one that push has written.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -13,7 +27,7 @@ def run(argv: Sequence[str]) -> None:
     Upload a model as the command line says.
 
     :param argv: arguments
-    :raises UsageError: the file is no model's
+    :raises UsageError: the file is no model's, or the folder not free
     """
     parser = Parser(
         prog="sb3_dmpo push",
@@ -23,10 +37,11 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("repo_id", metavar="USER/NAME")
     parser.add_argument("--command", help="what was typed to train it (default: what the run has written down)")
     parser.add_argument("--message", default="Add model", help="message of the commit")
-    parser.add_argument("--folder", type=Path, help="write what would be uploaded into this folder, and stop")
+    parser.add_argument("--folder", type=Path, help="write what would be uploaded into this new folder, and stop")
     options = parser.parse_args(argv)
     try:
         if options.folder is not None:
+            _check_folder(options.folder)
             names = write_repository(options.model, options.folder, options.repo_id, options.command)
             print(f"{options.folder}: {', '.join(names)}")
         else:
