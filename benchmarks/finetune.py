@@ -86,7 +86,7 @@ def scratch(options: argparse.Namespace) -> None:
         eval_env,
         options.dataset,
         options.eval_episodes,
-        options.seed + EVAL_SEED_OFFSET,
+        options.seed,
         on_result,
         n_eval_episodes=options.eval_episodes,
         eval_freq=options.eval_freq,

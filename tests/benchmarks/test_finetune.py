@@ -13,8 +13,10 @@ from sb3_dmpo.cli.results import FINETUNE_COLUMNS
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 
 
-def test_rows_of_the_baseline(tmp_path: Path) -> None:
+def test_rows_of_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_two_goals_dataset()
+    seeds: list[int] = []
+    monkeypatch.setattr("sb3_dmpo.cli.train.callbacks.seed_episodes", lambda env, seed: seeds.append(seed))
     path = tmp_path / "r.csv"
     arguments = ["--dataset", TWO_GOALS_DATASET_ID, "-n", "6", "--eval-freq", "4", "--eval-episodes", "2"]
     assert main(["scratch", *arguments, "--results", str(path)]) == 0
@@ -22,6 +24,8 @@ def test_rows_of_the_baseline(tmp_path: Path) -> None:
     found = [(row["algorithm"], row["updates"], row["env_steps"], row["evaluation"]) for row in rows]
     # The first steps are random ones, without updates.
     assert found == [(SCRATCH, "0", "4", "training"), (SCRATCH, "0", "6", "final")]
+    # The final evaluation has the episodes of the model beside it: the offset is added to the run's seed once.
+    assert set(seeds) == {0}
 
 
 def test_figure(tmp_path: Path) -> None:
