@@ -6,8 +6,6 @@ Trains the setting with none of its options, with each alone, with all, and with
 """
 
 import argparse
-import csv
-import io
 import subprocess
 import sys
 from collections import defaultdict
@@ -19,6 +17,7 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
+from sb3_dmpo.cli.results import read_rows, write_rows
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import PALETTE
 
@@ -85,18 +84,6 @@ def command(
     return ["-m", "sb3_dmpo", "train", *run, "-params", *params]
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """
-    The rows of a CSV file; none if it is not there.
-
-    :param path: the file
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def run(
     dataset: str, seed: int, updates: int, logs: Path, output: Path, evaluations: int = 20, compiled: bool = False
 ) -> None:
@@ -112,7 +99,7 @@ def run(
     :param compiled: compile the updates
     """
     for variant, arguments in variants().items():
-        done = rows_of(output)
+        done = read_rows(output)
         if any((row["variant"], row["dataset"], row["seed"]) == (variant, dataset, str(seed)) for row in done):
             continue
         folder = logs / dataset.replace("/", "-") / variant.replace(" ", "_") / f"seed_{seed}"
@@ -120,13 +107,8 @@ def run(
         print(f"{dataset}, seed {seed}: {variant}", flush=True)
         eval_freq = max(updates // evaluations, 1)
         subprocess.run([sys.executable, *command(dataset, seed, updates, eval_freq, folder, arguments, compiled)], check=True)
-        rows = [*done, *({"variant": variant} | row for row in rows_of(folder / "results.csv"))]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        with atomic_write(output) as file:
-            file.write(text.getvalue().encode())
+        rows = [*done, *({"variant": variant} | row for row in read_rows(folder / "results.csv"))]
+        write_rows(output, list(rows[0]), rows)
 
 
 def summary(rows: list[dict[str, str]]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -189,8 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     for dataset in options.datasets:
         run(dataset, options.seed, options.updates, options.logs, options.output, options.evaluations, options.compile)
     if options.draw:
-        draw(rows_of(options.output), PICTURE)
-    for (dataset, variant), (mean, worst) in summary(rows_of(options.output)).items():
+        draw(read_rows(options.output), PICTURE)
+    for (dataset, variant), (mean, worst) in summary(read_rows(options.output)).items():
         print(f"{dataset:28s} {variant:36s} mean {mean:6.1f}  worst {worst:6.1f}")
 
 

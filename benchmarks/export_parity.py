@@ -7,7 +7,7 @@ thread. Observations are drawn around the data, three times as wide.
 """
 
 import argparse
-import csv
+import shlex
 import sys
 import tempfile
 import time
@@ -23,7 +23,7 @@ from gymnasium import spaces
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, OfflineAlgorithm
-from sb3_dmpo.cli.results import commit
+from sb3_dmpo.cli.results import commit, write_rows
 from sb3_dmpo.data.preprocessing import flat_slices
 from sb3_dmpo.envs.registration import make_evaluation_env
 
@@ -173,18 +173,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/export_parity.csv"))
     options = parser.parse_args()
     th.set_num_threads(1)
-    common = {"command": f"python benchmarks/export_parity.py {' '.join(sys.argv[1:])}".strip(), "commit": commit()}
+    common = {
+        "command": shlex.join(["python", "benchmarks/export_parity.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "version": sb3_dmpo.__version__,
+    }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for dataset in options.datasets:
             for name in options.algorithms:
                 rows.append(measure(name, dataset, options.updates, options.observations, Path(folder)) | common)
                 sys.stdout.write(", ".join(f"{key} {value}" for key, value in rows[-1].items() if key not in common) + "\n")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], "version"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | {"version": sb3_dmpo.__version__} for row in rows)
+    write_rows(options.output, list(rows[0]), rows)
 
 
 if __name__ == "__main__":

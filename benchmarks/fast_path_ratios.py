@@ -3,12 +3,11 @@ What every fast path is worth: ``python benchmarks/fast_path_ratios.py`` trains 
 there for speed alone, in turn with each other and with SB3's TD3, and writes ``benchmarks/results/fast_path_ratios.csv``.
 
 Something plain takes the place of a piece while a contender runs; the package itself has no such switch. ``--quick`` is for a
-look. In the CSV, rows of deleted pieces come from this script as it was when they still existed; it called the gate's table
-a sweep.
+look. In the CSV, rows of deleted pieces come from this script as it was when they still existed; there, "sweep" means the
+gate's table.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from torch import nn
 from benchmarks.timing import ours
 from benchmarks.timing.rows import number, origin, spread
 from benchmarks.timing.turns import OURS, QUICK, Contender, Effort, arena, in_turn
+from sb3_dmpo.cli.results import read_rows, write_rows
 from sb3_dmpo.common.networks import chosen_actions
 from sb3_dmpo.cql import action_tables
 from sb3_dmpo.dmpo import gate
@@ -160,16 +160,10 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     :param path: CSV file
     :param rows: the rows
     """
-    found: dict[Any, dict[str, Any]] = {}
-    if path.exists():
-        with open(path, encoding="utf-8", newline="") as file:
-            found = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+    found: dict[Any, dict[str, Any]] = {tuple(row[name] for name in KEY): dict(row) for row in read_rows(path)}
     for row in rows:
         found.setdefault(tuple(row[name] for name in KEY), {}).update(row)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found.values())
+    write_rows(path, COLUMNS, found.values())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

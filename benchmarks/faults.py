@@ -6,8 +6,6 @@ Fault campaigns: kills, damaged and hostile files, full disks, wrong input, an h
 """
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +24,7 @@ from benchmarks.fault_campaigns.inputs import wrong_input
 from benchmarks.fault_campaigns.kills import kills_during_save, kills_during_training
 from benchmarks.fault_campaigns.soak import soak
 from benchmarks.fault_campaigns.versions import other_versions
-from sb3_dmpo.cli.results import commit
-from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.cli.results import commit, read_rows, write_rows
 
 
 def campaigns(scale: float) -> dict[str, Callable[[], list[Row]]]:
@@ -88,17 +85,9 @@ def write(path: Path, rows: list[Row]) -> None:
     :param path: CSV file
     :param rows: lines of the results
     """
-    kept = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            names = {result["campaign"] for result in rows}
-            kept = [result for result in csv.DictReader(file) if result["campaign"] not in names]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*kept, *rows])
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode("utf-8"))
+    names = {result["campaign"] for result in rows}
+    kept = [result for result in read_rows(path) if result["campaign"] not in names]
+    write_rows(path, list(rows[0]), [*kept, *rows])
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ Trains in float32 and then computes the same updates with the gate in both preci
 """
 
 import argparse
-import csv
 from collections import defaultdict
 from pathlib import Path
 
 import torch as th
 
 from sb3_dmpo import DMPO
-from sb3_dmpo.cli.results import commit
+from sb3_dmpo.cli.results import append_lines, commit, csv_line
 from sb3_dmpo.common.type_aliases import OfflineBatch
 
 RESULTS = Path(__file__).parent / "results" / "gate_precision.csv"
@@ -89,12 +88,7 @@ def main() -> None:
     row |= {"command": command, "commit": commit()}
     for name, value in row.items():
         print(f"{name:38s} {value}")
-    is_new = not options.output.exists()
-    with options.output.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    append_lines(options.output, csv_line(list(row.values())), csv_line(list(row)))
 
 
 if __name__ == "__main__":

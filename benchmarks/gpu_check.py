@@ -13,7 +13,6 @@ compile: it is the script that is tried there.
 
 import argparse
 import contextlib
-import csv
 import itertools
 import platform
 import shlex
@@ -36,6 +35,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_dmpo import ALGOS, OfflineAlgorithm, __version__
+from sb3_dmpo.cli.results import write_rows
 from sb3_dmpo.common import capture, compilation, offline_algorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.compilation import undone
@@ -554,23 +554,18 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     origin = (device_name(device), th.__version__, commit(), shlex.join(["python", "benchmarks/gpu_check.py", *given]))
     print(f"{origin[0]}, PyTorch {origin[1]}, sb3_dmpo {origin[2]}")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(stood_in_for(device, options.quick))
-        writer = None
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(output.open("w", newline="", encoding="utf-8"))
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+    written: list[dict[str, Any]] = []
+    with stood_in_for(device, options.quick):
         check = Check(device, QUICK if options.quick else FULL)
         failed = False
         for row in rows(check, options.algos, start + 60 * options.minutes, options.dataset):
             spread = f" ({shown(row.low)} to {shown(row.high)})" if row.low != "" else ""
             value = f"{shown(row.value)} {row.unit}{spread}".strip()
             print(f"{row.check:26} {row.algorithm:9} {row.mode:22} {value:48} {row.note}".rstrip(), flush=True)
-            if writer is not None:
-                writer.writerow((*row, *origin))
-                file.flush()
+            written.append(dict(zip(COLUMNS, (*row, *origin), strict=True)))
+            if output is not None:
+                # After every row: the last ones take long, and the device may be gone before.
+                write_rows(output, COLUMNS, written)
             failed |= isinstance(row.value, str) and row.value not in ("yes", "no time left")
             failed |= "went on without" in row.note
     return int(failed)

@@ -8,6 +8,7 @@ Spearman's rank correlations and the returns of the checkpoints that each criter
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,12 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.configs import RUN_KEYS, config_path, find_entry, parse_values
-from sb3_dmpo.cli.results import commit, read_rows
+from sb3_dmpo.cli.results import commit, read_rows, write_rows
 from sb3_dmpo.common.evaluation import evaluate_policy
 from sb3_dmpo.common.offline_selection import offline_measures, offline_score
 from sb3_dmpo.data import dataset_spaces, load_transitions
 from sb3_dmpo.envs.registration import make_evaluation_env
-from sb3_dmpo.files.save_util import atomic_write, preserved_random_state
+from sb3_dmpo.files.save_util import preserved_random_state
 
 CRITERIA = ("fqe", "initial_value", "action_distance")
 COLUMNS = ("algorithm", "dataset", "seed", "updates", "return_mean", "return_std", "n_episodes", "fqe", "fqe_std")
@@ -140,22 +141,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Replace a file.
+    A row with as many digits as say something.
 
-    :param path: CSV file
-    :param columns: its columns
-    :param rows: its rows
+    :param row: the row
     """
-    lines = [",".join(columns)]
-    for row in rows:
-        texts = [
-            f"{value:.6g}" if isinstance(value, float) else str(value) for value in (row.get(name, "") for name in columns)
-        ]
-        lines.append(",".join(f'"{text}"' if "," in text else text for text in texts))
-    with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode("utf-8"))
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -209,14 +201,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     th.set_num_threads(1)
     options.commit = commit()
-    options.command = f"python benchmarks/offline_selection.py {' '.join(sys.argv[1:] if argv is None else argv)}"
+    options.command = shlex.join(["python", "benchmarks/offline_selection.py", *(sys.argv[1:] if argv is None else argv)])
     for dataset in options.datasets:
         new = run(dataset, options)
         key = (options.algo, dataset, str(options.seed))
         kept = [row for row in read_rows(options.output) if (row["algorithm"], row["dataset"], row["seed"]) != key]
-        write(options.output, COLUMNS, [*kept, *new])
+        write_rows(options.output, COLUMNS, [*kept, *map(rounded, new)])
         rows = read_rows(options.output)
-        write(options.output.with_name(f"{options.output.stem}_summary.csv"), SUMMARY, summary(rows))
+        write_rows(options.output.with_name(f"{options.output.stem}_summary.csv"), SUMMARY, summary(rows))
     if options.plot is not None:
         plot(read_rows(options.output), options.plot)
     return 0

@@ -1,7 +1,5 @@
 """Rows of the tables: medians with their spread, ratios, and what is needed to get them again."""
 
-import csv
-import io
 import platform
 import shlex
 import sys
@@ -13,8 +11,7 @@ import numpy as np
 import torch as th
 
 import sb3_dmpo
-from sb3_dmpo.cli.results import commit
-from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.cli.results import commit, read_rows, write_rows
 
 COLUMNS = (
     "table",
@@ -107,18 +104,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     :param rows: the rows
     """
     measured_now = {(row["table"], row["case"], str(row.get("threads", ""))) for row in rows}
-    kept: list[Row] = []
-    if path.exists():
-        with open(path, encoding="utf-8", newline="") as file:
-            found = list(csv.DictReader(file))
-        kept = [row for row in found if (row["table"], row["case"], row["threads"]) not in measured_now]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted([*kept, *rows], key=lambda row: str(row["table"])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(str(path)) as file:
-        file.write(text.getvalue().encode())
+    kept: list[Row] = [row for row in read_rows(path) if (row["table"], row["case"], row["threads"]) not in measured_now]
+    write_rows(path, COLUMNS, sorted([*kept, *rows], key=lambda row: str(row["table"])))
 
 
 def line(row: Row) -> str:

@@ -16,6 +16,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.common.updates import ERROR_PERCENTILES
+from sb3_dmpo.files.save_util import atomic_write
 
 COLUMNS = (
     "algorithm",
@@ -228,6 +229,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Replace a CSV file, in one piece.
+
+    :param path: the file; its folder is made if it is not there
+    :param columns: names of all columns
+    :param rows: values by column; what is missing is left empty
+    :raises ValueError: a row has a value for no column
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode("utf-8"))
 
 
 def csv_line(values: Sequence[Any]) -> str:

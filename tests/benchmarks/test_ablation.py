@@ -62,7 +62,7 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ablation.run("a/b-v0", 3, 100, tmp_path / "logs", output, evaluations=2, compiled=True)
     assert len(commands) == len(ablation.variants())
     assert all(value_of(command, "--eval-freq") == "50" and "compile:True" in command for command in commands)
-    rows = ablation.rows_of(output)
+    rows = ablation.read_rows(output)
     assert [row["variant"] for row in rows] == list(ablation.variants())
     assert {(row["dataset"], row["seed"]) for row in rows} == {("a/b-v0", "3")}
 

@@ -1,5 +1,6 @@
 """The comparison of measures without an environment with true returns."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,15 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "components_used": 3.0,
         },
     )
-    path = tmp_path / "o.csv"
+    path = tmp_path / 'a "strange", long name.csv'
     arguments = ["--datasets", TWO_GOALS_DATASET_ID, "--updates", "4", "--checkpoints", "2", "--episodes", "2"]
     for _ in range(2):
         # The same run again replaces its rows.
         assert main([*arguments, "--output", str(path)]) == 0
     assert [row["updates"] for row in read_rows(path)] == ["2", "4"]
-    assert len(read_rows(tmp_path / "o_summary.csv")) == 3
+    assert len(read_rows(path.with_name(f"{path.stem}_summary.csv"))) == 3
+    command = read_rows(path)[0]["command"]
+    assert shlex.split(command)[2:] == [*arguments, "--output", str(path)]
     pytest.importorskip("matplotlib")
     assert main(["--plot", str(path.with_suffix(".png")), "--output", str(path)]) == 0
     assert path.with_suffix(".png").stat().st_size > 5000

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stable_baselines3.common.logger import Logger
 
-from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile, append_lines, read_rows, read_tables
+from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile, append_lines, read_rows, read_tables, write_rows
 from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, ProgressFile, read_progress
 
 HEADER = "a,b,c\n"
@@ -41,6 +41,20 @@ def test_a_full_disk_leaves_no_half_row(tmp_path: Path, extra: int) -> None:
     assert error.value.errno == errno.EFBIG and path.read_text() == before
     append_lines(path, "7,8,9\n", HEADER)
     assert path.read_text() == before + "7,8,9\n"
+
+
+def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "r.csv"
+    rows = [{"a": 'say "no", or\nnot', "b": 1.5}, {"b": ""}]
+    write_rows(path, ("a", "b", "c"), rows)
+    assert read_rows(path) == [{"a": rows[0]["a"], "b": "1.5", "c": ""}, {"a": "", "b": "", "c": ""}]
+    before = path.read_bytes()
+    assert b"\r" not in before
+    with pytest.raises(ValueError, match="'d'"):
+        write_rows(path, ("a", "b", "c"), [{"a": 1}, {"d": 2}])
+    with room(3), pytest.raises(OSError):
+        write_rows(path, ("a", "b"), [])
+    assert path.read_bytes() == before and os.listdir(path.parent) == ["r.csv"]
 
 
 @pytest.mark.parametrize("torn", ["4,5", "4,5,6", "4,5,\u00e4"])
