@@ -94,6 +94,10 @@ def _may_be_hdf5(path: Path) -> bool:
 def _format_of_zip(path: Path, label: str) -> Format:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+    if {"fingerprint.npy", "newest.npy", "oldest.npy", "transform.npy"} <= set(names):
+        what = "it holds transitions that learn_online has collected beside a dataset, as save_replay_buffer writes them"
+        how = "Give it to load_replay_buffer of a model with that dataset; for data of an agent there is `sb3_dmpo collect`"
+        raise DatasetError.at(label, what, how)
     if any(name.endswith(".npy") for name in names):
         return "npz"
     if "data" in names and any(name.endswith(".pth") for name in names):

@@ -122,6 +122,10 @@ def test_grid_and_commands(call: Callable[..., Outcome]) -> None:
     [
         (["--seeds", "x"], "--seeds x"),
         (["--vary", "n_components"], "--vary"),
+        (["--vary", "foo", "1", "2", "--dry-run"], "dmpo has no hyperparameter 'foo'"),
+        (["--vary", "n_components", "0", "2", "--dry-run"], "n_components is 0, expected a whole number of at least 2"),
+        (["-params", "gamma", "--dry-run"], "'gamma' is no setting: write NAME:VALUE"),
+        (["-params", "batch_size:dict(", "--dry-run"], "cannot read the value"),
         (["--jobs", "0"], "--jobs"),
         (["--datasets", "nobody/knows/it-v0"], "nobody/knows/it-v0"),
         (["--", "--seed", "3"], "--seed"),

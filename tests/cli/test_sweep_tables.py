@@ -128,6 +128,7 @@ def test_hours_are_those_of_the_measurements(call: Callable[..., Outcome], tmp_p
         ("- {algos: [bc], n_timesteps: yes}", "n_timesteps is True"),
         ("- {algos: [bc], vary: {tau: 1}}", "tau"),
         ("- {algos: [bc], train: [--seed, '3']}", "--seed behind"),
+        ("- {algos: [bc, iql], hyperparams: {expectile: 0.7}}", "grid 1: bc has no hyperparameter 'expectile'"),
     ],
 )
 def test_what_a_grid_must_not_say(tmp_path: Path, text: str, word: str) -> None:

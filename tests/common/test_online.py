@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dmpo import ALGOS, TD3BC, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.callbacks import OnlineCheckpointCallback
-from sb3_dmpo.data import DatasetError
+from sb3_dmpo.data import DatasetError, open_dataset
 from sb3_dmpo.files.plain_text import DamagedFileError
 from tests.contract import DATA, DICT_DATA, Counter, LogKeeper, assert_same, copies, differs, make, random_states, vec_env
 from tests.toy_data import ACTION_HIGH, ACTION_LOW, EPISODE_LENGTH, DriftEnv, box_space, make_transitions, nested_space
@@ -270,6 +270,8 @@ def test_checkpoints_of_sb3(tmp_path: Path) -> None:
     other.load_replay_buffer(tmp_path / "rl_model_replay_buffer_10_steps.pkl")
     # SB3's callback comes before the step is stored.
     assert other.replay_buffer.n_added == 9
+    with pytest.raises(DatasetError, match=r"steps\.pkl'.*collected beside a dataset.*load_replay_buffer"):
+        open_dataset(tmp_path / "rl_model_replay_buffer_10_steps.pkl")
 
 
 def test_full_buffer_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_dmpo import ALGOS
+from sb3_dmpo.cli.configs import check_hyperparameters, parse_values
 from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.cli.literals import check_updates, parse_seeds
 from sb3_dmpo.cli.sweep.jobs import Jobs, LocalJobs, SlurmJobs
 from sb3_dmpo.cli.sweep.runs import PlannedRun
 from sb3_dmpo.cli.zoo import algorithm_name
+from sb3_dmpo.common.arguments import check_values
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 
 #: Options of train that the sweep sets.
@@ -107,6 +110,27 @@ def minutes(text: str) -> int:
     return int(text)
 
 
+def _check_params(algo: str, params: Sequence[str]) -> None:
+    """
+    Refuse what every run with these settings would refuse.
+
+    :param algo: name of the algorithm
+    :param params: as after ``-params``
+    :raises UsageError: a name that nobody knows, or a value that is out of its range
+    """
+    for item in params:
+        if ":" not in item:
+            raise UsageError(f"{item!r} is no setting: write NAME:VALUE, e.g. gamma:0.99.")
+    typed = parse_values(dict(item.split(":", 1) for item in params))
+    check_hyperparameters(typed, ALGOS[algo], algo)
+    # A schedule is still a text, e.g. lin_3e-4; the run makes it.
+    plain = {name: value for name, value in typed.items() if not (name.endswith("learning_rate") and isinstance(value, str))}
+    try:
+        check_values(ALGOS[algo], plain)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def make_grid(options: argparse.Namespace, arguments: Sequence[str]) -> list[PlannedRun]:
     """
     The grid: all seeds of a setting beside each other, so that means come early.
@@ -122,6 +146,8 @@ def make_grid(options: argparse.Namespace, arguments: Sequence[str]) -> list[Pla
     if any(len(varied) < 2 for varied in options.vary):
         raise UsageError("--vary needs a hyperparameter and its values, e.g. --vary n_components 4 8 16 32.")
     changes = list(itertools.product(*([f"{key}:{value}" for value in values] for key, *values in options.vary)))
+    for algo, change in itertools.product(options.algos, changes):
+        _check_params(algo, (*options.hyperparams, *change))
     runs = []
     for dataset in options.datasets:
         for algo in options.algos:
