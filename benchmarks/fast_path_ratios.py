@@ -155,15 +155,20 @@ def measure(algo: str, effort: Effort, modes: Sequence[str]) -> list[dict[str, A
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """
-    Write the rows in place of those that they measure again; the others stay in the file.
+    Write the rows in place of those that they measure again; the others stay in the file, also those of another processor of
+    the same name.
 
     :param path: CSV file
     :param rows: the rows
     """
-    found: dict[Any, dict[str, Any]] = {tuple(row[name] for name in KEY): dict(row) for row in read_rows(path)}
+    kept: list[dict[str, Any]] = [dict(row) for row in read_rows(path)]
     for row in rows:
-        found.setdefault(tuple(row[name] for name in KEY), {}).update(row)
-    write_rows(path, COLUMNS, found.values())
+        same = [old for old in kept if all(old[name] == row[name] for name in KEY)]
+        if same:
+            same[-1].update(row)
+        else:
+            kept.append(row)
+    write_rows(path, COLUMNS, kept)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -46,6 +46,11 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fast_path_ratios.write(path, [row | {"verdict": "kept"} for row in rows])
     fast_path_ratios.write(path, [{name: rows[1][name] for name in fast_path_ratios.KEY} | {"speedup": "9"}])
     assert [(row["verdict"], row["speedup"] == "9") for row in read(path)] == [("kept", i == 1) for i in range(3)]
+    # Of another machine whose processor has the same name
+    fast_path_ratios.write(other := tmp_path / "twice.csv", [rows[0] | {"speedup": "7"}])
+    other.write_text(other.read_text() + "".join(path.read_text().splitlines(keepends=True)[1:2]))
+    fast_path_ratios.write(other, [{name: rows[0][name] for name in fast_path_ratios.KEY} | {"speedup": "9"}])
+    assert [row["speedup"] for row in read(other)] == ["7", "9"]
 
 
 @pytest.mark.parametrize(
