@@ -177,6 +177,7 @@ class _Stack:
 
     def update(self) -> list[Callable[[], None]]:
         """One update of every model; what notes its metrics, by model."""
+        self._check_rates()
         for model in self.models:
             model._begin_update()
         if self._captured.is_on:
@@ -185,6 +186,19 @@ class _Stack:
                 return [partial(model._metrics.written, names, model._n_updates) for model in self.models]
         metrics = self._update(self._draw())
         return [partial(model._metrics.append, own, model._n_updates) for model, own in zip(self.models, metrics, strict=True)]
+
+    def _check_rates(self) -> None:
+        """Refuse learning rates that a callback has changed in some models only: one tensor holds that of all."""
+        progress = self._first._current_progress_remaining
+        for name, (_, schedule, _) in self._first._optimizers.items():
+            expected = schedule(progress)
+            for i, model in enumerate(self.models[1:], start=1):
+                rate = model._optimizers[name][1](progress)
+                if rate != expected:
+                    raise ValueError(
+                        f"Models that learn together have the same learning rates: that of {name} is {expected:g} in number 0 "
+                        f"and {rate:g} in number {i}. Let callbacks set it in all of them, or train one after the other."
+                    )
 
     def _draw(self) -> list[Any]:
         for model in self.models:

@@ -392,6 +392,27 @@ def test_a_callback_belongs_to_one_model() -> None:
     assert seen == [0, 1, 0, 1]
 
 
+class NewRate(BaseCallback):
+    """Assigns a learning rate after the third update."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 3:
+            self.model.learning_rate = 1e-2
+        return True
+
+
+def test_a_learning_rate_that_is_assigned_counts_for_all_or_is_refused() -> None:
+    """One tensor holds the rates of all models."""
+    alone = make("bc", dataset=DATA).learn(6, callback=NewRate())
+    together = models("bc", 2)
+    learn_together(together, 6, [NewRate(), NewRate()])
+    assert_close(together[0], alone)
+    for callbacks in ([NewRate(), None], [None, NewRate()]):
+        with pytest.raises(ValueError, match=r"the same learning rates: that of actor is .* in number 0 and .* in number 1"):
+            learn_together(together := models("bc", 2), 6, callbacks)
+        assert [model._n_updates for model in together] == [3, 3]
+
+
 def test_after_learning_online_they_end_as_on_their_own() -> None:
     """Whatever the share of collected transitions was in a minibatch there, now they are drawn like the others."""
 

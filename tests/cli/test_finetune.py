@@ -61,6 +61,8 @@ def test_killed_and_resumed(call: Callable[..., Outcome], tmp_path: Path) -> Non
     )
     changed = call(train, *RUN, "noise_std:0.2", *SMALL, "--resume")
     assert_one_line(changed, "begun with other settings", "noise_std: 0.1 before, 0.2 now")
+    longer = call(train, *(word if word != "24" else "48" for word in RUN), *SMALL, "--resume")
+    assert_one_line(longer, "begun with other settings", "finetune: 24 before, 48 now")
 
 
 @pytest.mark.parametrize(
