@@ -7,7 +7,6 @@ alone, up to rounding.
 """
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_dmpo.common import ranks
+from sb3_dmpo.common.arguments import constructor_arguments
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.capture import CapturedUpdates
 from sb3_dmpo.common.compilation import (
@@ -33,8 +33,7 @@ from sb3_dmpo.several_seeds.stacked_graph import stack_graph
 
 #: Arguments that models may differ in. Learning rates may be functions, and are compared by what they return.
 _OWN_ARGUMENTS = {
-    *("self", "args", "kwargs", "unknown", "seed", "env", "dataset", "download", "verbose", "tensorboard_log"),
-    *("stats_window_size", "device", "policy", "_init_setup_model"),
+    *("dataset", "device", "download", "env", "policy", "seed", "stats_window_size", "tensorboard_log", "verbose"),
 }
 _PROGRESS = (1.0, 0.9, 0.5, 0.1, 0.0)
 
@@ -54,8 +53,7 @@ class DivergedSeedsError(FloatingPointError):
 
 def _settings(model: OfflineAlgorithm) -> dict[str, Any]:
     """What an update depends on, by name."""
-    classes = [cls for cls in type(model).__mro__ if issubclass(cls, OfflineAlgorithm)]
-    names = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} - _OWN_ARGUMENTS
+    names = constructor_arguments(type(model)).keys() - _OWN_ARGUMENTS
     settings = {name: getattr(model, name, None) for name in sorted(names) if not name.endswith("learning_rate")}
     settings["device"] = model.device
     settings["policy"] = model.policy_class
