@@ -57,6 +57,7 @@ def _settings(model: OfflineAlgorithm) -> dict[str, Any]:
     settings = {name: getattr(model, name, None) for name in sorted(names) if not name.endswith("learning_rate")}
     settings["device"] = model.device
     settings["policy"] = model.policy_class
+    settings["target_bounds"] = model.target_bounds
     settings["number of updates done"] = model._n_updates
     settings["number of timesteps done"] = model.num_timesteps
     for name, (optimizer, schedule, _) in model._optimizers.items():

@@ -19,6 +19,7 @@ from sb3_dmpo.common import compilation
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.policies import DeterministicPolicy
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
+from sb3_dmpo.data import Transitions
 from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, _Stack, learn_together
 from tests.common.test_compilation import NoSynchronisation
 from tests.contract import DATA, Counter, LogKeeper, assert_same, make, vec_env
@@ -390,6 +391,16 @@ def test_a_callback_belongs_to_one_model() -> None:
     # A function has no state that would be one model's.
     learn_together(together, 2, [note, note])
     assert seen == [0, 1, 0, 1]
+
+
+def test_value_bounds_of_other_data_are_refused() -> None:
+    """A recorded update has the bounds of one of them."""
+    others = Transitions(**vars(DATA) | {"rewards": 100.0 * DATA.rewards, "fingerprint": "larger"})
+    for options in ({"name": "lapo", "reward_scale": 1.0}, {"name": "dmpo", "value_targets": True}):
+        together = [make(**options, dataset=data, seed=seed) for seed, data in enumerate((DATA, others))]
+        with pytest.raises(ValueError, match=r"differ by their seeds alone: target_bounds is "):
+            learn_together(together, 2)
+        assert [model._n_updates for model in together] == [0, 0]
 
 
 class NewRate(BaseCallback):
