@@ -65,6 +65,13 @@ def test_killed_and_resumed(call: Callable[..., Outcome], tmp_path: Path) -> Non
     assert_one_line(longer, "begun with other settings", "finetune: 24 before, 48 now")
 
 
+def test_tuples_among_the_settings_are_no_others(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    command = [*RUN[:-1], "train_freq:(1,'episode')", "learning_starts:8", *SMALL]
+    assert call(train, *command)[0] == 0
+    code, out, err = call(train, *command, "--resume")
+    assert code == 0 and "finetune/TwoGoals-v0.zip was finished before" in out, err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -75,6 +82,7 @@ def test_killed_and_resumed(call: Callable[..., Outcome], tmp_path: Path) -> Non
         (["--finetune", "5", "--finetune-params", "noise_std:True"], ["noise_std", "at least 0"]),
         (["--finetune", "5", "--finetune-params", "online_ratio:2"], ["online_ratio is 2", "from 0 to 1"]),
         (["--finetune", "5", "--finetune-params", "train_freq:(1,'day')"], ["train_freq", "episode"]),
+        (["--finetune", "5", "--finetune-params", "train_freq:(1,'episode')", "n_envs:2"], ["whole episodes", "n_envs is 2"]),
         (["--finetune-params", "n_envs:2"], ["needs --finetune"]),
         (["--finetune", "-5"], ["positive number"]),
         (["--finetune", "5", "-optimize"], ["does not go with -optimize"]),

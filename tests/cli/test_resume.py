@@ -113,6 +113,8 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: P
     )
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-n", "50"), "-n: 40 before, 50 now")
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
+    other_env = ["--env-kwargs", "max_episode_steps:20", "-f", "whole", "--resume"]
+    assert_one_line(call(train, *RUN, *other_env), "--env-kwargs: None before, {'max_episode_steps': 20} now")
     for path in (tmp_path / "whole" / FOLDER).glob("*[04].zip"):
         path.unlink()  # but for two checkpoints
     kept = sorted(path.name for path in (tmp_path / "whole" / FOLDER).iterdir())

@@ -243,6 +243,7 @@ def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], tiny
         (["--env", "TwoGoal-v0"], ["'TwoGoal-v0'", "TwoGoals-v0"]),
         (["--gym-packages", "no_such_package"], ["no_such_package"]),
         (["--eval-episodes", "0"], ["--eval-episodes", "--eval-freq -1"]),
+        (["--n-eval-envs", "0"], ["--n-eval-envs is 0", "at least 1"]),
         (["-params", "n_timesteps:'many'"], ["n_timesteps", "'many'", "whole number"]),
         (["-params", "n_timesteps:0"], ["n_timesteps", "0", "at least 1"]),
         (["-params", "eval_freq:2.5"], ["eval_freq", "2.5", "whole number"]),

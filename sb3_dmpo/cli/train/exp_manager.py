@@ -156,7 +156,7 @@ class OfflineExperimentManager(ExperimentManager):
             raise UsageError(f"{self.config} does not say how many updates to do (n_timesteps): use -n.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
         if self.resumed is not None:
-            self.resumed.check_config(as_yaml(dict(written)), self.args.n_timesteps)
+            self.resumed.check_config(dict(written), self.args)
         self._choose_protocol(hyperparams)
         # Without a state to go on from, the run begins again, and with it the file of its evaluations.
         if self.resumed is not None and self.resumed.checkpoint is not None and self.eval_freq > 0:
@@ -199,6 +199,8 @@ class OfflineExperimentManager(ExperimentManager):
         if self.n_eval_episodes < 1:
             raise UsageError("--eval-episodes has to be at least 1; --eval-freq -1 switches evaluation off.")
         self._refuse_unused(typed)
+        if self.n_eval_envs is not None and self.n_eval_envs < 1:
+            raise UsageError(f"--n-eval-envs is {self.n_eval_envs}, expected a whole number of at least 1.")
         if self.n_eval_envs is None:
             self.n_eval_envs = min(self.n_eval_episodes, _MAX_EVAL_ENVS)
 

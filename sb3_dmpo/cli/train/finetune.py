@@ -12,7 +12,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.cli.literals import parse_value, read_yaml
+from sb3_dmpo.cli.literals import as_yaml, parse_value, read_yaml
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile
 from sb3_dmpo.cli.train.episode_state import record_episodes, restore_episodes, save_episodes
@@ -67,6 +67,11 @@ def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
             check_argument("--finetune-params", name, value, RANGES[name])
     except ValueError as error:
         raise UsageError(str(error)) from None
+    unit = settings["train_freq"][1] if isinstance(settings["train_freq"], tuple) else "step"
+    if unit == "episode" and settings["n_envs"] > 1:
+        raise UsageError(
+            f"--finetune-params: to train after whole episodes needs one environment: n_envs is {settings['n_envs']}."
+        )
     return settings
 
 
@@ -161,13 +166,15 @@ class FineTuningManager(OfflineExperimentManager):
                 **arguments,
             )
         except (TypeError, ValueError, AssertionError) as error:
+            if is_new and model.num_timesteps == 0:  # it has not begun, and may begin with other settings
+                (self.folder / "settings.yml").unlink(missing_ok=True)
             if self.verbose >= 2:
                 raise
             raise UsageError(f"fine-tuning {self.algo} on {self.dataset}: {error}") from error
 
     def _find_checkpoint(self) -> Path | None:
         """The newest state of this stage with its transitions; None if there is none. Writes the settings down."""
-        file, settings = self.folder / "settings.yml", {"finetune": self.n_steps} | self.settings
+        file, settings = self.folder / "settings.yml", as_yaml({"finetune": self.n_steps} | self.settings)
         if file.exists():
             try:
                 before = read_yaml(file)

@@ -1,5 +1,6 @@
 """Finding the run that ``--resume`` goes on with."""
 
+import argparse
 import contextlib
 import re
 from collections.abc import Callable
@@ -11,10 +12,16 @@ from filelock import FileLock, Timeout
 
 from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.literals import read_yaml
+from sb3_dmpo.cli.literals import as_yaml, read_yaml
 from sb3_dmpo.common.arguments import SEED, is_whole
 from sb3_dmpo.common.callbacks import read_evaluations
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
+
+#: Options that a run cannot be continued with others of, beside its settings, and their names in ``args.yml``.
+_OPTIONS = {
+    **{"-n": "n_timesteps", "--clip-actions": "clip_actions"},
+    **{"--env-kwargs": "env_kwargs", "--eval-env-kwargs": "eval_env_kwargs"},
+}
 
 
 @dataclass(frozen=True)
@@ -24,26 +31,29 @@ class InterruptedRun:
 
     :param folder: where it writes
     :param seed: its seed
-    :param n_timesteps: its option ``-n`` (-1: as in the config)
+    :param options: the options it was begun with, by their names in ``args.yml``
     :param config: its settings as they were written
     :param checkpoint: its newest whole state; None: it ended before the first one
     """
 
     folder: Path
     seed: int
-    n_timesteps: int
+    options: dict[str, Any]
     config: dict[str, Any]
     checkpoint: Path | None
 
-    def check_config(self, config: dict[str, Any], n_timesteps: int) -> None:
+    def check_config(self, config: dict[str, Any], options: argparse.Namespace) -> None:
         """
         Refuse to go on with other settings than those the run began with.
 
         :param config: settings of this command, as they were written
-        :param n_timesteps: option ``-n`` of this command
+        :param options: options of this command
         :raises UsageError: they differ
         """
-        check_settings(f"--resume: {self.folder}", self.config | {"-n": self.n_timesteps}, config | {"-n": n_timesteps})
+        known = {option: name for option, name in _OPTIONS.items() if name in self.options}
+        before = {option: self.options[name] for option, name in known.items()}
+        now = {option: as_yaml(getattr(options, name)) for option, name in known.items()}
+        check_settings(f"--resume: {self.folder}", self.config | before, as_yaml(config) | now)
 
 
 def lock_run(folder: Path, locks: contextlib.ExitStack) -> None:
@@ -127,7 +137,7 @@ def find_run(
         if options["dataset"] == dataset and seed in (options["seed"], min(seed, -1)):
             # Before looking for its newest state, which somebody might be writing.
             lock_run(folder, locks)
-            return InterruptedRun(folder, options["seed"], options["n_timesteps"], config, newest_state(folder, env_id))
+            return InterruptedRun(folder, options["seed"], options, config, newest_state(folder, env_id))
     return None
 
 
