@@ -104,9 +104,7 @@ def _usage(algorithm: str | None) -> list[str]:
     ]
 
 
-def write_repository(
-    path: str | Path, folder: Path, repo_id: str, command: str | None = None, observations: Any = None
-) -> list[str]:
+def write_repository(path: str | Path, folder: Path, repo_id: str, command: str | None = None) -> list[str]:
     """
     Everything that goes to the hub, in a folder; names of the files.
 
@@ -114,8 +112,6 @@ def write_repository(
     :param folder: where to write
     :param repo_id: ``user/name``
     :param command: what was typed to train it; None: what the command line has written beside the zip, if it has
-    :param observations: raw observations for the picture of the sub-policies; None: those of the model's dataset if it is
-        on this machine
     """
     from sb3_dmpo.plots.components import plot_components
 
@@ -125,15 +121,18 @@ def write_repository(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(path.read_bytes())
     if command is None:
-        found = sorted(path.parent.glob("*/command.txt"))
+        # The folder of a fine-tuned model lies in that of its run.
+        run = path.parent.parent if path.parent.name == "finetune" else path.parent
+        found = sorted(run.glob("*/command.txt"))
         command = found[0].read_text(encoding="utf-8") if found else None
     is_mixture = hasattr(model.policy, "component_q_values")
-    if observations is None and is_mixture and model.dataset_id:
+    has_picture = False
+    if is_mixture and model.dataset_id:
+        # A dataset that is not on this machine leaves the card without one.
         with contextlib.suppress(DatasetError):
             observations = load_transitions(model.dataset_id, progress_bar=False).observations
-    has_picture = is_mixture and observations is not None
-    if has_picture:
-        plot_components(model.policy, observations, folder / PICTURE, title=method_name(read_summary(path).algorithm))
+            plot_components(model.policy, observations, folder / PICTURE, title=method_name(read_summary(path).algorithm))
+            has_picture = True
     (folder / CARD).write_text(model_card(path, repo_id, command, has_picture), encoding="utf-8")
     return sorted(file.name for file in folder.iterdir())
 

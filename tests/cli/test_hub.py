@@ -147,6 +147,9 @@ def test_the_command_writes_a_folder_offline(
     assert code == 1 and "nothing" in err and len(err.splitlines()) == 1 and not (tmp_path / "nowhere").exists()
     # Its own folder may be written again, a user's may not.
     assert call(push, "model", "me/toy", "--folder", "again")[0] == 0
+    make("td3_bc", env="TwoGoals-v0").save(tmp_path / "other")
+    code, _, err = call(push, "other", "me/toy", "--folder", "again")
+    assert code == 2 and "--folder again is of another model (dmpo-TwoGoals-v0.zip): name a new folder" in err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/README.md").write_text("precious")
     code, _, err = call(push, "model", "me/toy", "--folder", "mine")

@@ -5,21 +5,26 @@ from pathlib import Path
 
 from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.files.plain_text import FileError
-from sb3_dmpo.hub import CARD, MADE_BY, push_to_hub, write_repository
+from sb3_dmpo.files.save_util import path_to_read
+from sb3_dmpo.hub import CARD, MADE_BY, model_file_name, push_to_hub, write_repository
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, name: str) -> None:
     """
     Refuse a folder with other files, among which a README.md would be replaced.
 
     :param folder: where the repository is to be written
-    :raises UsageError: there is something in it, and not from ``push``
+    :param name: what the model's zip is called there
+    :raises UsageError: there is something in it that is not from ``push``, or is another model
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     card = folder / CARD
     if not card.is_file() or MADE_BY not in card.read_text(encoding="utf-8", errors="replace"):
         raise UsageError(f"--folder {folder} holds other files: name a new folder, or one that push has written.")
+    others = sorted(path.name for path in folder.glob("*.zip") if path.name != name)
+    if others:
+        raise UsageError(f"--folder {folder} is of another model ({', '.join(others)}): name a new folder.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -41,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     try:
         if options.folder is not None:
-            _check_folder(options.folder)
+            _check_folder(options.folder, model_file_name(path_to_read(options.model, ".zip")))
             names = write_repository(options.model, options.folder, options.repo_id, options.command)
             print(f"{options.folder}: {', '.join(names)}")
         else:
