@@ -106,7 +106,7 @@ def _call_it(function: Callable[[], None]) -> None:
 def hostile_files() -> list[Row]:
     """
     Every payload in attributes that are pickled, in place of the weights, and as names in the settings: how many are
-    executed. Ours are attacked as they are and without settings, as release 0.1.0 wrote them.
+    executed. Ours are attacked as they are and without settings, as early versions wrote them.
     """
     rows = []
     for system, model, load in ((OURS, make_model("dmpo"), DMPO.load), (STOCK, make_stock(), TD3.load)):

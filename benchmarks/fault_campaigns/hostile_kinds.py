@@ -123,7 +123,7 @@ def _repeated(weights: dict[str, Any]) -> None:
 
 
 def _attributes(**values: Any) -> Callable[[Entries], None]:
-    """Attributes as Stable-Baselines3 keeps them, and as release 0.1.0 did."""
+    """Attributes as Stable-Baselines3 keeps them, and as early versions did."""
 
     def rewrite(entries: Entries) -> None:
         entries.pop(SETTINGS, None)

@@ -41,7 +41,7 @@ COLUMNS = (
 EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
 FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
-#: Whether a mixture is one. Files of release 0.1.0 lack these columns.
+#: Whether a mixture is one. Files of early versions lack these columns.
 DIAGNOSTICS = ("mutual_information", "posterior_entropy", "gate_support", "assigned_distance", "gate_distance")
 #: What a sweep keeps of the logs of its runs, for the figures.
 TRAINING_METRICS = (

@@ -900,7 +900,7 @@ class OfflineReplayBuffer(ReplayBuffer):
                 )
         if not 0 <= oldest <= n_added:
             raise DatasetError(f"The oldest of {n_added} added transitions cannot be number {oldest}: save them again.")
-        # Files of release 0.1.0 and before do not say what follows on what: nothing does then.
+        # Files of early versions do not say what follows on what: nothing does then.
         following = arrays.get("following", np.full(n_added, -1))
         newest = arrays.get("newest", np.full(0, -1))
         for name, places in (("following", following), ("newest", newest)):
@@ -1020,7 +1020,7 @@ class OfflineReplayBuffer(ReplayBuffer):
             _pack_state(state)
         for name in _TENSORS:
             state[name] = _as_tensor(state[name], state["device"])
-        # Buffers pickled by release 0.1.0 and before lack what follows.
+        # Pickled buffers of early versions lack what follows.
         n_places = state["buffer_size"] - state["n_offline"]
         following = state.pop("_following", np.full(n_places, -1))
         state["_following"] = _as_tensor(following, state["device"])
@@ -1036,7 +1036,7 @@ class OfflineReplayBuffer(ReplayBuffer):
 
 def _pack_state(state: dict[str, Any]) -> None:
     """
-    Put the arrays of a buffer that release 0.1.0 or before has pickled into a table.
+    Put the arrays of a pickled buffer of an early version into a table.
 
     :param state: its state
     """

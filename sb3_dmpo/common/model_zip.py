@@ -52,7 +52,7 @@ from sb3_dmpo.files.settings import class_name, encode, encode_schedule
 
 #: Attributes that a model gets after its constructor.
 _KEYS_OF_SETUP = ("action_space", "lr_schedule", "n_envs", "observation_space", "_random_state", "last_evaluation")
-#: Where classes that zips of release 0.1.0 and before name are today, by module.
+#: Where classes that zips of early versions name are today, by module.
 _MOVED = {
     "sb3_dmpo.mix_awac.policies": "sb3_dmpo.awac.policies",
     "sb3_dmpo.common.latent_policies": "sb3_dmpo.lapo.policies",
@@ -184,7 +184,7 @@ def _classes_of(cls: type[Any], trusted: Collection[type]) -> dict[str, type]:
 
 def find_algorithm(stored: StoredModel, algorithms: Mapping[str, type[Any]]) -> str | None:
     """
-    Name of the algorithm whose zip it is; None: none of these. Zips of release 0.1.0 and before do not say it: it is the
+    Name of the algorithm whose zip it is; None: none of these. Zips of early versions do not say it: it is the
     one whose policy it is and that explains most of the attributes.
 
     :param stored: what is in the zip

@@ -1362,7 +1362,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         Load a model. No dataset and no environment are needed, and global random generators are left alone.
 
         Nothing in the file is executed: attributes are read as plain data, and checksums, sizes and names are checked first.
-        (Zips of release 0.1.0 and before hold pickles only, which are read through a list of exact class names.)
+        (Zips of early versions hold pickles only, which are read through a list of exact class names.)
 
         :param path: path of the file (``.zip`` is appended if there is no such file) or a file object, which is read from its
             beginning

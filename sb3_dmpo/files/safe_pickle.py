@@ -1,5 +1,5 @@
 """
-Pickles of unknown origin: replay buffers and agents of Stable-Baselines3, models of release 0.1.0 and before, and what
+Pickles of unknown origin: replay buffers and agents of Stable-Baselines3, models of early versions, and what
 ``torch.save`` writes. A pickle is a program. This machine only notes what it asks for, by exact names from a short list;
 the objects are made afterwards, from values that were checked, and never by what the file calls.
 """

@@ -54,7 +54,7 @@ def with_attributes(path: Path, **changes: Any) -> None:
 
 
 def remove_settings(path: Path) -> None:
-    """What is left is a zip of release 0.1.0."""
+    """What is left is a zip of an early version."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist() if name != "settings.json"}
     with zipfile.ZipFile(path, "w") as archive:

@@ -401,7 +401,7 @@ def test_pickle_of_a_device_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("n_added", [0, 3, 7])
 def test_pickles_with_one_array_for_everything_can_be_read(n_added: int) -> None:
-    """Release 0.1.0 and before held observations, next observations and so on apart."""
+    """Early versions held observations, next observations and so on apart."""
     buffer = OfflineReplayBuffer.from_transitions(make_transitions(), seed=3, extra_capacity=5)
     for i in range(n_added):
         observation = np.full((1, 3), i, np.float32)

@@ -1,4 +1,4 @@
-"""The settings of a zip: what goes in comes out again, what cannot is said when it is saved; and zips of release 0.1.0."""
+"""The settings of a zip: what goes in comes out again, what cannot is said when it is saved; and zips of early versions."""
 
 import functools
 import io
@@ -26,7 +26,7 @@ from tests.contract import DATA, make
 from tests.files.test_safe_zip import OBSERVATION, small_model
 
 OLD = Path(__file__).parent / "old_zips"
-#: What the code of release 0.1.0 predicted for observations of 0.25.
+#: What an early version predicted for observations of 0.25.
 OLD_ACTIONS = {
     "dmpo": [-0.18692487478256226, 1.872660517692566],
     "lp_awac": [-0.15810418128967285, 3.816121816635132],

@@ -53,7 +53,7 @@ def rewritten(content: bytes, change: Callable[[dict[str, bytes]], None], compre
 
 
 def with_attribute(content: bytes, key: str, value: Any) -> io.BytesIO:
-    """A zip as release 0.1.0 wrote it, with pickles as attributes and no settings, and one attribute changed."""
+    """A zip as early versions wrote it, with pickles as attributes and no settings, and one attribute changed."""
 
     def change(entries: dict[str, bytes]) -> None:
         entries.pop("settings.json", None)
