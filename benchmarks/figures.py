@@ -223,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder to write to (default: RESULTS/figures)")
     parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES), help="figures to draw")
     options = parser.parse_args(argv)
+    if not options.results.is_dir():
+        parser.error(f"--results {options.results} is no folder")
     output = options.output or options.results / "figures"
     for name in options.only:
         figure, message = FIGURES[name](options.results)

@@ -191,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=[])
-    parser.add_argument("--algo", default="dmpo", choices=sorted(ALGOS))
+    # Those with critics, all of whose measures there are.
+    algorithms = sorted(name for name, algorithm in ALGOS.items() if algorithm.learns_online)
+    parser.add_argument("--algo", default="dmpo", choices=algorithms)
     parser.add_argument("--updates", type=int, default=8000)
     parser.add_argument("--checkpoints", type=int, default=10)
     parser.add_argument("--episodes", type=int, default=20)
@@ -199,6 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "offline_selection.csv")
     parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="draw the rows of --output")
     options = parser.parse_args(argv)
+    for name in ("updates", "checkpoints", "episodes"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}, expected at least 1")
+    if options.checkpoints > options.updates:
+        parser.error(f"--updates {options.updates} are fewer than --checkpoints {options.checkpoints}")
     th.set_num_threads(1)
     options.commit = commit()
     options.command = shlex.join(["python", "benchmarks/offline_selection.py", *(sys.argv[1:] if argv is None else argv)])

@@ -377,6 +377,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder to write to (default: RESULTS/tables)")
     parser.add_argument("--at", type=int, help="evaluations after so many updates, instead of the final ones")
     options = parser.parse_args(argv)
+    if not options.results.is_dir():
+        parser.error(f"--results {options.results} is no folder")
     output = options.output or options.results / "tables"
     rows = read_results(options.results)
     cells = collect_cells(rows, options.at)

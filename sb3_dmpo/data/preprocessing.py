@@ -257,6 +257,12 @@ def action_spaces_match(expected: spaces.Box, found: spaces.Box) -> bool:
     return expected.shape == found.shape and np.allclose([expected.low, expected.high], [found.low, found.high], rtol=1e-5)
 
 
+def _parts(space: Any) -> list[Any]:
+    """The innermost spaces."""
+    inner = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+    return [leaf for part in inner for leaf in (_parts(part) if isinstance(part, spaces.Dict | spaces.Tuple) else [part])]
+
+
 def check_action_space(space: spaces.Space[Any], where: str) -> spaces.Box:
     """
     The space itself if the package can act in it: a bounded, one-dimensional, real-valued Box.
@@ -267,6 +273,13 @@ def check_action_space(space: spaces.Space[Any], where: str) -> spaces.Box:
     :raises ValueError: for any other space, saying how to mend it
     """
     name = f"The action space of {where}"
+    if isinstance(space, spaces.Dict | spaces.Tuple) and all(isinstance(part, spaces.Box) for part in _parts(space)):
+        raise SpaceError(
+            f"{name} is {space}, expected a single Box",
+            "gymnasium.wrappers.TransformAction(env, lambda action: unflatten(space, action), flatten_space(space)), with the "
+            "functions of gymnasium.spaces.utils and space = env.action_space, lets it take flat actions",
+            "join the parts of the recorded actions, numpy.concatenate([...], axis=1),",
+        )
     if not isinstance(space, spaces.Box):
         how = "use an algorithm for discrete actions"
         raise SpaceError(f"{name} is {space}, but only continuous actions (a bounded Box) are supported", how, how)

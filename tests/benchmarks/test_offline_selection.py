@@ -53,6 +53,10 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_rows(path.with_name(f"{path.stem}_summary.csv"))) == 3
     command = read_rows(path)[0]["command"]
     assert shlex.split(command)[2:] == [*arguments, "--output", str(path)]
+    for wrong in (["--updates", "0"], ["--checkpoints", "5"], ["--episodes", "-1"], ["--algo", "bc"], ["--algo", "maple"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, "--output", str(path), *wrong])
+    assert [row["updates"] for row in read_rows(path)] == ["2", "4"]
     pytest.importorskip("matplotlib")
     assert main(["--plot", str(path.with_suffix(".png")), "--output", str(path)]) == 0
     assert path.with_suffix(".png").stat().st_size > 5000

@@ -18,6 +18,7 @@ from benchmarks.scores import (
 from sb3_dmpo.cli.results import COLUMNS
 
 tables = pytest.importorskip("benchmarks.tables")
+figures = pytest.importorskip("benchmarks.figures")
 
 
 def row(algorithm: str, dataset: str, seed: int, score: float, **other: Any) -> dict[str, str]:
@@ -93,6 +94,10 @@ def test_tables_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFi
     assert any(line.startswith("| 3 | zoo/hopper/medium-v0 | 20 | AWAC | 2 | 40.0 |") for line in lines)
     with open(tmp_path / "tables" / "table_3.csv", newline="") as file:
         assert len(list(csv.reader(file))) == 1 + 21 + 1
+    for draw in (tables.main, figures.main):
+        with pytest.raises(SystemExit, match="2"):
+            draw(["--results", str(tmp_path / "nowhere")])
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_papers_numbers_add_up() -> None:

@@ -116,6 +116,11 @@ def test_unscaled_actions_are_inside_awkward_bounds() -> None:
     ("space", "message"),
     [
         (spaces.Discrete(4), r"Dataset 'x' is Discrete\(4\).*only continuous"),
+        (
+            spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Tuple([ACTIONS])),
+            r"expected a single Box: .*flatten_space\(space\)",
+        ),
+        (spaces.Tuple([ACTIONS, spaces.Discrete(2)]), r"only continuous"),
         (spaces.Box(-np.inf, np.inf, (2,)), r"unbounded.*TransformAction"),
         (spaces.Box(-1, 1, (2, 3)), r"shape \(2, 3\), expected one dimension"),
         (spaces.Box(-1, 1, ()), r"expected one dimension"),
