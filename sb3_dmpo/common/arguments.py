@@ -153,10 +153,11 @@ def check_critic_arguments(model: Any) -> None:
     given = {name: value for name, value in (model.policy_kwargs or {}).items() if name in CRITIC_ARGUMENTS}
     if model.n_steps != 1 and not model.learns_online:
         raise ValueError(f"{type(model).__name__} has none of the critics that n_steps is for: leave it out.")
-    if given and not model.learns_online:
-        names = " and ".join(given)
-        raise ValueError(f"{type(model).__name__} has none of the critics that {names} is for: leave it out of policy_kwargs.")
     for name, value in given.items():
+        if not model.learns_online:
+            raise ValueError(
+                f"{type(model).__name__} has none of the critics that {name} is for: leave it out of policy_kwargs."
+            )
         check_argument(f"{type(model).__name__}, policy_kwargs", name, value, CRITIC_ARGUMENTS[name])
 
 

@@ -380,7 +380,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.generator.manual_seed(seed)
 
     def add_optimizer(
-        self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: str | Schedule = "learning_rate"
+        self, name: str, modules: Iterable[nn.Module | nn.Parameter], learning_rate: str | float | Schedule = "learning_rate"
     ) -> None:
         """
         Create the optimizer ``<name>_optimizer`` over the parameters of some networks. It is saved in the zip.
@@ -388,9 +388,13 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :param name: name of the loss that it minimises
         :param modules: networks or single parameters
         :param learning_rate: name of the argument that holds its learning rate (one that is None follows ``learning_rate``),
-            or a function of the remaining progress
+            or a learning rate or schedule of its own
         """
-        schedule = partial(self._rate, learning_rate) if isinstance(learning_rate, str) else learning_rate
+        schedule: Schedule
+        if isinstance(learning_rate, str):
+            schedule = partial(self._rate, learning_rate)
+        else:
+            schedule = utils.FloatSchedule(learning_rate)
         parameters = [p for m in modules for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
         optimizer = make_optimizer(self.policy.optimizer_class, parameters, schedule(1.0), self.policy.optimizer_kwargs)
         self._optimizers[name] = (optimizer, schedule, parameters)
