@@ -228,9 +228,8 @@ def check_values(cls: type[Any], values: Mapping[str, Any]) -> None:
         choices = choices_of(annotation)
         if not choices or name not in values or name in ranges:
             continue
-        value = values[name]
-        is_left_out = value is None and type(None) in get_args(annotation)
-        if not is_left_out and not any(value is one or (value is not None and value == one) for one in choices):
+        value, allowed = values[name], (*choices, None) if type(None) in get_args(annotation) else choices
+        if not any(value is one or value == one for one in allowed):
             _check_other_types(owner, name, value, annotation, choices)
 
 

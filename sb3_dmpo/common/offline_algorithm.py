@@ -667,11 +667,18 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
                 self._metrics.written(names, self._n_updates)
 
     def _begin_update(self) -> None:
-        """Set the learning rates of the next update, and count it."""
+        self._set_rates()
+        self._count_update()
+
+    def _set_rates(self) -> None:
+        """Set the learning rates of the next update."""
         for name, (optimizer, schedule, _) in self._optimizers.items():
             rate = schedule(self._current_progress_remaining)
             utils.update_learning_rate(optimizer, rate)
             self._fill_rate(name, rate)
+
+    def _count_update(self) -> None:
+        """Count the next update, and prepare what depends on its number."""
         self._n_updates += 1
         if self.ema_decay is not None:
             self._fill_rate(_AVERAGE, average_step(self.ema_decay, self._n_updates))

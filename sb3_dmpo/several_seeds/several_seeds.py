@@ -176,9 +176,11 @@ class _Stack:
 
     def update(self) -> list[Callable[[], None]]:
         """One update of every model; what notes its metrics, by model."""
+        for model in self.models:
+            model._set_rates()
         self._check_rates()
         for model in self.models:
-            model._begin_update()
+            model._count_update()
         if self._captured.is_on:
             names = self._replay()
             if names is not None:
@@ -188,14 +190,12 @@ class _Stack:
 
     def _check_rates(self) -> None:
         """Refuse learning rates that a callback has changed in some models only: one tensor holds that of all."""
-        progress = self._first._current_progress_remaining
-        for name, (_, schedule, _) in self._first._optimizers.items():
-            expected = schedule(progress)
-            for i, model in enumerate(self.models[1:], start=1):
-                rate = model._optimizers[name][1](progress)
-                if rate != expected:
+        for name in self._first._optimizers:
+            rates = [model._optimizers[name][0].param_groups[0]["lr"] for model in self.models]
+            for i, rate in enumerate(rates):
+                if rate != rates[0]:
                     raise ValueError(
-                        f"Models that learn together have the same learning rates: that of {name} is {expected:g} in number 0 "
+                        f"Models that learn together have the same learning rates: that of {name} is {rates[0]:g} in number 0 "
                         f"and {rate:g} in number {i}. Let callbacks set it in all of them, or train one after the other."
                     )
 
