@@ -1,4 +1,4 @@
-"""What surrounds an update: its noise, its soft updates and its learning rates."""
+"""What surrounds an update: its noise and its soft updates."""
 
 import sys
 from collections.abc import Iterator, Mapping
