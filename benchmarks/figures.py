@@ -1,5 +1,5 @@
 """
-Figures 2 to 5 of the DMPO paper, performance profiles, and trajectories in a maze, from committed data:
+Figures 2 to 5 of the DMPO paper, long runs, performance profiles, and trajectories in a maze, from committed data:
 ``python benchmarks/figures.py``.
 
 Reads the results files and the ``.npz`` files in ``benchmarks/results`` (``figure_data.py`` makes the latter) and writes PNG
@@ -26,7 +26,7 @@ from sb3_dmpo.plots.two_goals import draw_components, draw_map, draw_trajectorie
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figure_styles import STYLES, Drawing, style
-from benchmarks.learning_curves import figure_3
+from benchmarks.learning_curves import figure_3, long_runs
 from benchmarks.maze_trajectories import maze_trajectories
 from benchmarks.scores import ScoresByDataset, collect_cells, performance_profile, profile_band, read_results
 from benchmarks.tables import TABLES, comparable
@@ -204,6 +204,7 @@ def profiles(folder: Path) -> Drawing:
 FIGURES: dict[str, Callable[[Path], Drawing]] = {
     "figure_2": figure_2,
     "figure_3": figure_3,
+    "long_runs": long_runs,
     "figure_4": figure_4,
     "figure_5": figure_5,
     "performance_profiles": profiles,

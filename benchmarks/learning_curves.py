@@ -1,4 +1,4 @@
-"""Figure 3 of the DMPO paper: score and critic loss along the runs."""
+"""Figure 3 of the DMPO paper, score and critic loss along the runs, and all evaluations of the long runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,16 @@ from matplotlib.lines import Line2D
 from benchmarks.figure_styles import COMPARED, STYLES, Drawing, style
 from benchmarks.scores import RUN_UPDATES, read_results, read_training
 from benchmarks.tables import METHODS
+from sb3_dmpo.plots.common import METHOD_NAMES, PALETTE
 
 #: Blocks of updates over which the critic loss is averaged, as in the paper.
 BLOCK = 5_000
 #: Datasets beside each other.
 N_COLUMNS = 3
+#: Updates of a long run.
+LONG = 200_000
+#: Evaluations in the running mean of a long run.
+RUNNING = 10
 
 
 def band(axes: Axes, points: Mapping[int, Sequence[float]], method: str) -> None:
@@ -138,3 +143,40 @@ def figure_3(folder: Path) -> Drawing:
     handles = [Line2D([], [], label=method, linewidth=1.8, **style(method)) for method in COMPARED]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure, f"no critic losses of {', '.join(without_loss)}" if without_loss else ""
+
+
+def long_runs(folder: Path) -> Drawing:
+    """
+    Every evaluation of the runs of :data:`LONG` updates and more, a thin line for each seed, and the mean over
+    :data:`RUNNING` of them in a row: a row for each dataset and length, a panel for each method.
+
+    :param folder: folder of the results
+    """
+    runs: dict[tuple[str, int], dict[str, dict[str, dict[int, float]]]] = {}
+    for row in read_results(folder):
+        if int(row[RUN_UPDATES]) >= LONG:
+            methods = runs.setdefault((row["dataset"], int(row[RUN_UPDATES])), {})
+            seeds = methods.setdefault(METHOD_NAMES.get(row["algorithm"], row["algorithm"]), {})
+            # The final evaluation stands behind that of the same updates, and takes its place.
+            seeds.setdefault(row["seed"], {})[int(row["updates"])] = float(row["score"])
+    if not runs:
+        return None, f"no run in {folder} has {LONG:,} updates"
+    n_columns = max(map(len, runs.values()))
+    figure = Figure(figsize=(2.9 * n_columns + 0.6, 3.0 * len(runs)), layout="constrained")
+    grid = figure.subplots(len(runs), n_columns, squeeze=False, sharey="row")
+    for panels_of_run, ((dataset, length), methods) in zip(grid, sorted(runs.items()), strict=True):
+        panels_of_run[0].set_ylabel(f"{dataset}\nnormalised score")
+        for panel in panels_of_run[len(methods) :]:
+            panel.set_axis_off()
+        for panel, (method, seeds) in zip(panels_of_run, sorted(methods.items()), strict=False):
+            for points in seeds.values():
+                updates = np.array(sorted(points)) / 1000
+                scores = np.array([points[update] for update in sorted(points)])
+                panel.plot(updates, scores, linewidth=0.7, color="#999999")
+                if len(scores) >= RUNNING:
+                    means = np.convolve(scores, np.full(RUNNING, 1 / RUNNING), "valid")
+                    panel.plot(updates[RUNNING - 1 :], means, linewidth=2.0, color=PALETTE[0])
+            panel.set_title(f"{method}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=10)
+            panel.set(xlabel="thousand updates", xlim=(0, length / 1000))
+            panel.grid(alpha=0.25)
+    return figure, ""

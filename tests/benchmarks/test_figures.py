@@ -68,6 +68,7 @@ def test_data_and_pictures(models: list[str], tmp_path: Path, capsys: pytest.Cap
     assert figures.main(["--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "missing: figure_3: no critic losses of DMPO on zoo/hopper/mixed-v0"
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == set(figures.FIGURES) - {
+        "long_runs",
         "performance_profiles",
         "maze_trajectories",
     }
@@ -113,6 +114,26 @@ def test_runs_of_two_lengths_have_a_panel_each(tmp_path: Path) -> None:
     assert [axes.get_title() for axes in above] == [f"zoo/hopper/mixed-v0, {length} updates" for length in (30, 50)]
     for axes, length in zip(above, (3, 5), strict=True):
         assert [list(line.get_ydata()) for line in axes.lines] == [[length] * length] * 2
+
+
+def test_long_runs_show_every_evaluation(tmp_path: Path) -> None:
+    """And their mean over ten in a row, for each seed; short runs have no panel."""
+    length = learning_curves.LONG
+    rows = [
+        row("bc", "zoo/hopper/mixed-v0", seed, float(i + 10 * seed), updates=i * length // 12, evaluation=kind)
+        for seed in (0, 1)
+        for i, kind in [*((i, "training") for i in range(1, 13)), (12, "final")]
+    ]
+    short = row("dmpo", "zoo/hopper/mixed-v0", 0, 1.0, updates=length - 1)
+    write(tmp_path / "a.csv", [*rows, short])
+    figure, message = learning_curves.long_runs(tmp_path)
+    assert not message and [axes.get_title() for axes in figure.axes] == ["BC, 2 seeds"]
+    first, mean, second, mean_of_second = figure.axes[0].lines
+    assert list(first.get_ydata()) == list(range(1, 13)) and list(second.get_ydata()) == list(range(11, 23))
+    assert list(mean.get_ydata()) == pytest.approx([5.5, 6.5, 7.5]) and list(mean.get_xdata()) == pytest.approx(
+        [updates / 1000 for updates in (10 * length // 12, 11 * length // 12, length)]
+    )
+    assert list(mean_of_second.get_ydata()) == pytest.approx([15.5, 16.5, 17.5])
 
 
 class _Pusher:
