@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.scores import check_lengths
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "fast_paths.csv"
@@ -39,6 +40,8 @@ def run(datasets: list[str], seeds: int, updates: int, path: Path) -> None:
     """
     results = ResultsFile(path, {}, ("variant", *COLUMNS))
     results.check()
+    for dataset in datasets:
+        check_lengths(path, dataset, updates)
     done = {(row["dataset"], row["seed"], row["variant"]) for row in read_rows(path) if row["evaluation"] == "final"}
     for seed, dataset, variant in itertools.product(range(seeds), datasets, VARIANTS):
         if (dataset, str(seed), variant) in done:

@@ -65,7 +65,7 @@ def scratch(options: argparse.Namespace) -> None:
         train_env,
         learning_rate=3e-4,
         batch_size=256,
-        learning_starts=DEFAULTS["learning_starts"],
+        learning_starts=options.learning_starts,
         action_noise=NormalActionNoise(np.zeros(size), np.full(size, DEFAULTS["noise_std"])),
         policy_kwargs={"net_arch": [256, 256]},
         seed=options.seed,
@@ -157,6 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--eval-freq", type=int, default=2500)
     train.add_argument("--eval-episodes", type=int, default=10)
+    train.add_argument(
+        "--learning-starts", type=int, default=DEFAULTS["learning_starts"], help="steps before the first update"
+    )
     train.add_argument("--results", required=True, metavar="FILE.csv")
     train.set_defaults(run=scratch)
     draw = commands.add_parser("plot", help="draw the results")

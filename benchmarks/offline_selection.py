@@ -201,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "offline_selection.csv")
     parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="draw the rows of --output")
     options = parser.parse_args(argv)
+    if not options.datasets and options.plot is None:
+        parser.error("nothing to do: pass --datasets ID ... to measure, or --plot FILE.png to draw what was measured")
     for name in ("updates", "checkpoints", "episodes"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}, expected at least 1")

@@ -28,6 +28,7 @@ sweep() { # name of the results, then options of sweep.py; those of this script 
 # shellcheck disable=SC2086
 {
     sweep toy --algos $FAST $SLOW --seeds 0-4 "$@" -- --eval-freq 500 --log-interval 250
+    sweep toy --algos one_step_dmpo --seeds 0-9 "$@" -- --eval-freq 500 --log-interval 250
     sweep adroit --algos $FAST --datasets "$PEN" "$DOOR" --seeds 0-4 -n 10000 "$@"
     sweep adroit --algos $SLOW --datasets "$PEN" "$DOOR" --seeds 0-2 -n 10000 "$@"
     sweep components --algos infodmpo --datasets "$PEN" --seeds 0-4 -n 10000 --vary n_components 4 8 16 32 "$@"
@@ -43,7 +44,7 @@ model() { # name of the results, algorithm, dataset, seed (0)
 }
 
 $PYTHON benchmarks/figure_data.py toy TD3+BC="$(model toy td3_bc "")" AWAC="$(model toy awac "")" \
-    LP-AWAC="$(model toy lp_awac "")" DMPO="$(model toy dmpo "")"
+    LP-AWAC="$(model toy lp_awac "")" DMPO="$(model toy dmpo "")" OneStepDMPO="$(model toy one_step_dmpo "")"
 $PYTHON benchmarks/figure_data.py bellman --dataset "$MIXED" AWAC="$(model hopper awac "$MIXED")" \
     mixAWAC="$(model hopper mix_awac "$MIXED")" LP-AWAC="$(model hopper lp_awac "$MIXED")" DMPO="$(model hopper dmpo "$MIXED")"
 MUJOCO_GL=${MUJOCO_GL:-egl} $PYTHON benchmarks/figure_data.py episode --dataset "$PEN" infoDMPO="$(model adroit infodmpo "$PEN" 1)"

@@ -5,6 +5,7 @@ Interquartile mean, stratified bootstrap and performance profile are those of Ag
 Bellemare: *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dmpo.cli.results import COLUMNS, EVALUATION_KEYS, TRAINING_COLUMNS, read_tables
+from sb3_dmpo.cli.results import COLUMNS, EVALUATION_KEYS, TRAINING_COLUMNS, read_rows, read_tables
 
 FloatArray = npt.NDArray[np.float64]
 #: Scores of one algorithm: of every dataset, one per seed.
@@ -40,6 +41,26 @@ def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             length = str(max(int(row["updates"]) for row in run))
             rows |= {(length, *(row.get(key, "") for key in EVALUATION_KEYS)): row | {RUN_UPDATES: length} for row in run}
     return list(rows.values())
+
+
+def check_lengths(path: Path, dataset: str, updates: int) -> None:
+    """
+    End the program if a file holds runs of another length, which would be taken for those that are asked for.
+
+    :param path: results file
+    :param dataset: id
+    :param updates: updates of the runs to come
+    """
+    runs: dict[tuple[str, ...], int] = {}
+    for row in read_rows(path):
+        if row["dataset"] == dataset:
+            run = (row["variant"], row["seed"])
+            runs[run] = max(runs.get(run, 0), int(row["updates"]))
+    if other := set(runs.values()) - {updates}:
+        sys.exit(
+            f"{path} has runs of {' and '.join(f'{n:,}' for n in sorted(other))} updates on {dataset}: "
+            f"pass -n {max(other)} to go on with them, or another --output."
+        )
 
 
 def read_results(folder: Path) -> list[dict[str, str]]:

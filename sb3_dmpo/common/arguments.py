@@ -151,12 +151,14 @@ def check_critic_arguments(model: Any) -> None:
     :raises ValueError: a value is out of its range, or the algorithm has no critics
     """
     given = {name: value for name, value in (model.policy_kwargs or {}).items() if name in CRITIC_ARGUMENTS}
+    # MAPLE has critics, of sequences.
     if model.n_steps != 1 and not model.learns_online:
-        raise ValueError(f"{type(model).__name__} has none of the critics that n_steps is for: leave it out.")
+        raise ValueError(f"{type(model).__name__} has no critics of single transitions, which n_steps is for: leave it out.")
     for name, value in given.items():
         if not model.learns_online:
             raise ValueError(
-                f"{type(model).__name__} has none of the critics that {name} is for: leave it out of policy_kwargs."
+                f"{type(model).__name__} has no critics of single transitions, which {name} is for: leave it out of "
+                "policy_kwargs."
             )
         check_argument(f"{type(model).__name__}, policy_kwargs", name, value, CRITIC_ARGUMENTS[name])
 

@@ -82,7 +82,7 @@ class DMPO(OfflineAlgorithm):
         ``gamma=1`` does not have
     :param gating_dtype: precision of the networks while all components are compared, ``"float32"``, ``"bfloat16"`` or
         ``"auto"``: bfloat16 where the device multiplies it faster and the networks are wide enough to gain from it. What
-        is chosen is evaluated again in float32 before it enters a loss. README compares the scores
+        is chosen is evaluated again in float32 before it enters a loss. docs/speed.rst compares the scores
     :param bootstrap: what the critics evaluate: the gated policy (``"policy"``, the paper); or what the data do next, one step
         of policy improvement, with no action in the target that the data lack (Brandfonbrener et al., NeurIPS 2021):
         ``"data"`` is SARSA on the dataset's next actions, ``"component"`` has critics ``Q_j(s, z)`` of the sub-policies

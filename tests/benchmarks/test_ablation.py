@@ -52,9 +52,7 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(FIELDS)
-            writer.writerow(
-                ["one_step_dmpo", value_of(command, "--dataset"), value_of(command, "--seed"), 50, "training", 1.0]
-            )
+            writer.writerow(["one_step_dmpo", value_of(command, "--dataset"), value_of(command, "--seed"), 100, "final", 1.0])
 
     monkeypatch.setattr(subprocess, "run", train)
     output = tmp_path / "ablation.csv"
@@ -65,6 +63,9 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = ablation.read_rows(output)
     assert [row["variant"] for row in rows] == list(ablation.variants())
     assert {(row["dataset"], row["seed"]) for row in rows} == {("a/b-v0", "3")}
+    # Those of another length are none of these runs.
+    with pytest.raises(SystemExit, match=r"ablation.csv has runs of 100 updates on a/b-v0: pass -n 100 to go on with them"):
+        ablation.run("a/b-v0", 3, 200, tmp_path / "logs", output)
 
 
 def test_summary_is_mean_and_worst_of_the_second_half(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_only_missing_runs_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             found = {"dataset": command[command.index("--dataset") + 1], "seed": command[command.index("--seed") + 1]}
-            writer.writerow(dict.fromkeys(COLUMNS, "") | found | {"evaluation": "final", "score": "1.0"})
+            writer.writerow(dict.fromkeys(COLUMNS, "") | found | {"evaluation": "final", "updates": "7", "score": "1.0"})
 
     monkeypatch.setattr(fast_paths.subprocess, "run", train)
     arguments = [

@@ -168,7 +168,9 @@ def test_diffusion_actor_climbs_any_critic() -> None:
 @pytest.mark.parametrize("name", [name for name in ALGOS if name not in WITH_CRITICS])
 @pytest.mark.parametrize("option", ["n_critics", "critic_layer_norm"])
 def test_refused_without_critics(name: str, option: str) -> None:
-    with pytest.raises(ValueError, match=f"has none of the critics that {option} is for: leave it out of policy_kwargs"):
+    with pytest.raises(
+        ValueError, match=f"has no critics of single transitions, which {option} is for: leave it out of policy_kwargs"
+    ):
         make(name, dataset=DATA, policy_kwargs={option: OPTIONS[option]})
 
 

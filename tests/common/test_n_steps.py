@@ -235,7 +235,7 @@ def test_learn_online(name: str, online_ratio: float | None) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ALGOS if name not in WITH_CRITICS])
 def test_refused_without_critics(name: str) -> None:
-    with pytest.raises(ValueError, match="has none of the critics that n_steps is for"):
+    with pytest.raises(ValueError, match="has no critics of single transitions, which n_steps is for"):
         make(name, dataset=DATA, n_steps=2)
 
 

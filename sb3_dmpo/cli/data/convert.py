@@ -50,7 +50,8 @@ def run(argv: Sequence[str]) -> None:
     :raises DatasetError: the file cannot be read, or the id is taken
     """
     parser = Parser(
-        prog="sb3_dmpo convert", description="Make a Minari dataset of a file of the original D4RL, d3rlpy or OGBench."
+        prog="sb3_dmpo convert",
+        description="Make a Minari dataset of a file of the original D4RL or d3rlpy, or of OGBench's format with rewards.",
     )
     parser.add_argument("file", help="e.g. hopper-medium-v2.hdf5, a folder of .npz shards")
     parser.add_argument("dataset", help="id of the new dataset, e.g. my/hopper/medium-v0")
