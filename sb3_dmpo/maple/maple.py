@@ -763,14 +763,17 @@ class MAPLE(OfflineAlgorithm):
         read when training goes on, not for acting.
 
         :param args: arguments of SB3's ``load``: the path, optionally an environment, a device, ...
-        :param kwargs: the same by name, and attributes to change, e.g. ``dataset=...``, ``dynamics=...`` or
-            ``termination_fn=...``
+        :param kwargs: the same by name, and attributes to change, e.g. ``dataset=...``, ``termination_fn=...`` or
+            ``dynamics=...``, which takes the place of the ensemble in the file
         :return: the model
         """
         dynamics = kwargs.pop("dynamics", None)
         model = super().load(*args, **kwargs)
         assert isinstance(model, MAPLE)
         if dynamics is not None:
+            # The ensemble in the file, and what was imagined in it, would come first.
+            model._stored_arrays = model._dynamics = model._dynamics_summary = model._half_trained = None
+            model._forget_rollouts()
             model._given_dynamics = model._read_dynamics(dynamics)
         if "termination_fn" in kwargs:
             model._set_termination(kwargs["termination_fn"])

@@ -14,6 +14,7 @@ from tests.cli.test_train import Outcome
 
 pytest.importorskip("rl_zoo3")
 
+from sb3_dmpo.cli.results import read_rows
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
 from tests.doors import train
 
@@ -57,6 +58,18 @@ def test_between_training_and_saving(
     assert (code, err.splitlines()[-1]) == (130, "sb3_dmpo train: interrupted")
     assert out.count("Saving to") == 1 and DMPO.load(tmp_path / "run" / ZIP).num_timesteps == 4
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_before_the_final_evaluation(call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All updates are done and saved; what is missing is made up for by --resume, once."""
+    with monkeypatch.context() as patch:
+        press_before(patch, DMPO, "update", lambda model: model._n_updates == 40)
+        assert call(train, *RUN, "--eval-freq", "7", "-f", "run")[0] == 130
+    assert DMPO.load(tmp_path / "run" / ZIP).num_timesteps == 40
+    code, out, err = call(train, *RUN, "--eval-freq", "7", "-f", "run", "--resume", "--results", "r.csv")
+    assert code == 0 and "Score: " in out, err
+    assert [(row["updates"], row["evaluation"]) for row in read_rows(tmp_path / "r.csv")] == [("40", "final")]
+    assert "was finished before" in call(train, *RUN, "--eval-freq", "7", "-f", "run", "--resume")[1]
 
 
 def test_a_resumed_run_interrupted_again(

@@ -95,6 +95,17 @@ def test_ensemble_of_another_run(call: Callable[..., Outcome], tmp_path: Path, w
     assert_one_line(call(train, *RUN, *SETTINGS, "dynamics:'x.zip'"), "use the option --dynamics")
 
 
+def test_another_ensemble_for_an_agent_that_goes_on(call: Callable[..., Outcome], tmp_path: Path, whole: Path) -> None:
+    run = [word if word != "1" else "2" for word in RUN]
+    assert call(train, *run, "-f", "second", *SETTINGS)[0] == 0
+    options = ["-i", str(whole / ZIP), "--dynamics", "second/" + str(ZIP)]
+    code, out, err = call(train, *run, "-f", "third", *options)
+    assert code == 0 and "model/" not in out, err
+    first, second, third = (MAPLE.load(folder / ZIP).dynamics for folder in (whole, tmp_path / "second", tmp_path / "third"))
+    of_first, of_second, of_third = (list(model.ensemble.parameters()) for model in (first, second, third))
+    assert all(th.equal(a, b) for a, b in zip(of_second, of_third, strict=True)) and not th.equal(of_first[0], of_third[0])
+
+
 def test_settings_of_the_table() -> None:
     """Those of the authors' program."""
     for dataset in ("D4RL/hopper/medium-v2", "walker2d-medium-replay-v2.hdf5", "zoo/hopper/mixed-v0"):

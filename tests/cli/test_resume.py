@@ -18,6 +18,7 @@ import pytest
 import torch as th
 
 from sb3_dmpo import DMPO, MAPLE
+from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
 from tests.cli.conftest import PLOT
 from tests.cli.test_train import Outcome, assert_one_line
@@ -26,7 +27,7 @@ from tests.contract import assert_same as assert_equal
 pytest.importorskip("rl_zoo3")
 
 from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
-from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, read_progress
+from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, RunEvalCallback, read_progress
 from sb3_dmpo.cli.train.resume import lock_run
 from tests.doors import enjoy, train
 
@@ -126,6 +127,62 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: P
     assert code == 0, err
     code, out, _ = call(train, *RUN, "-n", "4", "--eval-freq", "-1", "-f", "elsewhere", "--resume")
     assert code == 0 and "no run of dmpo" in out
+
+
+@pytest.mark.parametrize("checkpoint", [60, None])
+def test_a_run_that_continues_an_agent_is_resumed(
+    call: Callable[..., Outcome], tmp_path: Path, whole: Path, checkpoint: int | None
+) -> None:
+    """Its updates come on top of the agent's, whether there is a checkpoint or not."""
+    options = RUN[: RUN.index("-params")]
+    assert call(train, *options, "-i", str(whole / FOLDER / "TwoGoals-v0.zip"), "-f", "more")[0] == 0
+    folder = tmp_path / "more" / FOLDER
+    expected, at = weights(tmp_path / "more"), [48, 56, 64, 72, 80]
+    assert np.load(folder / "evaluations.npz")["timesteps"].tolist() == at
+    for path in folder.glob("*.zip"):
+        if checkpoint is None or path.name not in ("rl_model_50_steps.zip", f"rl_model_{checkpoint}_steps.zip"):
+            path.unlink()
+    code, _, err = call(train, *options, "-f", "more", "--resume")
+    assert code == 0, err
+    model = DMPO.load(folder / "TwoGoals-v0.zip")
+    assert model.num_timesteps == model._n_updates == 80
+    assert all(th.equal(value, expected[name]) for name, value in model.policy.state_dict().items())
+    assert np.load(folder / "evaluations.npz")["timesteps"].tolist() == at
+    assert sorted(path.name for path in folder.glob("rl_model_*")) == [
+        f"rl_model_{updates}_steps.zip" for updates in (50, 60, 70, 80)
+    ]
+
+
+def test_what_ctrl_c_has_saved_stands_behind_later_checkpoints(
+    call: Callable[..., Outcome], tmp_path: Path, whole: Path
+) -> None:
+    """It has the name of the final zip, and the run may have been resumed from it and killed."""
+    killed = Path(shutil.copytree(whole, tmp_path / "killed"))
+    (killed / FOLDER / "rl_model_10_steps.zip").replace(killed / FOLDER / "TwoGoals-v0.zip")
+    for updates in (30, 40):
+        (killed / FOLDER / f"rl_model_{updates}_steps.zip").unlink()
+    assert "rl_model_20_steps.zip" in call(train, *RUN, "-f", "killed", "--resume")[1]
+    assert_same(killed, whole)
+
+
+def test_an_evaluation_that_was_killed_is_repeated(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a checkpoint is due after the same update."""
+    evaluate = RunEvalCallback._log_evaluation
+
+    def killed(self: RunEvalCallback, result: EvaluationResult) -> None:
+        if self.num_timesteps == 20:
+            raise OSError("killed")
+        evaluate(self, result)
+
+    options = ["10" if word == "8" else word for word in RUN]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunEvalCallback, "_log_evaluation", killed)
+        assert call(train, *options, "-f", "run")[0] == 1
+    code, out, err = call(train, *options, "-f", "run", "--resume")
+    assert code == 0 and "rl_model_10_steps.zip" in out, err
+    assert np.load(tmp_path / "run" / FOLDER / "evaluations.npz")["timesteps"].tolist() == [10, 20, 30, 40]
 
 
 def diverge(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

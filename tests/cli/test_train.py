@@ -17,6 +17,7 @@ import gymnasium as gym
 import minari
 import numpy as np
 import pytest
+import torch as th
 import yaml
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
@@ -99,6 +100,14 @@ def test_continuing_goes_on_counting_with_the_zips_own_settings(call: Callable[.
     model = DMPO.load(tmp_path / "logs/dmpo/TwoGoals-v0_2/TwoGoals-v0.zip")
     assert (model.num_timesteps, model._n_updates, model.n_components, model.seed) == (10, 10, 2, 1)
     assert model.actor_optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    # Another seed that is typed is the model's, as the rows say, and gives other draws.
+    others = []
+    for seed in ("1", "5"):
+        assert call(train, "-i", zip_path, "-n", "4", "--eval-freq", "-1", "--seed", seed, "-f", f"logs_{seed}")[0] == 0
+        others.append(DMPO.load(tmp_path / f"logs_{seed}/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip"))
+    assert [other.seed for other in others] == [1, 5]
+    first, second = (next(iter(other.policy.parameters())) for other in others)
+    assert not th.equal(first, second)
     assert_one_line(call(train, "-i", zip_path, "-params", "policy_kwargs:dict(net_arch=[4])"), "policy_kwargs", "-i")
     assert_one_line(call(train, "--algo", "infodmpo", "-i", zip_path, "-n", "1"), zip_path, "infodmpo")
 
@@ -265,6 +274,7 @@ def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], tiny
         (["-optimize", "-params", "final_eval_episodes:3"], ["final_eval_episodes:3", "--n-evaluations"]),
         (["-optimize", "-params", "eval_freq:3"], ["eval_freq:3", "--n-evaluations"]),
         (["--save-replay-buffer"], ["--save-replay-buffer"]),
+        (["-uuid"], ["-uuid is of no use", "folder of its own"]),
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(

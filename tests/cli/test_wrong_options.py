@@ -142,6 +142,12 @@ def test_memory_that_is_missing_later_costs_nothing_that_was_done(
     assert list(tmp_path.rglob("rl_model_0_steps.zip"))
 
 
+def test_a_setting_that_learn_refuses_leaves_no_folder(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    run = ["--algo", "decision_transformer", "-n", "2", "--eval-freq", "-1", "-f", "logs", "-params", "reward_scale:0.1"]
+    assert_one_line(call(train, *run), "decision_transformer on ", "reward_scale")
+    assert not list(tmp_path.rglob("*_1"))
+
+
 def test_memory_that_several_seeds_do_not_get(
     call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

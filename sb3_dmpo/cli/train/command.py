@@ -27,7 +27,7 @@ from sb3_dmpo.hub.summary import read_summary
 #: Options that belong to a single run, and what to do instead.
 _SINGLE_RUN = {
     "resume": ("--resume", "finish the runs one by one, with --seed N --resume"),
-    "finetune": ("--finetune", "fine-tune the models one by one, with -i ZIP --finetune N"),
+    "finetune": ("--finetune", "train them first, then fine-tune one by one, with --seed N --resume --finetune N"),
     "trained_agent": ("-i", "a model that is continued has a seed of its own"),
     "optimize_hyperparameters": ("-optimize", "search with a single seed"),
     "track": ("--track", "track the runs one by one, with --seed N"),
@@ -35,7 +35,7 @@ _SINGLE_RUN = {
 #: Options that belong to a single process, and what to do instead.
 _ONE_PROCESS = {
     "seeds": ("--seeds", "train the seeds one by one, or all of them in one process"),
-    "finetune": ("--finetune", "fine-tune the model in one process, with -i ZIP --finetune N"),
+    "finetune": ("--finetune", "train first, then fine-tune in one process, with --resume --finetune N"),
     "optimize_hyperparameters": ("-optimize", "start workers one by one, which share a study by --storage and --study-name"),
 }
 #: Options of a process that only does its share of the updates: nothing is written, evaluated or shown.
@@ -127,6 +127,10 @@ class TrainParser(ZooParser):
             self._find_interrupted_run(options)
         if options.save_replay_buffer:
             raise UsageError("--save-replay-buffer is of no use: the replay buffer is the dataset.")
+        if options.uuid:
+            raise UsageError(
+                "-uuid is of no use: every run has a numbered folder of its own, also of those begun at the same moment."
+            )
         if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
             raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
         if ranks.is_joined() and options.seed < 0:

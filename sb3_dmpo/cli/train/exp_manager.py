@@ -19,6 +19,7 @@ from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -46,6 +47,7 @@ from sb3_dmpo.data import DatasetError, DatasetSource
 from sb3_dmpo.data.tasks import describe_data, reference_scores
 from sb3_dmpo.envs.registration import TOY_ENV_ID
 from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.hub.summary import read_summary
 
 #: The paper's protocol, for what neither the command line nor the config says.
 EVAL_FREQ, EVAL_EPISODES = 5000, 10
@@ -55,29 +57,36 @@ _NOT_OPTIONS = ("argv", "source", "interrupted_run", "locks")
 
 
 @contextlib.contextmanager
-def memory_suffices(model: BaseAlgorithm, managers: Sequence["OfflineExperimentManager"]) -> Iterator[None]:
+def can_begin(model: BaseAlgorithm, managers: Sequence["OfflineExperimentManager"]) -> Iterator[None]:
     """
-    A run whose first update finds no memory asks for too much: it did not begin. Later ones may have been crowded out, and
-    what was done before the first update (MAPLE's ensemble) and saved is kept.
+    What ends a run before its first update was asked for: settings that ``learn`` refuses, faults of the data, batches that
+    memory does not hold. It did not begin, and leaves no folder, unless something that came before the updates (MAPLE's
+    ensemble) was saved. Later updates may have been crowded out of memory.
 
     :param model: a model that is about to learn
     :param managers: what made it and those that learn with it
-    :raises UsageError: its batches or networks do not fit
+    :raises UsageError: it cannot learn so
     """
     before = model.num_timesteps
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError) as error:
         # On the CPU, PyTorch has no class for it.
         is_memory = isinstance(error, MemoryError | th.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-        has_begun = model.num_timesteps > before or any(checkpoints(Path(manager.save_path)) for manager in managers)
-        if not is_memory or has_begun:
+        is_saved = any(checkpoints(Path(manager.save_path)) for manager in managers)
+        is_foreseen = isinstance(error, ValueError) or (is_memory and not is_saved)
+        if model.num_timesteps > before or not is_foreseen:
             raise
-        for manager in managers:
-            manager.discard()
+        if not is_saved:
+            for manager in managers:
+                manager.discard()
+        if isinstance(error, DatasetError) or managers[0].verbose >= 2:
+            raise
         what = str(error).partition("\n")[0] or type(error).__name__
-        size = f"batch_size is {getattr(model, 'batch_size', '?')}"
-        raise UsageError(f"The first update does not fit into memory ({size}): {what}") from error
+        if is_memory:
+            size = f"batch_size is {getattr(model, 'batch_size', '?')}"
+            raise UsageError(f"The first update does not fit into memory ({size}): {what}") from error
+        raise UsageError(f"{managers[0].algo} on {managers[0].dataset}: {error}") from error
 
 
 class OfflineExperimentManager(ExperimentManager):
@@ -107,11 +116,14 @@ class OfflineExperimentManager(ExperimentManager):
         self._has_folder = False
         self.resumed: InterruptedRun | None = args.interrupted_run
         self._is_finished = False
+        #: Timesteps that the agent of ``-i`` had behind it.
+        self._first_timestep = 0
         if self.resumed is not None:
             self.save_path = str(self.resumed.folder)
             self.params_path = f"{self.save_path}/{self.env_name}"
-            if self.resumed.checkpoint is not None:
-                self.trained_agent, self.continue_training = str(self.resumed.checkpoint), True
+            self._first_timestep = self.resumed.options.get("first_timestep", 0)
+            if begins_with := self.resumed.checkpoint or self.resumed.options.get("trained_agent"):
+                self.trained_agent, self.continue_training = str(begins_with), True
         #: To be typed again in the same folder.
         launcher = ["torchrun", "--nproc-per-node", str(ranks.world())] if ranks.is_joined() else ["python"]
         self.command = shlex.join([*launcher, "-m", "sb3_dmpo", "train", *args.argv])
@@ -317,12 +329,16 @@ class OfflineExperimentManager(ExperimentManager):
         self.callbacks.append(self.interrupt)
         if self.optimize_hyperparameters:
             return
+        saving = [callback for callback in self.callbacks if isinstance(callback, CheckpointCallback)]
+        self.callbacks = [callback for callback in self.callbacks if callback not in saving]
         self.progress_file = ProgressFile(Path(self.save_path) / "progress.csv")
         self.callbacks.append(self.progress_file)
         self.callbacks.append(SaveBeforeUpdates(Path(self.save_path)))
         self.eval_callback = self.make_eval_callback(self.save_path, self._on_result)
         if self.eval_callback is not None:
             self.callbacks.append(self.eval_callback)
+        # Behind the evaluation of the same update: killed in it, the run goes on from before it, and evaluates again.
+        self.callbacks += saving
 
     def make_eval_callback(self, folder: str, on_result: ResultHandler, n_envs: int = 1) -> RunEvalCallback | None:
         """
@@ -356,7 +372,8 @@ class OfflineExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         changed: dict[str, Any] = {}
-        if self.resumed is not None:
+        goes_on = self.resumed is not None and self.resumed.checkpoint is not None
+        if goes_on:
             print(f"Resuming {self.trained_agent}")
             # A function is never imported because a file names it: here the config does.
             changed = {key: hyperparams[key] for key in ("termination_fn",) if key in hyperparams}
@@ -367,12 +384,18 @@ class OfflineExperimentManager(ExperimentManager):
             if key in changed:
                 raise UsageError(f"{key!r} cannot be changed with -i: the networks are those of {self.trained_agent}.")
         try:
+            if not goes_on and self.args.dynamics:
+                changed["dynamics"] = self.args.dynamics
+            if not goes_on and read_summary(self.trained_agent).attributes.get("seed") != self.seed:
+                changed["seed"] = self.seed
             arguments = self.load_arguments() | changed
             model: BaseAlgorithm = ALGOS[self.algo].load(self.trained_agent, env=env, **arguments)
         except Exception as error:  # what goes wrong depends on what is in the file
             if isinstance(error, DatasetError):
                 raise
             raise UsageError(f"{self.trained_agent} cannot be continued as {self.algo} on {self.dataset}: {error}") from error
+        if not goes_on:
+            self._first_timestep = model.num_timesteps
         return model
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
@@ -381,6 +404,7 @@ class OfflineExperimentManager(ExperimentManager):
             return
         folder = Path(self.params_path)
         options = {key: value for key, value in vars(self.args).items() if key not in _NOT_OPTIONS}
+        options["first_timestep"] = self._first_timestep
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", options)):
             with atomic_write(folder / name) as file:
                 file.write(yaml.safe_dump(as_yaml(dict(content))).encode("utf-8"))
@@ -397,14 +421,16 @@ class OfflineExperimentManager(ExperimentManager):
         """
         n_timesteps = self.n_timesteps
         if self.resumed is not None and self.resumed.checkpoint is not None:
-            n_timesteps = max(n_timesteps - model.num_timesteps, 0)
-            self._is_finished = n_timesteps == 0 and self.resumed.checkpoint.name == f"{self.env_name}.zip"
+            n_timesteps = max(n_timesteps + self._first_timestep - model.num_timesteps, 0)
+            is_final = self.resumed.checkpoint.name == f"{self.env_name}.zip"
+            # Of several processes the first one evaluates, and knows.
+            self._is_finished = ranks.object_of_first(n_timesteps == 0 and is_final and self._is_evaluated(model))
             self._catch_up(model.num_timesteps)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.interrupt.listening())
             try:
                 if not self._is_finished:
-                    with memory_suffices(model, [self]):
+                    with can_begin(model, [self]):
                         self._learn_and_evaluate(model, n_timesteps)
             finally:
                 # Until the model is saved, Ctrl-C must not come between.
@@ -442,16 +468,23 @@ class OfflineExperimentManager(ExperimentManager):
             self.interrupt.requested = True
             self.close_progress_bars()
 
-    def _catch_up(self, updates: int) -> None:
+    def _is_evaluated(self, model: BaseAlgorithm) -> bool:
+        """Whether the final evaluation of a model whose updates are done has been made: Ctrl-C may have come before it."""
+        if self.eval_callback is None or not isinstance(model, OfflineAlgorithm):
+            return True
+        last = model.last_evaluation or {}
+        return (last.get("updates"), last.get("n_episodes")) == (model._n_updates, self.final_eval_episodes)
+
+    def _catch_up(self, timesteps: int) -> None:
         """
         Bring the callbacks to where they were: evaluations and checkpoints come at the same updates as before.
 
-        :param updates: updates done
+        :param timesteps: timesteps of the model so far
         """
         for callback in self.callbacks:
-            callback.n_calls = updates
+            callback.n_calls = timesteps - self._first_timestep
         if self.eval_callback is not None:
-            self.eval_callback.restore_evaluations(updates)
+            self.eval_callback.restore_evaluations(timesteps)
 
     def _on_result(self, result: EvaluationResult, updates: int, is_final: bool) -> None:
         if self.verbose > 0:

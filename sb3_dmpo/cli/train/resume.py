@@ -10,12 +10,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sb3_dmpo.cli.checkpoints import checkpoints
+from sb3_dmpo.cli.checkpoints import checkpoints, updates_of
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import as_yaml, read_yaml
 from sb3_dmpo.common.arguments import SEED, is_whole
 from sb3_dmpo.common.callbacks import read_evaluations
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
+from sb3_dmpo.hub.summary import read_summary
 
 #: Options that a run cannot be continued with others of, beside its settings, and their names in ``args.yml``.
 _OPTIONS = {
@@ -144,22 +145,33 @@ def find_run(
 def _can_be_resumed(options: dict[str, Any]) -> bool:
     """Whether the options of a run say what has to be known to go on with it."""
     seed, n_timesteps = options.get("seed"), options.get("n_timesteps")
+    if options.get("trained_agent") and not is_whole(options.get("first_timestep"), 0):
+        return False
     # None is a seed of a model, not of a run.
     return "dataset" in options and seed is not None and SEED.accepts(seed) and is_whole(n_timesteps, -1)
 
 
 def newest_state(folder: Path, env_id: str, is_usable: Callable[[Path], bool] = lambda path: True) -> Path | None:
     """
-    The run's final zip, or else its newest checkpoint that is whole.
+    The newest state of a run that is whole: its final zip, unless a checkpoint has more updates. Ctrl-C writes a final zip,
+    too, and the run may have gone on from it.
 
     :param folder: the run's folder
     :param env_id: id of the evaluation environment, which names the final zip
     :param is_usable: what else a checkpoint has to fulfil
     """
-    for path in (folder / f"{env_id}.zip", *filter(is_usable, checkpoints(folder))):
-        try:
-            check_archive(path.read_bytes())
-        except (OSError, DamagedFileError, UnsafeFileError):
-            continue
-        return path
-    return None
+    final = folder / f"{env_id}.zip"
+    newest = next(filter(_is_whole, filter(is_usable, checkpoints(folder))), None)
+    if not _is_whole(final):
+        return newest
+    if newest is not None and updates_of(newest) > read_summary(final).attributes.get("num_timesteps", 0):
+        return newest
+    return final
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        check_archive(path.read_bytes())
+    except (OSError, DamagedFileError, UnsafeFileError):
+        return False
+    return True

@@ -8,7 +8,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.train.callbacks import StopOnInterrupt
-from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager, memory_suffices
+from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager, can_begin
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.data import DatasetError
 from sb3_dmpo.several_seeds.several_seeds import DivergedSeedsError, check_together, learn_together
@@ -86,7 +86,7 @@ class SeveralSeedsManager:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.interrupt.listening())
             try:
-                with memory_suffices(models[0], self.managers):
+                with can_begin(models[0], self.managers):
                     self._learn_and_evaluate(models)
             except KeyboardInterrupt:
                 self.interrupt.requested = True
