@@ -23,17 +23,17 @@ _HOW_TIMEOUTS = (
 )
 
 
-def _as_array(name: str, values: Any) -> Any:
+def _as_array(name: str, values: Any, **place: int | str) -> Any:
     index = masked_index(values)
     if index is not None:
-        place: dict[str, int | str] = {"step": index[0]} if index else {}
+        place |= {"step": index[0]} if index else {}
         what = f"it is masked there{f' (index {index})' if len(index) > 1 else ''}, and what stands behind a mask is no data"
         how = "Leave such steps out (what comes before them is then an episode that was cut), or pass array.filled(value)"
         raise DatasetError.at(LABEL, what, how, **place, field=name)
     try:
         array = np.asarray(values)
     except Exception as err:  # tensors on a GPU, ragged lists, objects of other libraries
-        raise DatasetError.at(LABEL, f"{type(err).__name__}: {err}", "Pass NumPy arrays", field=name) from None
+        raise DatasetError.at(LABEL, f"{type(err).__name__}: {err}", "Pass NumPy arrays", **place, field=name) from None
     return array
 
 
@@ -101,21 +101,30 @@ class ArraysSource(RecordingSource):
         :param episodes: each with ``observations``, ``actions``, ``rewards`` and ``terminated``
         :raises DatasetError: there are none, or an array is of another kind or shape
         """
+        names = ("observations", "actions", "rewards", "terminated")
         try:
-            lengths = [len(episode.actions) for episode in episodes]
-            ends = np.cumsum(lengths) - 1
-            terminated = np.zeros(sum(lengths), np.bool_)
-            terminated[ends] = [bool(episode.terminated) for episode in episodes]
-            arrays: dict[str, Any] = {
-                name: np.concatenate([getattr(episode, name) for episode in episodes])
-                for name in ("observations", "actions", "rewards")
-            }
+            given = [{name: getattr(episode, name) for name in names} for episode in episodes]
+            # One by one: joined, masked arrays lose their masks.
+            arrays = [
+                {name: _as_array(name, values, episode=number) for name, values in episode.items()}
+                for number, episode in enumerate(given)
+            ]
+            ends = np.cumsum([len(episode["actions"]) for episode in arrays]) - 1
+            terminated = np.zeros(ends[-1] + 1, np.bool_)
+            terminated[ends] = [bool(episode["terminated"]) for episode in arrays]
+            joined: dict[str, Any] = {name: np.concatenate([episode[name] for episode in arrays]) for name in names[:3]}
+        except DatasetError:
+            raise
         except (AttributeError, TypeError, ValueError, IndexError) as err:
             how = "Write them with dump of d3rlpy 2, and pass the path of the file"
             raise DatasetError(f"The episodes of d3rlpy cannot be read ({type(err).__name__}: {err}). {how}.") from None
+        if joined["actions"].dtype.kind in "biu":
+            raise DatasetError.at(
+                "The episodes of d3rlpy", "their actions are discrete", "Use an algorithm for discrete actions"
+            )
         timeouts = np.zeros_like(terminated)
         timeouts[ends] = ~terminated[ends]
-        return cls.from_mapping({**arrays, "terminals": terminated, "timeouts": timeouts})
+        return cls.from_mapping({**joined, "terminals": terminated, "timeouts": timeouts})
 
     @property
     def _has_next(self) -> bool:

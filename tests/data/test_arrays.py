@@ -367,6 +367,27 @@ def test_dumps_of_d3rlpy(tmp_path: Path) -> None:
         load_transitions(dataset)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"observations": np.ma.masked_greater(np.array([[0.0, 0.0], [1e5, 0.0]]), 1.0)},
+            r"episode 1, step 1, field 'obs.*masked",
+        ),
+        ({"rewards": np.ma.masked_greater([0.0, 1e5], 1.0)}, r"episode 1, step 1, field 'rewards': it is masked"),
+        ({"terminated": np.ma.masked}, r"episode 1, field 'terminated': it is masked"),
+        ({"actions": np.array([[0], [1]])}, r"^The episodes of d3rlpy: their actions are discrete"),
+    ],
+)
+def test_episodes_of_d3rlpy_in_memory_are_checked(changes: dict[str, Any], message: str) -> None:
+    dataset = type("ReplayBuffer", (), {"__module__": "d3rlpy.dataset.replay_buffer"})()
+    whole = {"observations": np.zeros((2, 2)), "actions": np.zeros((2, 1)), "rewards": np.zeros(2), "terminated": True}
+    changed = [whole | changes, whole | changes] if "actions" in changes else [whole, whole | changes]
+    dataset.episodes = [SimpleNamespace(**episode) for episode in changed]
+    with pytest.raises(DatasetError, match=message):
+        load_transitions(dataset)
+
+
 def test_dump_of_d3rlpy_becomes_a_minari_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_d3rlpy_2(tmp_path / "buffer.h5")
     assert convert([str(tmp_path / "buffer.h5"), "tests/from-d3rlpy-v0"]) == 0
