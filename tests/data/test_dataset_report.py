@@ -111,6 +111,15 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "from [-2.0, 0.0] to [2.0, 10.0]" in lines[6]
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0 + 4e-16], [-1e17, -1e17], [3e6, 3e6 + 2e-9], [0.0, 5e-324], [7.0, 7.0]])
+def test_returns_that_are_equal_but_for_rounding_are_drawn(tmp_path: Path, values: list[float]) -> None:
+    pytest.importorskip("matplotlib")
+    from sb3_dmpo.plots.dataset import plot_report
+
+    plot_report(replace(describe_dataset(make_transitions(n_episodes=2)), returns=np.array(values)), tmp_path / "r.png")
+    assert (tmp_path / "r.png").stat().st_size > 5000
+
+
 def test_pictures_replace_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_dataset("my/own-v0")
