@@ -1,6 +1,7 @@
 """Writing Minari datasets into the local root: complete under their name, or not at all."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
-from sb3_dmpo.data.preprocessing import ActionUnscaler
+from sb3_dmpo.data.preprocessing import ActionUnscaler, unflatten_observations
 from sb3_dmpo.data.transitions import DatasetError, Transitions, dataset_label
 from sb3_dmpo.files.temporary import temporary_folder
 
@@ -92,8 +93,12 @@ def write_new_dataset(
     if env_spec is not None:
         entries["eval_env_spec"] = env_spec.to_json()
 
+    # Minari makes JPEGs of images, which come back changed, unless (since 0.5.4) it is told not to.
+    knows_jpeg = "jpeg_encoding" in inspect.signature(MinariStorage.new).parameters
+    options: dict[str, Any] = {"env_spec": env_spec} | ({"jpeg_encoding": False} if knows_jpeg else {})
+
     def write(path: Path) -> None:
-        storage = MinariStorage.new(path, observation_space=observation_space, action_space=action_space, env_spec=env_spec)
+        storage = MinariStorage.new(path, observation_space=observation_space, action_space=action_space, **options)
         storage.update_episodes(episodes)
         storage.update_metadata(entries)
 
@@ -101,11 +106,12 @@ def write_new_dataset(
         raise DatasetError.at(dataset_label(dataset_id), "another process has written it meanwhile", "Choose another id")
 
 
-def episodes_of(transitions: Transitions) -> Iterator[EpisodeBuffer]:
+def episodes_of(transitions: Transitions, observation_space: spaces.Space[Any]) -> Iterator[EpisodeBuffer]:
     """
-    Transitions as episodes with T + 1 observations and actions in the environment's units.
+    Transitions as episodes with T + 1 observations, as the environment gave them, and actions in its units.
 
     :param transitions: the transitions
+    :param observation_space: space of the written observations, nested or not; that of the transitions is its canonical form
     :raises DatasetError: a step does not begin where the one before it has ended
     """
     actions = ActionUnscaler(transitions.action_space)(transitions.actions)
@@ -123,7 +129,7 @@ def episodes_of(transitions: Transitions) -> Iterator[EpisodeBuffer]:
                 step=int(broken[0]),
             )
         yield EpisodeBuffer(
-            observations=np.concatenate([observations, following[-1:]]),
+            observations=unflatten_observations(np.concatenate([observations, following[-1:]]), observation_space),
             actions=actions[rows],
             rewards=transitions.rewards[rows],
             terminations=transitions.terminations[rows],

@@ -212,6 +212,62 @@ def flatten_observations(observation: Any, space: spaces.Space[Any]) -> npt.NDAr
     return leaves[0] if len(leaves) == 1 else np.concatenate(leaves, axis=1)
 
 
+def _of_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if not np.issubdtype(dtype, np.integer):
+        # float16 could not hold all that was read.
+        return values.astype(np.result_type(dtype, np.float32), copy=False)
+    largest = np.iinfo(dtype).max
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(dtype)
+    # float32 has rounded the largest integers up, beyond what the dtype holds.
+    whole[values >= np.float32(largest)] = largest
+    return whole
+
+
+def unflatten_observations(flat: npt.NDArray[np.float32], space: spaces.Space[Any]) -> Any:
+    """
+    Observations as an environment gives them, from what :func:`flatten_observations` made of them: an array
+    ``(batch, *shape)`` or a dict (of dicts) of such arrays, integers where the space has integers.
+
+    :param flat: flat observations, shape ``(batch, S)``
+    :param space: observation space, nested or not, whose canonical form the columns are of
+    """
+    columns = flat_slices(canonical_observation_space(space))
+
+    def part_of(part: spaces.Space[Any], prefix: str) -> Any:
+        if isinstance(part, spaces.Dict):
+            return {key: part_of(entry, f"{prefix}{KEY_SEPARATOR}{key}" if prefix else key) for key, entry in part.items()}
+        assert part.shape is not None and part.dtype is not None
+        return _of_dtype(flat[:, columns[prefix]].reshape(len(flat), *part.shape), part.dtype)
+
+    return part_of(space, "")
+
+
+def nested_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    A space whose Dicts are nested again where keys were joined with ``/``: files have groups there.
+
+    :param space: canonical observation space
+    :raises ValueError: a key names both an entry and a group of entries
+    """
+    if not isinstance(space, spaces.Dict):
+        return space
+    tree: dict[str, Any] = {}
+    for key, leaf in space.items():
+        *groups, name = key.split(KEY_SEPARATOR)
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"{group!r} is an entry of the observations, and {key!r} is one below it: rename one of them")
+        branch[name] = leaf
+
+    def as_space(part: Any) -> spaces.Space[Any]:
+        return spaces.Dict({key: as_space(entry) for key, entry in part.items()}) if isinstance(part, dict) else part
+
+    return as_space(tree)
+
+
 def _holds_integers(leaf: spaces.Space[Any]) -> bool:
     return leaf.dtype is not None and bool(np.issubdtype(leaf.dtype, np.integer))
 

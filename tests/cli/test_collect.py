@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.save_util import save_to_pkl
 from torch import nn
 
 from sb3_dmpo import DMPO, DecisionTransformer
 from sb3_dmpo.data import load_transitions, recover_environment
+from sb3_dmpo.data.preprocessing import canonical_observation_space
 from sb3_dmpo.data.tasks import reference_scores
 from tests.cli.test_train import Outcome, assert_one_line
 
@@ -150,6 +153,44 @@ def test_a_replay_buffer_becomes_a_dataset(call: Callable[..., Outcome], tmp_pat
     ours, theirs = load_transitions("my/buffer-v0"), load_transitions(tmp_path / "buffer.pkl")
     for field in ("observations", "actions", "rewards", "terminations", "truncations", "episode_lengths"):
         np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), field)
+
+
+class _Camera(gym.Env[Any, Any]):
+    """Observes pictures, or pictures among other things."""
+
+    action_space = gym.spaces.Box(-2.0, 2.0, (1,))
+
+    def __init__(self, as_dict: bool = False) -> None:
+        image = gym.spaces.Box(0, 255, (3, 36, 40), np.uint8)
+        speed = gym.spaces.Box(-1.0, 1.0, (1, 2), np.float64)
+        self.observation_space = (
+            gym.spaces.Dict({"own": gym.spaces.Dict({"camera": image, "speed": speed})}) if as_dict else image
+        )
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_replay_buffers_of_images_and_dicts_become_datasets(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_dict: bool
+) -> None:
+    monkeypatch.setitem(gym.registry, "Camera-v0", gym.envs.registration.EnvSpec("Camera-v0", f"{__name__}:_Camera"))
+    env = _Camera(as_dict)
+    space = canonical_observation_space(env.observation_space)
+    space.seed(0)
+    buffer = (DictReplayBuffer if as_dict else ReplayBuffer)(8, space, env.action_space, device="cpu")
+    observations = [space.sample() for _ in range(9)]
+    for step in range(8):
+        done = np.array([step in (3, 7)])
+        buffer.add(observations[step], observations[step + 1], np.zeros((1, 1)), np.ones(1), done, [{}])
+    save_to_pkl(tmp_path / "buffer.pkl", buffer)
+    keywords = ["--env-kwargs", "as_dict:True"] if as_dict else []
+    command = ["--replay-buffer", str(tmp_path / "buffer.pkl"), "--env", "Camera-v0", *keywords, "--dataset", "my/camera-v0"]
+    code, _, err = call(collect, *command)
+    assert code == 0, err
+    ours, theirs = load_transitions("my/camera-v0"), load_transitions(tmp_path / "buffer.pkl")
+    for field in ("observations", "next_observations", "actions", "terminations", "episode_lengths"):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), field)
+    assert ours.observation_space == space
 
 
 class _Trap:

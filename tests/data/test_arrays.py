@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
+import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -386,6 +387,50 @@ def test_episodes_of_d3rlpy_in_memory_are_checked(changes: dict[str, Any], messa
     dataset.episodes = [SimpleNamespace(**episode) for episode in changed]
     with pytest.raises(DatasetError, match=message):
         load_transitions(dataset)
+
+
+OBSERVATIONS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
+    "table": lambda rng: {"": rng.normal(size=(N_ROWS, 2, 3)).astype(np.float32)},
+    "entries": lambda rng: {"/b": rng.normal(size=(N_ROWS, 2)), "/a": rng.normal(size=(N_ROWS, 1, 2))},
+    "nested": lambda rng: {
+        "/b": rng.normal(size=(N_ROWS, 2)),
+        "/a/y": rng.normal(size=(N_ROWS, 1)),
+        "/a/x": np.zeros((N_ROWS, 3)),
+    },
+    "image": lambda rng: {"": rng.integers(0, 256, (N_ROWS, 4, 5, 3)).astype(np.uint8)},
+    "large image": lambda rng: {"": rng.integers(0, 256, (N_ROWS, 40, 36, 3)).astype(np.uint8)},
+    "image among entries": lambda rng: {
+        "/camera/left": rng.integers(0, 256, (N_ROWS, 33, 32)).astype(np.uint8),
+        "/speed": rng.normal(size=(N_ROWS, 1)),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", list(OBSERVATIONS))
+def test_observations_of_every_kind_are_converted_unchanged(tmp_path: Path, kind: str) -> None:
+    entries = {f"observations{key}": value for key, value in OBSERVATIONS[kind](np.random.default_rng(0)).items()}
+    write_d4rl(tmp_path, **{"observations": None, **entries}).rename(tmp_path / "own.hdf5")
+    assert convert([str(tmp_path / "own.hdf5"), "tests/own-v0"]) == 0
+    ours, theirs = load_transitions("tests/own-v0", cache=False), load_transitions(tmp_path / "own.hdf5", cache=False)
+    assert_same_data(ours, theirs)
+    assert ours.observation_space == theirs.observation_space
+    # Minari itself reads it too
+    episode = next(iter(minari.load_dataset("tests/own-v0")))
+    for name, value in entries.items():
+        found: Any = episode.observations
+        for key in name.split("/")[1:]:
+            found = found[key]
+        np.testing.assert_array_equal(found[:3], value[:3].astype(np.float32) if value.dtype == np.float64 else value[:3])
+        assert found.dtype == (np.uint8 if value.dtype == np.uint8 else np.float32)
+
+
+def test_an_entry_that_is_a_group_too_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = d4rl_arrays(
+        observations=None, **{"observations/a": np.zeros((N_ROWS, 1)), "observations/a/x": np.zeros((N_ROWS, 1))}
+    )
+    np.savez(tmp_path / "own.npz", **{name: value for name, value in arrays.items() if value is not None})
+    assert convert([str(tmp_path / "own.npz"), "tests/own-v0"]) == 2
+    assert "'a' is an entry of the observations, and 'a/x' is one below it" in capsys.readouterr().err
 
 
 def test_dump_of_d3rlpy_becomes_a_minari_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

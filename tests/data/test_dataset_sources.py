@@ -195,11 +195,30 @@ def test_d4rl_file_becomes_a_minari_dataset_with_the_same_transitions(
 
 
 @pytest.mark.usefixtures("own_root")
+def test_a_file_that_does_not_fit_the_environment_of_its_name_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D4RL's ant observes 84 contact forces, which Ant-v4 leaves out."""
+    observations, actions = np.zeros((N_ROWS, 111), np.float32), np.zeros((N_ROWS, 8), np.float32)
+    path = write_d4rl(tmp_path, observations=observations, actions=actions).rename(tmp_path / "ant-medium-v2.hdf5")
+    assert convert([str(path), "tests/ant/medium-v2"]) == 2
+    err = capsys.readouterr().err
+    assert "does not fit Ant-v4, which its name suggests" in err and "(111,)" in err and "(27,)" in err and "--env none" in err
+    assert list(minari.list_local_datasets()) == []
+    # As the advice says
+    assert convert([str(path), "tests/ant/medium-v2", "--env", "none"]) == 0
+    # Without the simulator nothing is known about the environment
+    monkeypatch.setattr(gym, "make", lambda spec: (_ for _ in ()).throw(gym.error.DependencyNotInstalled("no mujoco")))
+    assert convert([str(path), "tests/ant/medium-v3"]) == 0
+    assert "Ant-v4 cannot be made here" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own_root")
 def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     following = np.random.default_rng(3).normal(size=(N_ROWS, 3))
     path = write_d4rl(tmp_path, next_observations=following)
     for arguments, message in (
-        ([str(path), "tests/broken-v0"], "episode 0, step 0: the next observation is not"),
+        ([str(path), "tests/broken-v0", "--env", "none"], "episode 0, step 0: the next observation is not"),
         ([str(path), "no id"], "no id for a dataset"),
         (["x.txt", "tests/x-v0"], "neither a Minari id"),
         ([str(path), "tests/x-v0", "--env", "Hoper-v4"], "Did you mean Hopper-v4"),

@@ -11,10 +11,39 @@ from sb3_dmpo.data.preprocessing import (
     flat_size,
     flat_slices,
     flatten_observations,
+    nested_space,
     observation_spaces_match,
     scale_actions,
+    unflatten_observations,
 )
 from tests.dataset_helpers import ACTIONS, BOX, NESTED_DICT, random_observations
+
+
+def test_flat_observations_become_what_they_were() -> None:
+    rng = np.random.default_rng(0)
+    for space in (BOX, NESTED_DICT, spaces.Box(0, 255, (2, 3), np.uint8), spaces.Box(-9, 9, (), np.int64)):
+        canonical = canonical_observation_space(space)
+        flat = flatten_observations(canonical_observation(random_observations(space, 4, rng)), canonical)
+        found = unflatten_observations(flat, space)
+        np.testing.assert_array_equal(flatten_observations(canonical_observation(found), canonical), flat)
+        assert nested_space(canonical) == space
+    assert unflatten_observations(flat, space).shape == (4,) and unflatten_observations(flat, space).dtype == np.int64
+    kettle = unflatten_observations(np.zeros((2, 7), np.float32), NESTED_DICT)["achieved_goal"]["kettle"]
+    assert kettle.shape == (2, 2, 2) and kettle.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+def test_the_largest_integers_are_not_turned_over(dtype: type[np.integer]) -> None:
+    """float32 rounds them up."""
+    info = np.iinfo(dtype)
+    space = spaces.Box(info.min, info.max, (3,), dtype)
+    flat = np.array([[info.min, 1, info.max]], np.float32)
+    assert unflatten_observations(flat, space).tolist() == [[info.min, 1, info.max]]
+
+
+def test_half_precision_keeps_what_was_read() -> None:
+    flat = np.array([[1e5, 1 / 3]], np.float32)
+    np.testing.assert_array_equal(unflatten_observations(flat, spaces.Box(-np.inf, np.inf, (2,), np.float16)), flat)
 
 
 def test_box_is_its_own_canonical_space() -> None:

@@ -258,11 +258,10 @@ def _write(options: argparse.Namespace, env: Env) -> str:
     if not isinstance(env.action_space, spaces.Box):
         raise UsageError(f"{options.env} has the action space {env.action_space}; algorithms here need Box.")
     if options.replay_buffer is not None:
-        if isinstance(env.observation_space, spaces.Dict):
-            raise UsageError("A replay buffer with Dict observations cannot be converted: train on its pickle itself.")
         transitions = load_transitions(options.replay_buffer, env=env, cache=False)
+        whole = episodes_of(transitions, env.observation_space)
         episodes: Iterator[EpisodeBuffer] = iter(
-            tqdm(episodes_of(transitions), total=len(transitions.episode_lengths), unit="episode", desc=options.dataset)
+            tqdm(whole, total=len(transitions.episode_lengths), unit="episode", desc=options.dataset)
         )
         scores, source = find_reference(options, env, None)
         description = "A replay buffer of Stable-Baselines3."

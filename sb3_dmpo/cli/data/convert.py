@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from minari.data_collector import EpisodeBuffer
 from tqdm import tqdm
 
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id
-from sb3_dmpo.data import load_transitions, open_dataset
+from sb3_dmpo.data import DatasetError, DatasetSource, load_transitions, open_dataset
 from sb3_dmpo.data.minari import MinariSource
 from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+from sb3_dmpo.data.preprocessing import nested_space
 from sb3_dmpo.data.recorded_env import register_robotics
 from sb3_dmpo.data.tasks import TASKS, entry_keys, reference_scores, task_and_quality
+from sb3_dmpo.data.validation import check_environment, environment_spaces
 
 
 def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
@@ -39,6 +42,35 @@ def environment_spec(file: str, env_id: str | None) -> EnvSpec | None:
     if name == known and limit is not None:
         spec.max_episode_steps = limit
     return spec
+
+
+def check_suggested(file: str, source: DatasetSource, spec: EnvSpec) -> None:
+    """
+    Compare a file with the environment that its name suggests, if that can be made here.
+
+    :param file: path of the file
+    :param source: the file
+    :param spec: the environment
+    :raises UsageError: it gives other observations, or takes other actions
+    """
+    try:
+        with warnings.catch_warnings():
+            # D4RL's tasks are out of date, as gymnasium says.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            env = gym.make(spec)
+    except Exception as error:  # of a library that is missing: any
+        print(f"{spec.id} cannot be made here, so that the file is not compared with it ({error}).")
+        return
+    with contextlib.closing(env):
+        try:
+            check_environment(source.label, source.observation_space, source.action_space, env)
+        except DatasetError:
+            observed, acted = environment_spaces(env, source.label)
+            raise UsageError(
+                f"{file} does not fit {spec.id}, which its name suggests: it holds observations of "
+                f"{source.observation_space} and actions of {source.action_space}, not of {observed} and {acted}. Name another "
+                "environment with --env ID, or none with --env none."
+            ) from None
 
 
 def run(argv: Sequence[str]) -> None:
@@ -65,22 +97,28 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"{options.file} is a Minari dataset already: name a file of D4RL, d3rlpy or OGBench.")
     if not source.has_rewards:
         raise UsageError(f"{options.file} holds no rewards, which a Minari dataset needs: write them into the file.")
+    if spec is not None and options.env is None:
+        check_suggested(options.file, source, spec)
     with contextlib.ExitStack() as stack:
         # What was typed knows the bounds of the actions; what the name of the file says is D4RL's, from -1 to 1.
         is_named = options.env not in (None, "none")
         env = stack.enter_context(contextlib.closing(gym.make(options.env))) if is_named else None
         transitions = load_transitions(source, env=env, cache=False, clip_actions=options.clip_actions)
+    try:
+        observation_space = nested_space(transitions.observation_space)
+    except ValueError as error:
+        raise UsageError(f"{options.file} cannot be a Minari dataset: {error}.") from None
     reference = None if spec is None else reference_scores(env_id=spec.id)
     scores = {} if reference is None else {"ref_min_score": reference.min, "ref_max_score": reference.max}
 
     def episodes() -> Iterator[EpisodeBuffer]:
         n = len(transitions.episode_lengths)
-        yield from tqdm(episodes_of(transitions), total=n, unit="episode", desc=options.dataset)
+        yield from tqdm(episodes_of(transitions, observation_space), total=n, unit="episode", desc=options.dataset)
 
     write_new_dataset(
         options.dataset,
         episodes(),
-        transitions.observation_space,
+        observation_space,
         transitions.action_space,
         spec,
         description=f"The transitions of {Path(options.file).name}, converted.",
