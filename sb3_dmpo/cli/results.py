@@ -38,7 +38,7 @@ COLUMNS = (
 )
 
 #: What says which evaluation a row is.
-EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "evaluation")
+EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "env_steps", "evaluation")
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
 FINETUNE_COLUMNS = (*COLUMNS[:5], "env_steps", *COLUMNS[5:])
 #: Whether a mixture is one. Files of early versions lack these columns.

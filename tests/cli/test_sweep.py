@@ -24,7 +24,7 @@ from tests.cli.test_train import Outcome, assert_one_line
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("submitit")
 
-from sb3_dmpo.cli.results import COLUMNS, read_tables
+from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, read_tables
 from sb3_dmpo.cli.sweep.jobs import LocalJobs
 from sb3_dmpo.cli.sweep.options import minutes
 from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker
@@ -115,6 +115,19 @@ def test_grid_and_commands(call: Callable[..., Outcome]) -> None:
     code, out, err = call(sweep, "--algos", "bc", "--seeds", "0", *both, "--dry-run")
     settings = [line.split("-params ")[1] for line in out.splitlines() if not line.startswith("#")]
     assert settings == ["tau:0.1 gamma:0.9", "tau:0.1 gamma:0.99", "tau:0.2 gamma:0.9", "tau:0.2 gamma:0.99"], err
+
+
+def test_numbers_of_updates_are_read_as_in_a_run(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    for updates in ("1e5", "100000.0", "100_000"):
+        code, out, err = call(sweep, "--algos", "bc", "--dry-run", "-params", f"n_timesteps:{updates}")
+        assert code == 0 and "100,000" in out, err
+    assert call(sweep, "--algos", "bc", "--dry-run", "--vary", "n_timesteps", "1e5", "2e5")[0] == 0
+    Path("table.yml").write_text("- {algos: [bc], hyperparams: {n_timesteps: 100000.0}}")
+    assert call(sweep, "--table", "table.yml", "--dry-run")[0] == 0
+    # A step of the online stage takes about as long as an update.
+    out = call(sweep, "--algos", "bc", "--dry-run", "-n", "100", "--", "--finetune", "50")[1]
+    assert "  150  " in out
+    assert "1,234" in call(sweep, "--algos", "bc", "--dry-run", "-n", "1000", "--", "--finetune=234")[1]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +224,41 @@ def kill_worker(pid: int) -> None:
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     for number in (parent, pid):
         os.kill(number, signal.SIGKILL)
+
+
+FAKE_FINETUNING = """
+import csv, sys
+options = dict(zip(sys.argv[1:], sys.argv[2:]))
+columns = {columns!r} if "--finetune" in options else {plain!r}
+with open(options["--results"], "w", newline="") as file:
+    writer = csv.DictWriter(file, columns, lineterminator="\\n", extrasaction="ignore")
+    writer.writeheader()
+    offline, online = [(10, 0, "training", 1), (10, 0, "final", 2)], [(10, 5, "training", 3), (15, 10, "final", 4)]
+    for updates, steps, kind, score in offline + online:
+        if steps == 0 or "--finetune" in options:
+            known = dict(algorithm=options["--algo"], dataset=options["--dataset"], seed=options["--seed"], updates=updates)
+            known |= dict(env_steps=steps, evaluation=kind, score=score)
+            writer.writerow({{column: known.get(column, "") for column in columns}})
+"""
+
+
+def test_rows_of_both_stages_are_collected(call: Callable[..., Outcome], tmp_path: Path, jobs: InProcessJobs) -> None:
+    (tmp_path / "train.py").write_text(FAKE_FINETUNING.format(columns=FINETUNE_COLUMNS, plain=COLUMNS))
+    (tmp_path / "t.yml").write_text(
+        "[{algos: [td3_bc], n_timesteps: 10, train: [--finetune, '10']}, {algos: [bc], n_timesteps: 10}]"
+    )
+    code, out, err = call(sweep, "--table", "t.yml", "--folder", "s")
+    assert code == 0, err
+    rows = rows_of(tmp_path / "s" / "results.csv")
+    assert tuple(rows[0]) == FINETUNE_COLUMNS
+    found = [(row["algorithm"], row["updates"], row["env_steps"], row["evaluation"], row["score"]) for row in rows]
+    offline = [("10", "0", "training", "1"), ("10", "0", "final", "2")]
+    online = [("10", "5", "training", "3"), ("15", "10", "final", "4")]
+    assert sorted(found) == sorted([*[("td3_bc", *row) for row in offline + online], *[("bc", *row) for row in offline]])
+    assert "td3_bc on sb3_dmpo/two-goals/demonstrations-v0, seed 0 is finished, score 4.0" in out
+    # The same sweep again adds nothing
+    assert call(sweep, "--table", "t.yml", "--folder", "s")[0] == 0 and rows_of(tmp_path / "s" / "results.csv") == rows
+    assert_one_line(call(sweep, "--algos", "td3_bc", "-n", "10", "--", "--finetune", "-5"), "--finetune -5", "number of steps")
 
 
 def sweep_with_a_kill(folder: Path, *arguments: str, **environment: str) -> str:

@@ -209,6 +209,13 @@ def test_a_finished_run_of_a_sweep_keeps_what_is_no_checkpoint(tmp_path: Path) -
         (run / f"rl_model_{name}_steps.zip").touch()
     assert Worker(str(tmp_path), ("-c", "pass"), {}, "1")() == 0
     assert [path.name for path in run.iterdir()] == ["rl_model_best_steps.zip"]
+    # The online stage keeps more beside a checkpoint
+    (run / "finetune").mkdir()
+    (tmp_path / "finished.json").unlink()
+    for name in ("rl_model_20_steps.zip", "rl_model_replay_buffer_20_steps.npz", "rl_model_episodes_20_steps.json", "T.zip"):
+        (run / "finetune" / name).touch()
+    assert Worker(str(tmp_path), ("-c", "pass"), {}, "2")() == 0
+    assert [path.name for path in (run / "finetune").iterdir()] == ["T.zip"]
 
 
 def make_run(folder: Path, number: int) -> Path:

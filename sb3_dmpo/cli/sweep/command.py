@@ -16,7 +16,7 @@ from rich.table import Table
 
 from sb3_dmpo.cli.configs import config_path
 from sb3_dmpo.cli.errors import EXIT_FAILURE, EXIT_USAGE, UsageError
-from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile
+from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
 from sb3_dmpo.cli.sweep.needs import default_times, needs, read_times
 from sb3_dmpo.cli.sweep.options import check_grid, make_grid, make_jobs, make_parser
@@ -70,7 +70,8 @@ class Sweep:
     def __init__(self, plans: Sequence[PlannedRun], options: argparse.Namespace, console: Console) -> None:
         self.options, self.console = options, console
         self.root: Path = options.folder
-        self.results = ResultsFile(options.results or self.root / "results.csv", {})
+        columns = FINETUNE_COLUMNS if any(plan.finetune_steps() for plan in plans) else COLUMNS
+        self.results = ResultsFile(options.results or self.root / "results.csv", {}, columns)
         path = self.results.path
         self.training = ResultsFile(path.with_name(f"{path.stem}_training.csv"), {}, TRAINING_COLUMNS)
         self.runs = [Run(plan, plan.total_updates()) for plan in plans]
@@ -153,7 +154,8 @@ class Sweep:
 
     def _finish(self, run: Run) -> None:
         run.rows, run.state = run.plan.rows(self.root), "finished"
-        self.results.append_rows([{**row, "algorithm": run.plan.name} for row in run.rows])
+        # Runs beside others that go on in the environment have made no step there.
+        self.results.append_rows([{"env_steps": "0", **row, "algorithm": run.plan.name} for row in run.rows])
         self.training.append_rows(run.plan.training_rows(self.root))
         score = f", score {float(run.rows[-1]['score']):.1f}" if run.rows else ""
         self._note(f"{self._title(run)} is finished{score}")

@@ -17,8 +17,10 @@ from typing import IO, Any
 from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.configs import config_path, find_entry
 from sb3_dmpo.cli.errors import UsageError
-from sb3_dmpo.cli.results import COLUMNS, TRAINING_METRICS, read_tables
+from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, TRAINING_METRICS, read_tables
 from sb3_dmpo.cli.train.callbacks import UPDATES, read_progress
+from sb3_dmpo.cli.train.finetune import episodes_of, transitions_of
 from sb3_dmpo.cli.train.resume import check_settings
 from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.files.save_util import atomic_write
@@ -105,19 +107,42 @@ class PlannedRun:
         """
         return root / re.sub(r"[^\w.=-]+", "-", self.name).strip("-") / environment_name(self.dataset) / f"seed_{self.seed}"
 
+    def finetune_steps(self) -> int:
+        """
+        Steps in the environment that follow on the updates; 0 without ``--finetune``.
+
+        :raises UsageError: it is no number of steps
+        """
+        text = "0"
+        for position, argument in enumerate(self.arguments):
+            option, sign, value = argument.partition("=")
+            if option == "--finetune":
+                text = value if sign else "".join(self.arguments[position + 1 : position + 2])
+        if not text.isdecimal():
+            raise UsageError(f"--finetune {text}: write a positive number of steps.")
+        return int(text)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the run's results."""
+        return FINETUNE_COLUMNS if self.finetune_steps() else COLUMNS
+
     def total_updates(self) -> int:
         """
-        Number of updates of the whole run.
+        Number of updates of the whole run; each step of ``--finetune`` counts as one.
 
         :raises UsageError: neither the command line nor the config says
         """
+        return self._offline_updates() + self.finetune_steps()
+
+    def _offline_updates(self) -> int:
         if self.n_timesteps > 0:
             return self.n_timesteps
         typed = dict(item.split(":", 1) for item in self.params if ":" in item)
         entry = {**config_entry(self.algo, self.dataset), **typed}
         if "n_timesteps" not in entry:
             raise UsageError(f"The config of {self.algo} does not say how many updates to do on {self.dataset}: use -n.")
-        return int(entry["n_timesteps"])
+        return int(parse_value(entry["n_timesteps"]))
 
     def command(self, root: Path, save_freq: int, threads: int) -> list[str]:
         """
@@ -166,7 +191,7 @@ class PlannedRun:
 
         :param root: folder of the sweep
         """
-        return read_tables([self.folder(root) / "results.csv"], COLUMNS)
+        return read_tables([self.folder(root) / "results.csv"], self.columns)
 
     def training_rows(self, root: Path) -> list[dict[str, str]]:
         """
@@ -246,7 +271,8 @@ class Worker:
         (folder / "running.json").unlink(missing_ok=True)
         if code == 0:
             for checkpoint in checkpoints(folder, below=True):
-                checkpoint.unlink()
+                for path in (checkpoint, transitions_of(checkpoint), episodes_of(checkpoint)):
+                    path.unlink(missing_ok=True)
             write_json(folder / _FINISHED, {"command": list(self.command)})
         return code
 
