@@ -43,6 +43,13 @@ _MODULES_WITH_EVAL = ("rl_zoo3.utils", "rl_zoo3.exp_manager")
 class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Reads plain data, and the ordered dicts that stock rl_zoo3 writes into its logs. Never makes other objects."""
 
+    def get_single_data(self) -> Any:
+        """What the file says. A config may write the arguments of the environment as a text, ``dict(name=1)``."""
+        data = super().get_single_data()
+        if isinstance(data, dict) and isinstance(data.get("env_kwargs"), str):
+            data["env_kwargs"] = parse_value(data["env_kwargs"])
+        return data
+
 
 def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
     arguments = loader.construct_sequence(node, deep=True)

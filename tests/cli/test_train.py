@@ -342,6 +342,40 @@ def test_callbacks_and_arguments_of_environments_in_params_are_honoured(
     assert made.count(8) == 1 + 2 and 7 not in made
 
 
+@pytest.mark.parametrize(
+    ("arguments", "config", "expected"),
+    [
+        (["--env-kwargs", "marker:3", "shift:4", "--eval-env-kwargs", "marker:5"], "", (5, 0)),
+        (["--env-kwargs", "marker:3"], "env_kwargs: dict(shift=4)", (3, 0)),
+        ([], "env_kwargs: dict(marker=6)", (6, 0)),
+    ],
+)
+def test_enjoy_makes_the_environment_that_the_run_was_evaluated_in(
+    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, arguments: list[str], config: str, expected: tuple[int, int]
+) -> None:
+    made: list[tuple[int, int]] = []
+
+    class Marked(TwoGoals):
+        def __init__(self, render_mode: str | None = None, marker: int = 0, shift: int = 0) -> None:
+            super().__init__(render_mode)
+            made.append((marker, shift))
+
+    spec = gym.envs.registration.EnvSpec("TwoGoals-v0", Marked, max_episode_steps=40)
+    monkeypatch.setitem(gym.registry, "TwoGoals-v0", spec)
+    Path("c.yml").write_text(f"default:\n  n_timesteps: 6\n  {config}\n")
+    code, _, err = call(train, "--algo", "bc", "-conf", "c.yml", *arguments, *TINY)
+    assert code == 0, err
+    assert expected in made
+    made.clear()
+    code, _, err = call(enjoy, "--algo", "bc", "--no-render", "--episodes", "1")
+    assert code == 0, err
+    assert set(made) == {expected}
+    # What is typed goes before it
+    made.clear()
+    assert call(enjoy, "--algo", "bc", "--no-render", "--episodes", "1", "--env-kwargs", "shift:9")[0] == 0
+    assert set(made) == {(expected[0], 9)}
+
+
 def test_missing_packages_are_named(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rl_zoo3.train", None)
     assert_one_line(call(train), "rl_zoo3.train", "sb3_dmpo[zoo]")

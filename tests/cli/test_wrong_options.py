@@ -80,6 +80,10 @@ def test_wrong_options_of_enjoy_and_sweep(call: Callable[..., Outcome], tiny: Pa
     assert_one_line(call(enjoy, *options, "--seed", "99999999999"), "--seed 99999999999", "4294967295")
     assert_one_line(call(enjoy, *options, "--seed", "-3"), "--seed -3")
     assert_one_line(call(enjoy, *options, "--device", "gpu"), "--device", "gpu")
+    assert_one_line(call(enjoy, *options, "-n", "5"), "--episodes and -n", "leave one of them out")
+    for option in ("--episodes", "-n", "--n-envs"):
+        for value in ("0", "-2"):
+            assert_one_line(call(enjoy, *options[:-2], option, value), f"{option} {value}", "at least 1")
     assert_one_line(call(sweep, "--dry-run", "--algos", "bc", "-n", "0"), "-n 0", "at least 1")
     (tmp_path / "table.yml").write_text("- {algos: [bc], n_timesteps: -2}")
     assert_one_line(call(sweep, "--dry-run", "--table", "table.yml"), "table.yml", "-n -2", "at least 1")

@@ -57,6 +57,7 @@ class EnjoyParser(ZooParser):
         """
         from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 
+        _check_lengths(options)
         if options.seed is not None and options.seed < 0:
             raise UsageError(f"--seed {options.seed}: the seed of the episodes is a whole number from 0.")
         options.dataset = options.dataset or TWO_GOALS_DATASET_ID
@@ -64,18 +65,16 @@ class EnjoyParser(ZooParser):
         run_folder = Path(_run_folder(options, name))
         of_run = _options_of_run(run_folder / name)
         options.env = options.env or of_run.get("eval_env_id")
+        options.env_kwargs = {**of_run["env_kwargs"], **(options.env_kwargs or {})}
         if options.seed is None:
             seed = of_run.get("seed")
             options.seed = seed if seed is not None and SEED.accepts(seed) else 0
         self.open_dataset(options, is_stepped=True)
         options.env = EnvironmentName(options.env)
-        if options.episodes is None:
-            options.episodes = 10 if options.record is None else 2
         if options.n_timesteps is None:
+            options.episodes = options.episodes or (10 if options.record is None else 2)
             # rl_zoo3 counts steps; this many are never reached, and no progress bar can show them.
             options.n_timesteps, options.progress = sys.maxsize, False
-        else:
-            options.episodes = None
         if options.record is not None:
             self._prepare_recording(options, run_folder / "videos" / f"{options.algo}.mp4")
         elif not options.no_render and not has_display():
@@ -93,7 +92,19 @@ class EnjoyParser(ZooParser):
             raise UsageError("--record needs imageio-ffmpeg, which is missing: pip install imageio-ffmpeg.")
         choose_renderer()
         options.no_render = True
-        options.env_kwargs = {**(options.env_kwargs or {}), "render_mode": "rgb_array"}
+        options.env_kwargs["render_mode"] = "rgb_array"
+
+
+def _check_lengths(options: argparse.Namespace) -> None:
+    """
+    :param options: the options
+    :raises UsageError: fewer than one episode, step or environment, or both episodes and steps
+    """
+    for option, value in (("--episodes", options.episodes), ("-n", options.n_timesteps), ("--n-envs", options.n_envs)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value}: expected a whole number of at least 1.")
+    if options.episodes is not None and options.n_timesteps is not None:
+        raise UsageError("--episodes and -n both say how long to go on: leave one of them out.")
 
 
 def _run_folder(options: argparse.Namespace, name: Any) -> str:
@@ -121,7 +132,7 @@ def _run_folder(options: argparse.Namespace, name: Any) -> str:
 
 def _options_of_run(folder: Path) -> dict[str, Any]:
     """
-    The options that a run was trained with.
+    The options that a run was trained with; ``env_kwargs`` are those of the environments that it was evaluated in.
 
     :param folder: where rl_zoo3 keeps the settings of the run
     :raises UsageError: they are not there, are no plain data, or ask for what rl_zoo3 would unpickle or import
@@ -138,7 +149,10 @@ def _options_of_run(folder: Path) -> dict[str, Any]:
     for key in REFUSED_KEYS:
         if settings.get(key):
             raise UsageError(f"The run in {folder} uses {key!r}: {REFUSED_KEYS[key]}.")
-    return options
+    env_kwargs = options.get("eval_env_kwargs") or options.get("env_kwargs") or settings.get("env_kwargs") or {}
+    if not isinstance(env_kwargs, dict):
+        raise UsageError(f"The settings of the run in {folder} have the env_kwargs {env_kwargs!r}, which are no table.")
+    return {**options, "env_kwargs": env_kwargs}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -150,6 +164,7 @@ def run(argv: Sequence[str]) -> None:
     """
     import rl_zoo3.enjoy
     from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.utils import create_test_env
 
     options = argparse.Namespace()
     counters: list[EpisodeCounter] = []
@@ -176,9 +191,14 @@ def run(argv: Sequence[str]) -> None:
                     counters[-1].overlay.is_one = policy.acts_as_one(raw_observations(model.observation_space, seen))
             return model
 
+    def make_env(*args: Any, **kwargs: Any) -> Any:
+        # rl_zoo3 would add those of the training, which may be others.
+        return create_test_env(*args, **{**kwargs, "env_kwargs": options.env_kwargs})
+
+    stand_ins = {"ALGOS": dict.fromkeys(sb3_dmpo.ALGOS, Loader), "create_test_env": make_env}
     with (
         prepared_zoo(),
-        swapped(rl_zoo3.enjoy, argparse=EnjoyParser.module(argv, options), ALGOS=dict.fromkeys(sb3_dmpo.ALGOS, Loader)),
+        swapped(rl_zoo3.enjoy, argparse=EnjoyParser.module(argv, options), **stand_ins),
         swapped(ExperimentManager, default_vec_env_cls=make_counter),
     ):
         rl_zoo3.enjoy.enjoy()
