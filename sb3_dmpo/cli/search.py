@@ -1,13 +1,18 @@
 """Search spaces for ``-optimize``: one table for all algorithms, of which each takes the parameters that it has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from rl_zoo3.hyperparams_opt import convert_offpolicy_params
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER, convert_offpolicy_params
+from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.common.arguments import constructor_arguments
+from sb3_dmpo.data import DatasetError
 
 Suggest = Callable[[optuna.Trial, str], Any]
 
@@ -36,16 +41,112 @@ SEARCH_SPACE: dict[str, Suggest] = {
 _ARGUMENTS = {"batch_size_pow": "batch_size", "one_minus_gamma": "gamma", "net_arch": "policy_kwargs"}
 
 
-def make_sampler(algorithm: type[BaseAlgorithm]) -> Callable[..., dict[str, Any]]:
+#: Stand in for what rl_zoo3's conversion needs and a study lacks, as it was typed.
+_NEEDED = {"one_minus_gamma": 0.01, "net_arch": "medium"}
+_SEARCH, _OBJECTIVE = ExperimentManager.hyperparameters_optimization, ExperimentManager.objective
+
+
+def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Arguments of the algorithm for what was sampled.
+
+    :param sampled_params: values by their names in the study
+    """
+    absent = {name: value for name, value in _NEEDED.items() if name not in sampled_params}
+    converted = convert_offpolicy_params({**absent, **sampled_params})
+    return {name: value for name, value in converted.items() if name not in {_ARGUMENTS[name] for name in absent}}
+
+
+def _policy_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param settings: settings, parsed or as they were written
+    :raises UsageError: its ``policy_kwargs`` are no dict
+    """
+    found = parse_value(settings.get("policy_kwargs")) or {}
+    if not isinstance(found, Mapping):
+        raise UsageError(f"policy_kwargs is {found!r}, expected dict(name=value, ...).")
+    return dict(found)
+
+
+def _is_typed(name: str, typed: Mapping[str, Any]) -> bool:
+    """
+    Whether ``-params`` says what would be sampled.
+
+    :param name: name in the study
+    :param typed: settings of ``-params``
+    """
+    return name in _policy_kwargs(typed) if name == "net_arch" else _ARGUMENTS.get(name, name) in typed
+
+
+def make_sampler(
+    algorithm: type[BaseAlgorithm], settings: Mapping[str, Any] | None = None, typed: Mapping[str, Any] | None = None
+) -> Callable[..., dict[str, Any]]:
     """
     A sampler as rl_zoo3 wants it: called with the trial, the number of actions, of environments and further settings.
 
     :param algorithm: the algorithm whose parameters are sampled
+    :param settings: those of all trials; what they say in ``policy_kwargs`` beside what is sampled stays
+    :param typed: those of them that ``-params`` says, which are not sampled
     """
     arguments = constructor_arguments(algorithm)
+    names = [name for name in SEARCH_SPACE if _ARGUMENTS.get(name, name) in arguments and not _is_typed(name, typed or {})]
+    kept = _policy_kwargs(settings or {})
 
     def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-        names = [name for name in SEARCH_SPACE if _ARGUMENTS.get(name, name) in arguments]
-        return convert_offpolicy_params({name: SEARCH_SPACE[name](trial, name) for name in names})
+        found = convert_params({name: SEARCH_SPACE[name](trial, name) for name in names})
+        return {**found, "policy_kwargs": {**kept, **_policy_kwargs(found)}}
 
     return sample
+
+
+def with_trial(written: Mapping[str, Any], trial: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The settings of a trial, as it had them in its search: those of the config, the sampled ones over them, those typed over
+    both, and so in ``policy_kwargs``.
+
+    :param written: settings of the config
+    :param trial: what was sampled, as arguments of the algorithm
+    :param typed: settings of ``-params``
+    """
+    settings = {**written, **trial, **typed}
+    # As without a trial, typed policy_kwargs stand for those of the config.
+    policy_kwargs = {**_policy_kwargs({**written, **typed}), **_policy_kwargs(trial), **_policy_kwargs(typed)}
+    return {**settings, "policy_kwargs": policy_kwargs} if policy_kwargs else settings
+
+
+def search(manager: ExperimentManager) -> None:
+    """
+    rl_zoo3's search; its trials keep what the config and ``-params`` say.
+
+    :param manager: knows the settings
+    :raises UsageError: there is no completed trial to report
+    """
+    settings, typed = manager._hyperparams, manager.custom_hyperparams
+    HYPERPARAMS_SAMPLER[manager.algo] = make_sampler(ALGOS[manager.algo], settings, typed)
+    try:
+        _SEARCH(manager)
+    except ValueError as error:
+        if "No trials are completed" not in str(error):
+            raise
+        raise UsageError(
+            "-optimize: no trial was completed (each was pruned, has failed or was interrupted), so that there is no best "
+            "one. Let it run longer, with more trials (--n-trials) or without pruning (--pruner none)."
+        ) from None
+
+
+def objective(manager: ExperimentManager, trial: optuna.Trial) -> float:
+    """
+    rl_zoo3's score of a trial.
+
+    :param manager: runs it
+    :param trial: the trial
+    :raises DatasetError: the data are at fault, which no other trial would mend
+    """
+    try:
+        score: float = _OBJECTIVE(manager, trial)
+    except optuna.TrialPruned as error:
+        # For rl_zoo3 every ValueError is a trial that has diverged.
+        if isinstance(error.__cause__, DatasetError):
+            raise error.__cause__ from None
+        raise
+    return score

@@ -32,6 +32,7 @@ from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import as_yaml, parse_value
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile
 from sb3_dmpo.common.evaluation import EvaluationResult
+from sb3_dmpo.data import DatasetError
 from sb3_dmpo.data.tasks import ReferenceScores, describe_data, entry_keys
 from sb3_dmpo.envs import TwoGoals
 from sb3_dmpo.envs.registration import environment_name
@@ -603,6 +604,80 @@ def test_searched_hyperparameters_are_arguments_of_the_algorithm(name: str) -> N
     sampled = make_sampler(ALGOS[name])(optuna.create_study().ask(), 2, 1, {})
     assert {"learning_rate", "batch_size", "policy_kwargs"} <= set(sampled)
     check_hyperparameters(sampled, ALGOS[name], name)
+
+
+def test_a_search_keeps_what_it_does_not_sample(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    from sb3_dmpo.cli.search import convert_params, make_sampler, with_trial
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    config: dict[str, Any] = {"policy_kwargs": "dict(critic_layer_norm=True, net_arch=[8])", "tau": 0.1}
+    study = optuna.create_study()
+
+    def trial_of(typed: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a trial runs with, and what a run with its number does."""
+        settings = parse_values({**config, **typed})
+        trial = study.ask()
+        sampled = make_sampler(ALGOS["rebrac"], settings, typed)(trial, 2, 1, {})
+        return {**settings, **sampled}, parse_values(with_trial(config, convert_params(trial.params), typed))
+
+    sampled, taken = trial_of({})
+    assert sampled == taken and sampled["tau"] != 0.1
+    assert sampled["policy_kwargs"]["critic_layer_norm"] is True and sampled["policy_kwargs"]["net_arch"] != [8]
+    # What is typed has the last word, and is not sampled
+    sampled, taken = trial_of({"policy_kwargs": "dict(critic_layer_norm=False)", "gamma": "0.5", "batch_size": "16"})
+    assert sampled == taken and (sampled["gamma"], sampled["batch_size"]) == (0.5, 16)
+    assert sampled["policy_kwargs"].keys() == {"critic_layer_norm", "net_arch"}
+    assert sampled["policy_kwargs"]["critic_layer_norm"] is False
+    sampled, taken = trial_of({"policy_kwargs": "dict(net_arch=[4])"})
+    assert sampled == taken and sampled["policy_kwargs"] == {"net_arch": [4]}
+    with pytest.raises(UsageError, match="policy_kwargs is 3"):
+        with_trial(config, {}, {"policy_kwargs": "3"})
+
+
+def search_with(monkeypatch: pytest.MonkeyPatch, learn: Callable[..., Any]) -> None:
+    """Trials learn in another way."""
+    pytest.importorskip("pandas")
+    monkeypatch.setattr(ALGOS["rebrac"], "learn", learn)
+
+
+SEARCH = ["-optimize", "--algo", "rebrac", "--n-trials", "2", "--eval-episodes", "1", "--n-evaluations", "1", "-n", "2"]
+
+
+def test_trials_have_the_policy_kwargs_of_the_config(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, Any]] = []
+
+    def learn(model: Any, *args: Any, **kwargs: Any) -> None:
+        found.append(model.policy_kwargs)
+        raise ValueError("a trial that has diverged")
+
+    search_with(monkeypatch, learn)
+    Path("c.yml").write_text("default: {n_timesteps: 2, policy_kwargs: dict(critic_layer_norm=True)}")
+    # Without a completed trial there is no best one, which is said.
+    assert_one_line(call(train, *SEARCH, "-conf", "c.yml"), "no trial was completed", "--n-trials")
+    assert len(found) == 2 and all(kwargs["critic_layer_norm"] is True and kwargs["net_arch"] for kwargs in found)
+    found.clear()
+    kwargs = "policy_kwargs:dict(net_arch=[8])"
+    assert_one_line(call(train, *SEARCH, "-conf", "c.yml", "-params", kwargs), "no trial was completed")
+    assert found == [{"net_arch": [8]}] * 2
+
+
+def test_a_search_ends_where_no_trial_can_succeed(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def fail(model: Any, *args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        raise DatasetError("Dataset 'x': it is broken. Mend it.")
+
+    search_with(monkeypatch, fail)
+    code, _, err = call(train, *SEARCH)
+    assert code == 2 and "it is broken. Mend it." in err and len(calls) == 1
+
+    def interrupt(model: Any, *args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    search_with(monkeypatch, interrupt)
+    assert_one_line(call(train, *SEARCH), "no trial was completed")
 
 
 @pytest.mark.slow

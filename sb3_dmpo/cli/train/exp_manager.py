@@ -30,6 +30,7 @@ from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import as_yaml
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
+from sb3_dmpo.cli.search import with_trial
 from sb3_dmpo.cli.train.callbacks import (
     ProgressFile,
     ResultHandler,
@@ -157,8 +158,10 @@ class OfflineExperimentManager(ExperimentManager):
         print(f"Loading hyperparameters from: {self.config}, entry {key!r}")
         if self.storage and self.study_name and self.trial_id is not None:
             print("Loading from Optuna study...")
-            written.update(self.load_trial(self.storage, self.study_name, self.trial_id))
-        written.update(self.custom_hyperparams or {})
+            trial = self.load_trial(self.storage, self.study_name, self.trial_id)
+            written = with_trial(written, trial, self.custom_hyperparams or {})
+        else:
+            written.update(self.custom_hyperparams or {})
         hyperparams = parse_values(written)
         check_hyperparameters(hyperparams, ALGOS[self.algo], self.algo)
         self._refuse_contradictions(hyperparams)
