@@ -68,8 +68,8 @@ def check_suggested(file: str, source: DatasetSource, spec: EnvSpec) -> None:
             observed, acted = environment_spaces(env, source.label)
             raise UsageError(
                 f"{file} does not fit {spec.id}, which its name suggests: it holds observations of "
-                f"{source.observation_space} and actions of {source.action_space}, not of {observed} and {acted}. Name another "
-                "environment with --env ID, or none with --env none."
+                f"{source.observation_space} and actions of {source.action_space}, not of {observed} and {acted}. "
+                "Name another environment with --env ID, or none with --env none."
             ) from None
 
 
