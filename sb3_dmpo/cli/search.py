@@ -4,15 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER, convert_offpolicy_params
-from rl_zoo3.utils import ALGOS
+from rl_zoo3.hyperparams_opt import convert_offpolicy_params
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.common.arguments import constructor_arguments
-from sb3_dmpo.data import DatasetError
 
 Suggest = Callable[[optuna.Trial, str], Any]
 
@@ -43,7 +40,6 @@ _ARGUMENTS = {"batch_size_pow": "batch_size", "one_minus_gamma": "gamma", "net_a
 
 #: Stand in for what rl_zoo3's conversion needs and a study lacks, as it was typed.
 _NEEDED = {"one_minus_gamma": 0.01, "net_arch": "medium"}
-_SEARCH, _OBJECTIVE = ExperimentManager.hyperparameters_optimization, ExperimentManager.objective
 
 
 def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -112,41 +108,3 @@ def with_trial(written: Mapping[str, Any], trial: Mapping[str, Any], typed: Mapp
     # As without a trial, typed policy_kwargs stand for those of the config.
     policy_kwargs = {**_policy_kwargs({**written, **typed}), **_policy_kwargs(trial), **_policy_kwargs(typed)}
     return {**settings, "policy_kwargs": policy_kwargs} if policy_kwargs else settings
-
-
-def search(manager: ExperimentManager) -> None:
-    """
-    rl_zoo3's search; its trials keep what the config and ``-params`` say.
-
-    :param manager: knows the settings
-    :raises UsageError: there is no completed trial to report
-    """
-    settings, typed = manager._hyperparams, manager.custom_hyperparams
-    HYPERPARAMS_SAMPLER[manager.algo] = make_sampler(ALGOS[manager.algo], settings, typed)
-    try:
-        _SEARCH(manager)
-    except ValueError as error:
-        if "No trials are completed" not in str(error):
-            raise
-        raise UsageError(
-            "-optimize: no trial was completed (each was pruned, has failed or was interrupted), so that there is no best "
-            "one. Let it run longer, with more trials (--n-trials) or without pruning (--pruner none)."
-        ) from None
-
-
-def objective(manager: ExperimentManager, trial: optuna.Trial) -> float:
-    """
-    rl_zoo3's score of a trial.
-
-    :param manager: runs it
-    :param trial: the trial
-    :raises DatasetError: the data are at fault, which no other trial would mend
-    """
-    try:
-        score: float = _OBJECTIVE(manager, trial)
-    except optuna.TrialPruned as error:
-        # For rl_zoo3 every ValueError is a trial that has diverged.
-        if isinstance(error.__cause__, DatasetError):
-            raise error.__cause__ from None
-        raise
-    return score

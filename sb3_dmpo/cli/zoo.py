@@ -99,11 +99,10 @@ def prepared_zoo() -> Iterator[None]:
     rl_zoo3 with our algorithms in its tables. While the block lasts it reads values and logs without executing them: it
     calls ``eval`` on hyperparameters, and YAML's unsafe loader on the files that it finds beside a model.
     """
-    from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
     from rl_zoo3.utils import ALGOS
 
-    from sb3_dmpo.cli.search import convert_params, make_sampler, objective, search
+    from sb3_dmpo.cli.search import convert_params, make_sampler
 
     for name, algorithm in sb3_dmpo.ALGOS.items():
         ALGOS[name] = algorithm
@@ -111,7 +110,6 @@ def prepared_zoo() -> Iterator[None]:
         HYPERPARAMS_CONVERTER[name] = convert_params
     with contextlib.ExitStack() as stack:
         stack.enter_context(swapped(yaml, UnsafeLoader=PlainLoader))
-        stack.enter_context(swapped(ExperimentManager, hyperparameters_optimization=search, objective=objective))
         # rl_zoo3 takes brackets in the names of log folders for patterns.
         zoo_utils = importlib.import_module("rl_zoo3.utils")
         stack.enter_context(swapped(zoo_utils, glob=SimpleNamespace(glob=_glob_in_folder)))

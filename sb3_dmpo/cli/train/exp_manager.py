@@ -17,6 +17,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
@@ -30,7 +31,7 @@ from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import as_yaml
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
-from sb3_dmpo.cli.search import with_trial
+from sb3_dmpo.cli.search import make_sampler, with_trial
 from sb3_dmpo.cli.train.callbacks import (
     ProgressFile,
     ResultHandler,
@@ -176,7 +177,7 @@ class OfflineExperimentManager(ExperimentManager):
         # Without a state to go on from, the run begins again, and with it the file of its evaluations.
         if self.resumed is not None and self.resumed.checkpoint is not None and self.eval_freq > 0:
             check_episodes(self.resumed.folder, self.n_eval_episodes)
-        print("Hyperparameters (those being tuned will be overridden):")
+        print("Hyperparameters (those being tuned will be overridden, but for those of -params):")
         pprint(dict(sorted(written.items())))
         return hyperparams, OrderedDict(sorted(written.items()))
 
@@ -556,21 +557,40 @@ class OfflineExperimentManager(ExperimentManager):
     # Search -----------------------------------------------------------------------------------------------------
 
     def hyperparameters_optimization(self) -> None:
-        """Search as rl_zoo3 does, and say now and then how far a trial is."""
-        with swapped(rl_zoo3.exp_manager, TrialEvalCallback=TrialProgress):
-            super().hyperparameters_optimization()
+        """
+        Search as rl_zoo3 does, and say now and then how far a trial is. Trials keep what the config and ``-params`` say.
+
+        :raises UsageError: there is no completed trial to report
+        """
+        HYPERPARAMS_SAMPLER[self.algo] = make_sampler(ALGOS[self.algo], self._hyperparams, self.custom_hyperparams)
+        try:
+            with swapped(rl_zoo3.exp_manager, TrialEvalCallback=TrialProgress):
+                super().hyperparameters_optimization()
+        except ValueError as error:
+            if "No trials are completed" not in str(error):
+                raise
+            raise UsageError(
+                "-optimize: no trial was completed (each was pruned, has failed or was interrupted), so that there is no best "
+                "one. Let it run longer, with more trials (--n-trials) or without pruning (--pruner none)."
+            ) from None
 
     def objective(self, trial: optuna.Trial) -> float:
         """
         Score of one trial; a diverged one is pruned.
 
         :param trial: the trial
+        :raises DatasetError: the data are at fault, which no other trial would mend
         """
         try:
             return super().objective(trial)
         except FloatingPointError as error:
             print(error)
             raise optuna.exceptions.TrialPruned() from error
+        except optuna.TrialPruned as error:
+            # For rl_zoo3 every ValueError is a trial that has diverged.
+            if isinstance(error.__cause__, DatasetError):
+                raise error.__cause__ from None
+            raise
 
 
 class _IgnoreInterrupt(StopOnInterrupt):
