@@ -69,6 +69,22 @@ def check_new_id(dataset_id: str) -> None:
         raise DatasetError.at(dataset_label(dataset_id), "it is there already", "Choose another id, or delete it first")
 
 
+def environment_text(env_spec: EnvSpec) -> str:
+    """
+    An environment as a dataset remembers it.
+
+    :param env_spec: the environment
+    :raises DatasetError: it cannot be written down, since it is registered with a class and not with its name
+    """
+    try:
+        return env_spec.to_json()
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{env_spec.id} cannot be remembered in a dataset: {error} Register it by name, with "
+            "entry_point='my_package.my_module:MyEnv', and with keyword arguments that JSON can hold."
+        ) from None
+
+
 def write_new_dataset(
     dataset_id: str,
     episodes: Iterable[EpisodeBuffer],
@@ -86,12 +102,12 @@ def write_new_dataset(
     :param action_space: space of their actions
     :param env_spec: environment that they are of, also for evaluation
     :param metadata: further entries, e.g. ``ref_min_score``
-    :raises DatasetError: the id is taken
+    :raises DatasetError: the id is taken, or the environment cannot be written down
     """
     check_new_id(dataset_id)
     entries = {"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata}
     if env_spec is not None:
-        entries["eval_env_spec"] = env_spec.to_json()
+        entries["eval_env_spec"] = environment_text(env_spec)
 
     # Minari makes JPEGs of images, which come back changed, unless (since 0.5.4) it is told not to.
     knows_jpeg = "jpeg_encoding" in inspect.signature(MinariStorage.new).parameters

@@ -13,6 +13,7 @@ import minari
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
@@ -22,6 +23,7 @@ from sb3_dmpo import DMPO, DecisionTransformer
 from sb3_dmpo.data import load_transitions, recover_environment
 from sb3_dmpo.data.preprocessing import canonical_observation_space
 from sb3_dmpo.data.tasks import reference_scores
+from sb3_dmpo.envs import TwoGoals
 from tests.cli.test_train import Outcome, assert_one_line
 
 pytest.importorskip("rl_zoo3")
@@ -58,6 +60,23 @@ def test_checked_agents_act_as_those_of_their_own_load(tmp_path: Path, name: str
     observations = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
     found = load_agent(name, str(tmp_path / "model.zip"), env).predict(observations, deterministic=True)[0]
     np.testing.assert_array_equal(found, model.predict(observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("how", [{"entry_point": TwoGoals}, {"kwargs": {"scale": np.zeros(2)}}])
+def test_an_environment_that_cannot_be_written_down(
+    call: Callable[..., Outcome], root: Path, agent: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    spec = EnvSpec("Unwritable-v0", **{"entry_point": f"{__name__}:make_goals", **how})
+    monkeypatch.setitem(gym.registry, "Unwritable-v0", spec)
+    outcome = call(
+        collect, "--algo", "sac", "--model", str(agent), "--env", "Unwritable-v0", "-n", "9", "--dataset", "my/x-v0"
+    )
+    assert_one_line(outcome, "Unwritable-v0 cannot be remembered in a dataset", "entry_point='my_package.my_module:MyEnv'")
+    assert not list(root.iterdir())
+
+
+def make_goals(**kwargs: Any) -> TwoGoals:
+    return TwoGoals()
 
 
 def test_an_agent_becomes_a_dataset(call: Callable[..., Outcome], root: Path, agent: Path) -> None:

@@ -22,7 +22,7 @@ from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, import_package
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.common.arguments import BOUNDS, COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, SEED, UNIT
 from sb3_dmpo.data import load_transitions
-from sb3_dmpo.data.minari_write import check_new_id, episodes_of, write_new_dataset
+from sb3_dmpo.data.minari_write import check_new_id, environment_text, episodes_of, write_new_dataset
 from sb3_dmpo.data.recorded_env import register_robotics
 from sb3_dmpo.data.tasks import reference_scores
 
@@ -257,6 +257,9 @@ def _write(options: argparse.Namespace, env: Env) -> str:
     """
     if not isinstance(env.action_space, spaces.Box):
         raise UsageError(f"{options.env} has the action space {env.action_space}; algorithms here need Box.")
+    if env.spec is not None:
+        # Before any work.
+        environment_text(env.spec)
     if options.replay_buffer is not None:
         transitions = load_transitions(options.replay_buffer, env=env, cache=False)
         whole = episodes_of(transitions, env.observation_space)
