@@ -672,6 +672,8 @@ def test_a_search_ends_where_no_trial_can_succeed(call: Callable[..., Outcome], 
     search_with(monkeypatch, fail)
     code, _, err = call(train, *SEARCH)
     assert code == 2 and "it is broken. Mend it." in err and len(calls) == 1
+    # No run that enjoy would find.
+    assert not list(Path("logs/rebrac").glob("*_1"))
 
     def interrupt(model: Any, *args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt

@@ -573,6 +573,9 @@ class OfflineExperimentManager(ExperimentManager):
                 "-optimize: no trial was completed (each was pruned, has failed or was interrupted), so that there is no best "
                 "one. Let it run longer, with more trials (--n-trials) or without pruning (--pruner none)."
             ) from None
+        finally:
+            # Its report stands beside it, and enjoy would take it for the latest run.
+            self.discard()
 
     def objective(self, trial: optuna.Trial) -> float:
         """
