@@ -148,35 +148,35 @@ def figure_3(folder: Path) -> Drawing:
 def long_runs(folder: Path) -> Drawing:
     """
     Every evaluation of the runs of :data:`LONG` updates and more, a thin line for each seed, and the mean over
-    :data:`RUNNING` of them in a row: a row for each dataset and length, a panel for each method.
+    :data:`RUNNING` of them in a row: a row for each dataset, a panel for each method and length.
 
     :param folder: folder of the results
     """
-    runs: dict[tuple[str, int], dict[str, dict[str, dict[int, float]]]] = {}
+    runs: dict[str, dict[tuple[str, int], dict[str, dict[int, float]]]] = {}
     for row in read_results(folder):
         if int(row[RUN_UPDATES]) >= LONG:
-            methods = runs.setdefault((row["dataset"], int(row[RUN_UPDATES])), {})
-            seeds = methods.setdefault(METHOD_NAMES.get(row["algorithm"], row["algorithm"]), {})
+            panel = METHOD_NAMES.get(row["algorithm"], row["algorithm"]), int(row[RUN_UPDATES])
+            seeds = runs.setdefault(row["dataset"], {}).setdefault(panel, {})
             # The final evaluation stands behind that of the same updates, and takes its place.
             seeds.setdefault(row["seed"], {})[int(row["updates"])] = float(row["score"])
     if not runs:
         return None, f"no run in {folder} has {LONG:,} updates"
     n_columns = max(map(len, runs.values()))
-    figure = Figure(figsize=(2.9 * n_columns + 0.6, 3.0 * len(runs)), layout="constrained")
+    figure = Figure(figsize=(2.9 * n_columns + 0.6, 3.1 * len(runs)), layout="constrained")
     grid = figure.subplots(len(runs), n_columns, squeeze=False, sharey="row")
-    for panels_of_run, ((dataset, length), methods) in zip(grid, sorted(runs.items()), strict=True):
-        panels_of_run[0].set_ylabel(f"{dataset}\nnormalised score")
-        for panel in panels_of_run[len(methods) :]:
-            panel.set_axis_off()
-        for panel, (method, seeds) in zip(panels_of_run, sorted(methods.items()), strict=False):
+    for of_dataset, (dataset, panels_of_dataset) in zip(grid, sorted(runs.items()), strict=True):
+        of_dataset[0].set_ylabel(f"{dataset}\nnormalised score")
+        for axes in of_dataset[len(panels_of_dataset) :]:
+            axes.set_axis_off()
+        for axes, ((method, length), seeds) in zip(of_dataset, sorted(panels_of_dataset.items()), strict=False):
             for points in seeds.values():
                 updates = np.array(sorted(points)) / 1000
                 scores = np.array([points[update] for update in sorted(points)])
-                panel.plot(updates, scores, linewidth=0.7, color="#999999")
+                axes.plot(updates, scores, linewidth=0.7, color="#999999")
                 if len(scores) >= RUNNING:
                     means = np.convolve(scores, np.full(RUNNING, 1 / RUNNING), "valid")
-                    panel.plot(updates[RUNNING - 1 :], means, linewidth=2.0, color=PALETTE[0])
-            panel.set_title(f"{method}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=10)
-            panel.set(xlabel="thousand updates", xlim=(0, length / 1000))
-            panel.grid(alpha=0.25)
+                    axes.plot(updates[RUNNING - 1 :], means, linewidth=2.0, color=PALETTE[0])
+            axes.set_title(f"{method}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}\n{length:,} updates", fontsize=10)
+            axes.set(xlabel="thousand updates", xlim=(0, length / 1000))
+            axes.grid(alpha=0.25)
     return figure, ""

@@ -127,7 +127,7 @@ def test_long_runs_show_every_evaluation(tmp_path: Path) -> None:
     short = row("dmpo", "zoo/hopper/mixed-v0", 0, 1.0, updates=length - 1)
     write(tmp_path / "a.csv", [*rows, short])
     figure, message = learning_curves.long_runs(tmp_path)
-    assert not message and [axes.get_title() for axes in figure.axes] == ["BC, 2 seeds"]
+    assert not message and [axes.get_title() for axes in figure.axes] == [f"BC, 2 seeds\n{length:,} updates"]
     first, mean, second, mean_of_second = figure.axes[0].lines
     assert list(first.get_ydata()) == list(range(1, 13)) and list(second.get_ydata()) == list(range(11, 23))
     assert list(mean.get_ydata()) == pytest.approx([5.5, 6.5, 7.5]) and list(mean.get_xdata()) == pytest.approx(
