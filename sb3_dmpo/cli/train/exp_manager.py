@@ -84,8 +84,8 @@ def can_begin(model: BaseAlgorithm, managers: Sequence["OfflineExperimentManager
                 manager.discard()
         if isinstance(error, DatasetError) or managers[0].verbose >= 2:
             raise
-        what = str(error).partition("\n")[0] or type(error).__name__
         if is_memory:
+            what = str(error).partition("\n")[0] or type(error).__name__
             size = f"batch_size is {getattr(model, 'batch_size', '?')}"
             raise UsageError(f"The first update does not fit into memory ({size}): {what}") from error
         raise UsageError(f"{managers[0].algo} on {managers[0].dataset}: {error}") from error
@@ -333,8 +333,6 @@ class OfflineExperimentManager(ExperimentManager):
         self.callbacks.append(self.interrupt)
         if self.optimize_hyperparameters:
             return
-        saving = [callback for callback in self.callbacks if isinstance(callback, CheckpointCallback)]
-        self.callbacks = [callback for callback in self.callbacks if callback not in saving]
         self.progress_file = ProgressFile(Path(self.save_path) / "progress.csv")
         self.callbacks.append(self.progress_file)
         self.callbacks.append(SaveBeforeUpdates(Path(self.save_path)))
@@ -342,7 +340,7 @@ class OfflineExperimentManager(ExperimentManager):
         if self.eval_callback is not None:
             self.callbacks.append(self.eval_callback)
         # Behind the evaluation of the same update: killed in it, the run goes on from before it, and evaluates again.
-        self.callbacks += saving
+        self.callbacks.sort(key=lambda callback: isinstance(callback, CheckpointCallback))
 
     def make_eval_callback(self, folder: str, on_result: ResultHandler, n_envs: int = 1) -> RunEvalCallback | None:
         """
