@@ -73,7 +73,25 @@ def _value(node: ast.expr) -> Any:
     return value
 
 
-def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+class DistinctKeysLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that is said twice, of which PyYAML would drop the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """
+        As PyYAML's.
+
+        :param anchor: the mapping's name in the file, if it has one
+        """
+        node = super().compose_mapping_node(anchor)
+        found: set[tuple[str, Any]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in found:
+                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+            found.add((key.tag, str(key.value)))
+        return node
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = DistinctKeysLoader) -> Any:
     """
     What a YAML file says. Whatever is wrong with it, there is one kind of error.
 

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,10 +120,21 @@ class ResultsFile:
         """
         Find out before training whether rows can be appended.
 
+        Nothing is written: a run that is refused later on leaves no file.
+
         :raises UsageError: the file has other columns
         :raises OSError: it cannot be written
         """
-        self._append("")
+        try:
+            if self.path.exists():
+                with open(self.path, "r+b") as file:
+                    _whole_lines(self.path, file.read(), csv_line(self.columns))
+            else:
+                folder = next(folder for folder in self.path.absolute().parents if folder.exists())
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
 
     def append(self, result: EvaluationResult, **columns: Any) -> None:
         """
@@ -161,31 +173,60 @@ class ResultsFile:
 def append_lines(path: Path, lines: str, header: str, is_unique: bool = False) -> None:
     """
     Append lines to a CSV file that several processes may write to: all of them or, on a full disk, none. What a kill has
-    left of a line is removed first, with a warning.
+    left of a line is removed first, with a warning; a last line that only lacks its end gets it.
 
     :param path: the file; it and its folder are made if they are not there
     :param lines: lines with their ends
     :param header: the file's first line
     :param is_unique: whether lines that are there already are left out
-    :raises UsageError: the file has another header
+    :raises UsageError: the file has another header, or is no text
     :raises OSError: it cannot be written (the message names the file)
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")), open(path, "a+b", buffering=0) as file:
             file.seek(0)
-            found = file.read().decode("utf-8").splitlines(keepends=True)
-            if found and not found[-1].endswith("\n"):
-                torn = found.pop()
-                file.truncate(sum(len(line.encode("utf-8")) for line in found))
-                warnings.warn(f"{path} ended in the middle of a line, which has been removed: {torn!r}", stacklevel=2)
-            if found and found[0] != header:
-                raise UsageError(f"{path} has other columns; expected {header.strip()}.")
+            content = file.read()
+            found, torn = _whole_lines(path, content, header)
+            if torn:
+                file.truncate(len(content) - len(torn))
+                text = torn.decode("utf-8", "backslashreplace")
+                warnings.warn(f"{path} ended in the middle of a line, which has been removed: {text!r}", stacklevel=2)
             if is_unique:
-                lines = "".join(line for line in lines.splitlines(keepends=True) if line not in found)
-            _write_whole(file, ("" if found else header).encode("utf-8") + lines.encode("utf-8"))
+                lines = "".join(line for line in lines.splitlines(keepends=True) if line.rstrip("\n") not in found)
+            start = "" if found else header
+            if found and not torn and not content.endswith(b"\n"):
+                start = "\n"
+            _write_whole(file, (start + lines).encode("utf-8"))
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _whole_lines(path: Path, content: bytes, header: str) -> tuple[list[str], bytes]:
+    """
+    The lines of a CSV file, without their ends, and what a kill has left of a last one. Spreadsheets' byte order mark and line
+    ends of Windows are passed over. A last line without an end is whole if it has all its fields.
+
+    :param path: the file, for the message
+    :param content: what it contains
+    :param header: the first line that is expected
+    :raises UsageError: there is something else in it
+    """
+    n_columns = len(next(csv.reader([header])))
+    end = content.rfind(b"\n") + 1
+    torn = content[end:]
+    try:
+        if len(next(csv.reader([torn.decode("utf-8")], strict=True), ())) == n_columns:
+            end, torn = len(content), b""
+    except (UnicodeDecodeError, csv.Error):  # torn within a letter, or a quoted field
+        pass
+    try:
+        lines = content[:end].decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a CSV file in UTF-8: give another file, or save it in UTF-8 first.") from None
+    if lines[:1] != [header.strip()] if lines else not header.encode("utf-8").startswith(torn):
+        raise UsageError(f"{path} has other columns; expected {header.strip()}.")
+    return lines, torn
 
 
 def _write_whole(file: Any, content: bytes) -> None:
@@ -227,7 +268,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 

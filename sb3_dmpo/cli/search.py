@@ -1,9 +1,14 @@
 """Search spaces for ``-optimize``: one table for all algorithms, of which each takes the parameters that it has."""
 
+import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import convert_offpolicy_params
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -40,6 +45,64 @@ _ARGUMENTS = {"batch_size_pow": "batch_size", "one_minus_gamma": "gamma", "net_a
 
 #: Stand in for what rl_zoo3's conversion needs and a study lacks, as it was typed.
 _NEEDED = {"one_minus_gamma": 0.01, "net_arch": "medium"}
+
+
+def check_search(options: argparse.Namespace) -> None:
+    """
+    Find out before anything is made whether a search can be done, or the trial of one be found.
+
+    :param options: options of rl_zoo3's ``train``
+    :raises UsageError: a number that makes no sense; no such storage, study or trial
+    """
+    for name in ("n_trials", "max_total_trials", "n_jobs", "n_evaluations"):
+        value = getattr(options, name)
+        # All cores, for Optuna.
+        if value is not None and value < 1 and not (name == "n_jobs" and value == -1):
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, expected a whole number of at least 1.")
+    is_trial = options.trial_id is not None and not options.optimize_hyperparameters
+    if is_trial and not (options.storage and options.study_name):
+        raise UsageError("--trial-id is a trial of a study: say which, with --storage and --study-name.")
+    if options.storage and (is_trial or options.optimize_hyperparameters):
+        studies = _studies(options.storage, is_new=not is_trial)
+        if is_trial:
+            if options.study_name not in studies:
+                found = ", ".join(map(repr, studies)) or "none"
+                raise UsageError(f"{options.storage} has no study {options.study_name!r}; there is {found}.")
+            n_trials = len(optuna.load_study(study_name=options.study_name, storage=_storage(options.storage)).trials)
+            if not 0 <= options.trial_id < n_trials:
+                raise UsageError(
+                    f"--trial-id is {options.trial_id}, but {options.study_name!r} has {n_trials} trial(s), from 0."
+                )
+
+
+def _studies(storage: str, is_new: bool) -> list[str]:
+    """Names of the studies of a storage; a database is made if it may be a new one."""
+    try:
+        path = storage if storage.endswith(".log") else _sqlite_file(storage)
+        if path and not Path(path).exists():
+            if not is_new:
+                raise UsageError(f"--storage {storage}: there is no such file.")
+            if path == storage:
+                return []
+        studies = optuna.get_all_study_names(_storage(storage))
+        # Optuna takes a single line of something else for one that is being written.
+        if path == storage and not studies and Path(path).stat().st_size > 0:
+            raise ValueError("it is the log of something else")
+        return studies
+    except (OSError, ValueError, ImportError, optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
+        what = str(error).partition("\n")[0]
+        raise UsageError(f"--storage {storage}: {what}. Write e.g. study.log, or sqlite:///study.db.") from error
+
+
+def _sqlite_file(storage: str) -> str | None:
+    url = sqlalchemy.make_url(storage)
+    return url.database if url.drivername.startswith("sqlite") else None
+
+
+def _storage(storage: str) -> Any:
+    if not storage.endswith(".log"):
+        return storage
+    return JournalStorage(JournalFileBackend(storage))
 
 
 def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -60,7 +61,8 @@ def raw_output() -> Any:
 @contextlib.contextmanager
 def plain_streams() -> Iterator[None]:
     """What is written to the standard output and error in the block is shown as it is, and not obeyed."""
-    output, errors = sys.stdout, sys.stderr
+    # Python has None for one that is closed.
+    output, errors = (stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr))
     if output.isatty() and importlib.util.find_spec("rich") is not None:
         # Progress bars of Stable-Baselines3 move the cursor.
         import rich

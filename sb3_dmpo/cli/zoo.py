@@ -27,7 +27,7 @@ from minari.storage import get_dataset_path
 import sb3_dmpo
 from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, exit_code, import_packages, suggest
-from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.cli.literals import DistinctKeysLoader, parse_value
 from sb3_dmpo.common.arguments import SEED, check_device
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.data.minari import recorded_environment_spec
@@ -40,7 +40,7 @@ from sb3_dmpo.envs.registration import register_environment
 _MODULES_WITH_EVAL = ("rl_zoo3.utils", "rl_zoo3.exp_manager")
 
 
-class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+class PlainLoader(DistinctKeysLoader):
     """Reads plain data, and the ordered dicts that stock rl_zoo3 writes into its logs. Never makes other objects."""
 
     def get_single_data(self) -> Any:

@@ -21,3 +21,9 @@ def test_output_in_other_encodings(encoding: str, monkeypatch: pytest.MonkeyPatc
     assert exit_code(program, "sb3_dmpo") == 2
     out.flush(), err.flush()
     assert out.buffer.getvalue().startswith(b"100 ") and b"no dataset" in err.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert exit_code(lambda: print("100"), "sb3_dmpo") == 0

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from stable_baselines3.common.logger import Logger
 
+from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import TRAINING_COLUMNS, ResultsFile, append_lines, read_rows, read_tables, write_rows
 from sb3_dmpo.cli.train.callbacks import UPDATES, WALL_SECONDS, ProgressFile, read_progress
 
@@ -57,22 +59,53 @@ def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
     assert path.read_bytes() == before and os.listdir(path.parent) == ["r.csv"]
 
 
-@pytest.mark.parametrize("torn", ["4,5", "4,5,6", "4,5,\u00e4"])
+@pytest.mark.parametrize("torn", ["4,5", "4,\u00e4", '4,5,"6'])
 def test_what_a_kill_has_left_of_a_row_is_removed(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "r.csv"
     path.write_text(f"{HEADER}1,2,3\n{torn}", encoding="utf-8")
-    with pytest.warns(UserWarning, match=f"r.csv ended in the middle of a line.*{torn}"):
+    with pytest.warns(UserWarning, match=re.escape(f"r.csv ended in the middle of a line, which has been removed: {torn!r}")):
         append_lines(path, "7,8,9\n", HEADER)
     assert path.read_text() == f"{HEADER}1,2,3\n7,8,9\n"
 
 
-@pytest.mark.parametrize("torn", ["a", "a,b,c"])
-def test_half_a_header_is_written_again(tmp_path: Path, torn: str) -> None:
+def test_half_a_header_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
-    path.write_text(torn)
+    path.write_text("a,b")
     with pytest.warns(UserWarning, match="ended in the middle"):
-        ResultsFile(path, {}, ("a", "b", "c")).check()
+        append_lines(path, "", HEADER)
     assert path.read_text() == HEADER
+
+
+@pytest.mark.parametrize("content", ["a,b,c", "a,b,c\n1,2,3", "\ufeffa,b,c\r\n1,2,3\r\n", "\ufeffa,b,c\r\n1,2,3"])
+def test_rows_saved_by_an_editor_or_a_spreadsheet_are_kept(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes(content.encode("utf-8"))
+    append_lines(path, "1,2,3\n4,5,6\n", HEADER, is_unique=True)
+    assert read_rows(path) == [{"a": "1", "b": "2", "c": "3"}, {"a": "4", "b": "5", "c": "6"}]
+    assert path.read_bytes().startswith(content.encode("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "content", ["my only line", "a,x\n1,2\nlast row", "a,b,c,d\n1,2,3,4", "a,b,c\n1,2,3\n".encode("utf-16"), b"a,b,c\n\xff\n"]
+)
+def test_a_file_of_something_else_is_refused_as_it_is(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "notes.csv"
+    before = content.encode("utf-8") if isinstance(content, str) else content
+    path.write_bytes(before)
+    for write in (ResultsFile(path, {}, ("a", "b", "c")).check, lambda: append_lines(path, "1,2,3\n", HEADER)):
+        with pytest.raises(UsageError, match=r"notes\.csv (has other columns; expected a,b,c|is not a CSV file in UTF-8)"):
+            write()
+        assert path.read_bytes() == before
+
+
+def test_a_check_writes_nothing(tmp_path: Path) -> None:
+    ResultsFile(tmp_path / "new" / "folder" / "r.csv", {}).check()
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Not a directory: '.*file/r\.csv'"):
+        ResultsFile(tmp_path / "file" / "r.csv", {}).check()
+    with pytest.raises(OSError, match=r"Is a directory: '.*'"):
+        ResultsFile(tmp_path, {}).check()
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

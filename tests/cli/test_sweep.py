@@ -188,7 +188,7 @@ def test_failures_end_the_run_but_not_the_sweep(call: Callable[..., Outcome], tm
     code, out, _ = call(sweep, "--algos", "cql", "bc", "--seeds", "1", "-n", "20", "--retries", "0", "--jobs", "2")
     assert code == 1
     assert "has failed (exit code 2): train.py: error: what was asked for cannot be done" in out
-    assert "has failed (exit code -9)" in out and rows_of(tmp_path / "sweeps" / "results.csv") == []
+    assert "has failed (exit code -9)" in out and not (tmp_path / "sweeps" / "results.csv").exists()
     code, out, _ = call(sweep, "--algos", "bc", "--seeds", "1", "-n", "20", "-params", "gamma:0.9")
     assert code == 0 and rows_of(tmp_path / "sweeps" / "results.csv")[-1]["algorithm"] == "bc[gamma=0.9]"
 

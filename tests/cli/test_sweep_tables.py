@@ -123,6 +123,7 @@ def test_hours_are_those_of_the_measurements(call: Callable[..., Outcome], tmp_p
         ("- {algos: bc}", "algos is 'bc', expected a list"),
         ("- {algos: [bc], dataset: [a/b-v0]}", "Did you mean datasets"),
         ("- {algos: [bc], datasets: [1]}", "datasets is"),
+        ("- {algos: [bc], datasets: []}", "names no dataset"),
         ("- {algos: [bc], seeds: 1.5}", "seeds is 1.5, expected numbers and ranges"),
         ("- {algos: [bc], seeds: x}", "--seeds x"),
         ("- {algos: [bc], n_timesteps: yes}", "n_timesteps is True"),

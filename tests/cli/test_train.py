@@ -129,7 +129,7 @@ def test_ctrl_c_saves_once_and_exits_130(call: Callable[..., Outcome], tmp_path:
     assert out.count("Saving to") == 1 and "Score:" not in out
     assert err.splitlines()[-1] == "sb3_dmpo train: interrupted"
     assert DMPO.load(tmp_path / "logs/dmpo/TwoGoals-v0_1/TwoGoals-v0.zip").num_timesteps in (3, 4)
-    assert len((tmp_path / "r.csv").read_text().splitlines()) == 1
+    assert not (tmp_path / "r.csv").exists()
     assert signal.getsignal(signal.SIGINT) is handler
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import optuna
 import pytest
 import yaml
 
@@ -36,6 +38,7 @@ DAMAGED = {
     "broken": b"default: {",
     "a month that is none": b"2001-99-99",
     "no number": b"!!int ''",
+    "a key twice": b"default: {n_timesteps: 2, label: a, label: b}",
 }
 
 
@@ -60,6 +63,18 @@ def not_to_be_called(*args: Any, **kwargs: Any) -> None:
         (["--device", "meta"], ["--device", "meta"]),
         (["--seed", "99999999999"], ["--seed 99999999999", "4294967295"]),
         (["--log-interval", "0"], ["--log-interval 0", "at least 1"]),
+        (["-optimize", "--n-trials", "0"], ["--n-trials is 0", "at least 1"]),
+        (["-optimize", "--n-jobs", "0"], ["--n-jobs is 0", "at least 1"]),
+        (["-optimize", "--n-evaluations", "0"], ["--n-evaluations is 0", "at least 1"]),
+        (
+            ["-optimize", "--storage", "sqlite:///no/x.db"],
+            ["--storage sqlite:///no/x.db", "unable to open", "sqlite:///study.db"],
+        ),
+        (["-optimize", "--storage", "foo://x"], ["--storage foo://x", "sqlite:///study.db"]),
+        (["-optimize", "--storage", "one.txt"], ["--storage one.txt", "study.log"]),
+        (["--trial-id", "0"], ["--trial-id", "--storage", "--study-name"]),
+        (["--trial-id", "0", "--storage", "sqlite:///x.db", "--study-name", "s"], ["sqlite:///x.db", "no such file"]),
+        (["--trial-id", "0", "--storage", "x.log", "--study-name", "s"], ["x.log", "no such file"]),
     ],
 )
 def test_wrong_options_of_train_make_no_folder(
@@ -69,14 +84,43 @@ def test_wrong_options_of_train_make_no_folder(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_refused_run_leaves_no_results_and_no_folder(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("notes")
+    assert_one_line(call(train, "--results", "new/r.csv", *QUICK, "nonsense:1"), "nonsense")
+    assert_one_line(call(sweep, "--algos", "bc", "--datasets", "no/x-v0", "--results", "new/r.csv"), "no/x-v0")
+    assert_one_line(call(train, "--algo", "bc", "-tb", "file", *QUICK), "file", "Not a directory", code=1)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() or "_1" in path.name] == ["file"]
+
+
+def test_trials_that_are_not_there(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'x.db'}"
+    optuna.create_study(storage=storage, study_name="pen").add_trial(optuna.trial.create_trial(value=1.0))
+    (tmp_path / "other.log").write_text("my only line\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    which = ["--storage", storage, "--trial-id"]
+    assert_one_line(call(train, *which, "0", "--study-name", "door", *QUICK), storage, "no study 'door'", "'pen'")
+    assert_one_line(call(train, *which, "1", "--study-name", "pen", *QUICK), "--trial-id is 1", "'pen' has 1 trial")
+    assert_one_line(call(train, "-optimize", "--storage", "other.log", *QUICK), "other.log", "log of something else")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "other.log").read_text() == "my only line\n"
+
+
 def test_the_default_of_n_means_the_config(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OfflineExperimentManager, "create_log_folder", not_to_be_called)
     with pytest.raises(Called):
         call(train, "-n", "-1", *QUICK)
 
 
-def test_wrong_options_of_enjoy_and_sweep(call: Callable[..., Outcome], tiny: Path, tmp_path: Path) -> None:
+def test_wrong_options_of_enjoy_and_sweep(
+    call: Callable[..., Outcome], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["-f", str(tiny), "--no-render", "--episodes", "1"]
+    # What is typed stands in for the dataset's own environment, as long as the process lives.
+    monkeypatch.setitem(gym.registry, ENV, gym.registry[ENV])
+    assert_one_line(call(enjoy, *options, "--env-kwargs", "foo:1"), "TwoGoals-v0 cannot be made", "'foo'")
+    assert_one_line(
+        call(enjoy, *options, "--env", "Pendulum-v1"), "demonstrations-v0", "observation space", "Choose the envir"
+    )
     assert_one_line(call(enjoy, *options, "--seed", "99999999999"), "--seed 99999999999", "4294967295")
     assert_one_line(call(enjoy, *options, "--seed", "-3"), "--seed -3")
     assert_one_line(call(enjoy, *options, "--device", "gpu"), "--device", "gpu")

@@ -21,6 +21,7 @@ from sb3_dmpo.cli.results import score_line
 from sb3_dmpo.cli.zoo import PlainLoader, ZooParser, prepared_zoo, swapped
 from sb3_dmpo.common.arguments import SEED
 from sb3_dmpo.data import load_transitions
+from sb3_dmpo.data.validation import check_environment
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.plots.common import METHOD_NAMES, raw_observations, some_of
@@ -192,8 +193,13 @@ def run(argv: Sequence[str]) -> None:
             return model
 
     def make_env(*args: Any, **kwargs: Any) -> Any:
-        # rl_zoo3 would add those of the training, which may be others.
-        return create_test_env(*args, **{**kwargs, "env_kwargs": options.env_kwargs})
+        try:
+            # rl_zoo3 would add those of the training, which may be others.
+            env = create_test_env(*args, **{**kwargs, "env_kwargs": options.env_kwargs})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{environment_name(options.dataset)} cannot be made: {error}") from error
+        check_environment(options.dataset, options.source.observation_space, options.source.action_space, env)
+        return env
 
     stand_ins = {"ALGOS": dict.fromkeys(sb3_dmpo.ALGOS, Loader), "create_test_env": make_env}
     with (

@@ -247,7 +247,8 @@ def run(argv: Sequence[str]) -> int:
         for line in needs(plans, times, options):
             console.print(f"# {line}", highlight=False, markup=False, soft_wrap=True)
         return 0
+    jobs = make_jobs(options)
     sweep.prepare()
-    failed = sweep.run(make_jobs(options))
+    failed = sweep.run(jobs)
     console.print(sweep.table())
     return EXIT_FAILURE if failed else 0

@@ -67,6 +67,8 @@ def _check(grid: dict[str, Any]) -> None:
             raise UsageError(f"{word} is {value!r}, expected {expected}.")
     if not grid.get("algos"):
         raise UsageError("It names no algorithm: write algos: [dmpo].")
+    if not grid.get("datasets", [TWO_GOALS_DATASET_ID]):
+        raise UsageError(f"It names no dataset: write datasets: [{TWO_GOALS_DATASET_ID}].")
     for key, values in grid.get("vary", {}).items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"vary has {values!r} for {key}, expected the list of its values.")

@@ -14,6 +14,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.configs import config_path, load_config
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import check_updates, parse_seeds
+from sb3_dmpo.cli.search import check_search
 from sb3_dmpo.cli.train.exp_manager import FollowingManager, OfflineExperimentManager
 from sb3_dmpo.cli.train.finetune import FineTuningManager, finetune_settings
 from sb3_dmpo.cli.train.resume import find_run
@@ -133,6 +134,7 @@ class TrainParser(ZooParser):
             )
         if options.optimize_hyperparameters and importlib.util.find_spec("pandas") is None:
             raise UsageError("rl_zoo3 writes the report of -optimize with pandas, which is missing: pip install pandas.")
+        check_search(options)
         if ranks.is_joined() and options.seed < 0:
             options.seed = ranks.object_of_first(int(np.random.randint(2**32 - 1)))
         if ranks.rank() > 0:

@@ -62,8 +62,8 @@ _NOT_OPTIONS = ("argv", "source", "interrupted_run", "locks")
 def can_begin(model: BaseAlgorithm, managers: Sequence["OfflineExperimentManager"]) -> Iterator[None]:
     """
     What ends a run before its first update was asked for: settings that ``learn`` refuses, faults of the data, batches that
-    memory does not hold. It did not begin, and leaves no folder, unless something that came before the updates (MAPLE's
-    ensemble) was saved. Later updates may have been crowded out of memory.
+    memory does not hold, files that cannot be written. It did not begin, and leaves no folder, unless something that came
+    before the updates (MAPLE's ensemble) was saved. Later updates may have been crowded out of memory.
 
     :param model: a model that is about to learn
     :param managers: what made it and those that learn with it
@@ -72,17 +72,17 @@ def can_begin(model: BaseAlgorithm, managers: Sequence["OfflineExperimentManager
     before = model.num_timesteps
     try:
         yield
-    except (RuntimeError, MemoryError, ValueError) as error:
+    except (RuntimeError, MemoryError, ValueError, OSError) as error:
         # On the CPU, PyTorch has no class for it.
         is_memory = isinstance(error, MemoryError | th.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
         is_saved = any(checkpoints(Path(manager.save_path)) for manager in managers)
-        is_foreseen = isinstance(error, ValueError) or (is_memory and not is_saved)
+        is_foreseen = isinstance(error, ValueError | OSError) or (is_memory and not is_saved)
         if model.num_timesteps > before or not is_foreseen:
             raise
         if not is_saved:
             for manager in managers:
                 manager.discard()
-        if isinstance(error, DatasetError) or managers[0].verbose >= 2:
+        if isinstance(error, DatasetError | OSError) or managers[0].verbose >= 2:
             raise
         if is_memory:
             what = str(error).partition("\n")[0] or type(error).__name__
