@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.common.updates import ERROR_PERCENTILES
-from sb3_dmpo.files.save_util import atomic_write
+from sb3_dmpo.files.save_util import atomic_write, check_writable
 
 COLUMNS = (
     "algorithm",
@@ -125,16 +124,11 @@ class ResultsFile:
         :raises UsageError: the file has other columns
         :raises OSError: it cannot be written
         """
-        try:
-            if self.path.exists():
-                with open(self.path, "r+b") as file:
-                    _whole_lines(self.path, file.read(), csv_line(self.columns))
-            else:
-                folder = next(folder for folder in self.path.absolute().parents if folder.exists())
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
+        if self.path.exists():
+            with open(self.path, "r+b") as file:
+                _whole_lines(self.path, file.read(), csv_line(self.columns))
+        else:
+            check_writable(self.path)
 
     def append(self, result: EvaluationResult, **columns: Any) -> None:
         """

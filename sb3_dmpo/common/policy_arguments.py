@@ -89,7 +89,10 @@ def check_policy_kwargs(
             raise ValueError(f"{owner}['{name}'] is {value!r}, expected a class, e.g. {example}.")
     optimizer = policy_kwargs.get("optimizer_class", th.optim.Adam)
     names = inspect.signature(optimizer).parameters
-    for name in policy_kwargs.get("optimizer_kwargs") or {}:
+    options = policy_kwargs.get("optimizer_kwargs") or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{owner}['optimizer_kwargs'] is {options!r}, expected a dict, e.g. dict(eps=1e-5).")
+    for name in options:
         if name in ("lr", "params"):
             raise ValueError(f"{owner}['optimizer_kwargs'] has {name!r}: pass `learning_rate` to {algorithm.__name__} itself.")
         if name not in names and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):

@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import stat
+import tempfile
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
@@ -159,6 +160,21 @@ def read_stream(stream: Any) -> bytes:
     if not isinstance(content, bytes):
         raise TypeError("The file was opened in text mode: open it in binary mode, 'rb'.")
     return content
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """
+    Find out whether a new file can be made, whose folder may be missing too. Nothing is left of the attempt.
+
+    :param path: the file
+    :raises OSError: it cannot (the message names the file)
+    """
+    try:
+        folder = next(folder for folder in pathlib.Path(path).absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager

@@ -99,9 +99,14 @@ def test_enjoy_records(call: Callable[..., Outcome], tmp_path: Path) -> None:
     assert 1 <= len(frames) <= 40 and frames[0].shape == (480, 800, 3)
     assert call(enjoy, "--record", "other.mp4", "-n", "3")[0] == 0
     assert len(frames_of(tmp_path / "other.mp4")[1]) == 3
-    for arguments, message in ((["--record", "film.avi"], ".mp4"), (["--record", "--n-envs", "2"], "--n-envs")):
+    (tmp_path / "file").touch()
+    for arguments, message, expected in (
+        (["--record", "film.avi"], ".mp4", 2),
+        (["--record", "--n-envs", "2"], "--n-envs", 2),
+        (["--record", "file/film.mp4"], "Not a directory: 'file/film.mp4'", 1),
+    ):
         code, _, err = call(enjoy, *arguments)
-        assert code == 2 and message in err and len(err.splitlines()) == 1
+        assert code == expected and message in err and len(err.splitlines()) == 1
 
 
 def test_rendering_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:

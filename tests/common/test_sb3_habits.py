@@ -526,6 +526,7 @@ def test_policy_kwargs_of_the_algorithm_itself() -> None:
         ({"activation_fn": "relu"}, r"policy_kwargs\['activation_fn'\] is 'relu', expected a class, e.g. nn.Tanh"),
         ({"activation_fn": th.nn.ReLU()}, "activation_fn.*expected a class"),
         ({"optimizer_class": "adam"}, "optimizer_class.*expected a class"),
+        ({"optimizer_kwargs": 3}, r"\['optimizer_kwargs'\] is 3, expected a dict"),
         ({"optimizer_kwargs": {"lr": 1e-3}}, "pass `learning_rate` to TD3BC itself"),
     ],
 )

@@ -24,6 +24,7 @@ from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.validation import check_environment
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
 from sb3_dmpo.envs.registration import environment_name
+from sb3_dmpo.files.save_util import check_writable
 from sb3_dmpo.plots.common import METHOD_NAMES, raw_observations, some_of
 
 
@@ -91,6 +92,7 @@ class EnjoyParser(ZooParser):
             raise UsageError("--record shows a single environment: leave --n-envs at 1.")
         if importlib.util.find_spec("imageio_ffmpeg") is None:
             raise UsageError("--record needs imageio-ffmpeg, which is missing: pip install imageio-ffmpeg.")
+        check_writable(options.record)
         choose_renderer()
         options.no_render = True
         options.env_kwargs["render_mode"] = "rgb_array"
