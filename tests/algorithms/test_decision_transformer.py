@@ -356,7 +356,7 @@ def test_returns_follow_their_targets() -> None:
         }
     )
     model = make(dataset=data, learning_rate=5e-3, warmup_steps=20, return_scale=float(length), dropout=0.0).learn(150)
-    assert model.target_return == pytest.approx(data.episode_returns().max(), rel=1e-6)
+    assert float(model.policy.target_return) == pytest.approx(data.episode_returns().max(), rel=1e-6)
     for target in (-6.0, 0.0, 6.0):
         model.set_target_return(target)
         for callback in (None, observe_rewards):
