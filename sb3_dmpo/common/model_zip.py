@@ -6,6 +6,7 @@ that SB3 pickles the same ones as plain data, which are all that :meth:`OfflineA
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 from collections import deque
@@ -52,6 +53,8 @@ from sb3_dmpo.files.settings import class_name, encode, encode_schedule
 
 #: Attributes that a model gets after its constructor.
 _KEYS_OF_SETUP = ("action_space", "lr_schedule", "n_envs", "observation_space", "_random_state", "last_evaluation")
+#: What environments have said about the last episodes.
+_ROWS = ("ep_info_buffer", "ep_success_buffer")
 #: Where classes that zips of early versions name are today, by module.
 _MOVED = {
     "sb3_dmpo.mix_awac.policies": "sb3_dmpo.awac.policies",
@@ -156,6 +159,11 @@ def settings_of(model: Any, excluded: Collection[str] = ()) -> bytes:
     attributes = {}
     for name, value in vars(model).items():
         if name in names:
+            if name in _ROWS and isinstance(value, deque):
+                value = _plain_row(value)
+            if name in _KINDS and not _KINDS[name](value):
+                # `load` would refuse it.
+                raise cannot_be_saved(name, ValueError(f"it is {shorten(value)}"))
             try:
                 attributes[name] = encode_schedule(value) if callable(value) else encode(value)
             except (TypeError, UnsafeFileError) as error:
@@ -223,13 +231,29 @@ def _is_row(value: Any) -> bool:
 
 
 def _is_episode(value: Any) -> bool:
-    # What SB3's Monitor says about an episode, or whether it was a success.
-    return is_number(value) or isinstance(value, bool | np.bool_) or (isinstance(value, dict) and _is_summary(value))
+    # What SB3's Monitor says about an episode, or whether it was a success: a number, which need not be finite.
+    return _is_summary(value) if isinstance(value, dict) else _is_scalar(value) and not isinstance(value, str | None)
 
 
 def _is_summary(value: Any) -> bool:
-    plain = (bool, int, float, str, type(None))
-    return value is None or (isinstance(value, dict) and all(isinstance(item, plain) for item in value.values()))
+    return value is None or (isinstance(value, dict) and all(map(_is_scalar, value.values())))
+
+
+def _is_scalar(value: Any) -> bool:
+    return type(value) in (bool, int, float, str, type(None)) or isinstance(value, np.bool_ | np.number)
+
+
+def _plain_row(row: deque[Any]) -> deque[Any]:
+    """What environments have said about episodes, as :func:`_is_row` wants it; what is no number or text is left out."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            items = {key: plain(item) for key, item in value.items()}
+            return {key: item for key, item in items.items() if type(key) is str and _is_scalar(item)}
+        is_one = isinstance(value, np.ndarray | th.Tensor) and math.prod(value.shape) == 1
+        return as_python(value.item() if is_one else value)
+
+    return deque(filter(_is_episode, map(plain, row)), row.maxlen)
 
 
 def _is_count(value: Any) -> bool:
@@ -241,7 +265,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+    # Also 0 and 1, which arguments may be.
+    return isinstance(value, int) and value in (0, 1)
 
 
 #: What attributes have to be that are no arguments with a range of their own.
@@ -251,9 +276,11 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("_episode_num", "_n_updates", "_num_timesteps_at_start", "_total_timesteps", "n_steps"), _is_count),
     **dict.fromkeys(("num_timesteps", "_stats_window_size"), _is_count),
     **dict.fromkeys(("dataset_fingerprint", "dataset_id", "tensorboard_log"), _is_text),
-    **dict.fromkeys(("ep_info_buffer", "ep_success_buffer"), _is_row),
+    **dict.fromkeys(_ROWS, _is_row),
     **dict.fromkeys(("_last_obs", "_last_original_obs", "_last_episode_starts"), _is_array),
-    **dict.fromkeys(("sde_sample_freq", "verbose"), lambda value: is_whole(value, -1)),
+    "sde_sample_freq": lambda value: is_whole(value, -1),
+    # As in SB3, `verbose=True` is 1.
+    "verbose": lambda value: isinstance(value, bool) or is_whole(value, -1),
     **dict.fromkeys(("_current_progress_remaining", "start_time"), is_number),
     "_is_compiled": lambda value: value is None or isinstance(value, bool),
     "use_sde": lambda value: value is False,

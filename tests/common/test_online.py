@@ -1,7 +1,8 @@
 """From offline to online, for every algorithm that can: SB3's own loop, the right transitions, and going on after a break."""
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_dmpo import ALGOS, TD3BC, OfflineAlgorithm
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -272,6 +273,54 @@ def test_checkpoints_of_sb3(tmp_path: Path) -> None:
     assert other.replay_buffer.n_added == 9
     with pytest.raises(DatasetError, match=r"steps\.pkl'.*collected beside a dataset.*load_replay_buffer"):
         open_dataset(tmp_path / "rl_model_replay_buffer_10_steps.pkl")
+
+
+class TalkativeEnv(SteadyEnv):
+    """Says about an episode what environments say, each in a form of its own."""
+
+    says: ClassVar[dict[str, Any]] = {
+        **{"whole": np.int64(3), "flag": np.bool_(True), "one": np.array([0.5], np.float32), "text": "far", "none": None},
+        **{"row": np.zeros(3), "list": [1, 2], "dict": {"a": 1}, "complex": np.complex64(1j), "tensor": th.tensor(2.0)},
+    }
+    success: Any = True
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *result, _ = super().step(action)
+        return *result, self.says | {"is_success": self.success}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("of_vec_env", "success", "stored"),
+    [
+        *((True, np.bool_(True), [True]), (False, np.array(True), [True]), (True, np.array([0.5]), [0.5])),
+        *((False, np.float32("nan"), [float("nan")]), (True, np.zeros(2), []), (False, "yes", [])),
+    ],
+    ids=str,
+)
+def test_what_environments_say_about_episodes(of_vec_env: bool, success: Any, stored: list[Any]) -> None:
+    """Numbers of any kind come back as Python's, also those of VecMonitor; what else there is does not stop a zip."""
+
+    def make_env() -> Any:
+        env = TalkativeEnv()
+        env.success = success
+        return env if of_vec_env else Monitor(env, info_keywords=tuple(env.says))
+
+    env = DummyVecEnv([make_env])
+    model = make_online(VecMonitor(env, info_keywords=tuple(TalkativeEnv.says)) if of_vec_env else env)
+    model.learn_online(EPISODE_LENGTH, learning_starts=1)
+    assert model.ep_info_buffer is not None and model.ep_success_buffer is not None
+    model.save(file := io.BytesIO())
+    file.seek(0)
+    loaded = TD3BC.load(file, env=env, dataset=DATA)
+    assert loaded.ep_info_buffer is not None and loaded.ep_success_buffer is not None
+    (before,), (episode,) = model.ep_info_buffer, loaded.ep_info_buffer
+    measured = {"r": float(before["r"]), "l": EPISODE_LENGTH, "t": before["t"]}
+    said = {"whole": 3, "flag": True, "one": 0.5, "text": "far", "none": None, "tensor": 2.0}
+    assert_same(dict(sorted(episode.items())), dict(sorted((measured | said).items())))
+    assert str(list(loaded.ep_success_buffer)) == str(stored)
+    assert loaded.ep_info_buffer.maxlen == model.ep_info_buffer.maxlen
+    if stored:
+        loaded.learn_online(1, learning_starts=1, reset_num_timesteps=False)
 
 
 def test_full_buffer_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, DMPO
+from sb3_dmpo.common import model_zip
 from sb3_dmpo.dmpo.policies import MixturePolicy
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.files.settings import PlainSchedule, decode, encode, plain_schedule
@@ -186,6 +187,35 @@ def test_what_somebody_adds_is_for_trusted_loading() -> None:
     file = saved(model)
     assert not hasattr(DMPO.load(io.BytesIO(file.getvalue())), "note")
     assert DMPO.load(io.BytesIO(file.getvalue()), trust_pickle=True).note == "mine"  # type: ignore[attr-defined]
+
+
+def test_episodes_in_zips_written_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have NumPy's numbers as VecMonitor gives them."""
+    model = small_model()
+    model.ep_info_buffer = deque([{"r": np.float32(1.5), "l": np.int32(3), "ok": np.bool_(True)}], maxlen=5)
+    model.ep_success_buffer = deque([np.float32(np.nan)], maxlen=5)
+    with monkeypatch.context() as before:
+        before.setattr(model_zip, "_plain_row", lambda row: row)
+        file = saved(model)
+    loaded = DMPO.load(file, device="cpu")
+    assert loaded.ep_info_buffer == model.ep_info_buffer and str(loaded.ep_success_buffer) == str(model.ep_success_buffer)
+
+
+@pytest.mark.parametrize("arguments", [{"verbose": True}, {"normalize_observations": 1}], ids=str)
+def test_one_and_true_are_the_same(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    assert getattr(DMPO.load(saved(small_model(**arguments)), device="cpu"), name) == arguments[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ep_info_buffer", [1]), ("_n_updates", -1), ("_last_obs", "here"), ("last_evaluation", {"a": [1]})]
+)
+def test_what_load_would_refuse_is_not_saved(name: str, value: Any, tmp_path: Path) -> None:
+    model = small_model()
+    setattr(model, name, value)
+    with pytest.raises(TypeError, match=rf"'{name}' cannot be saved \(it is .*Nothing was written"):
+        model.save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ALGOS)
