@@ -101,7 +101,8 @@ def read_arrays_of(path: str | pathlib.Path, algorithm: str) -> bytes | None:
 
 def _blank(cls: type[Any]) -> tuple[Any, set[str]]:
     """A model without networks, and the names of the attributes that belong into a zip."""
-    model = cls(device="cpu", _init_setup_model=False)
+    # As `load` makes it: in subclasses the policy may have no default.
+    model = cls(policy="MlpPolicy", env=None, device="cpu", _init_setup_model=False)
     # What no file of ours holds is not taken from a file, e.g. a device or the dataset to be read.
     return model, {*vars(model), *_KEYS_OF_SETUP} - {*model._excluded_save_params()}
 

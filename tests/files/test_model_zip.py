@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 import sb3_dmpo
-from sb3_dmpo import ALGOS, DMPO
+from sb3_dmpo import ALGOS, DMPO, TD3BC
 from sb3_dmpo.common import model_zip
 from sb3_dmpo.dmpo.policies import MixturePolicy
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
@@ -179,6 +179,22 @@ def test_policies_of_ones_own() -> None:
     with pytest.raises(UnsafeFileError, match=r"policy_class is .*OwnPolicy"):
         DMPO.load(io.BytesIO(file.getvalue()))
     assert type(DMPO.load(io.BytesIO(file.getvalue()), trusted_classes=[OwnPolicy]).policy) is OwnPolicy
+
+
+class OwnAlgorithm(TD3BC):
+    """With the constructor of Stable-Baselines3's algorithms: a policy has to be passed."""
+
+    def __init__(self, policy: Any, env: Any = None, my: int = 1, **kwargs: Any) -> None:
+        self.my = my
+        super().__init__(policy, env, **kwargs)
+
+
+def test_algorithms_of_ones_own() -> None:
+    model = OwnAlgorithm("MlpPolicy", my=3, dataset=DATA, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu").learn(2)
+    loaded = OwnAlgorithm.load(saved(model), device="cpu")
+    assert loaded.my == 3
+    observations = np.zeros((5, 3), np.float32)
+    np.testing.assert_array_equal(loaded.predict(observations)[0], model.predict(observations)[0])
 
 
 def test_what_somebody_adds_is_for_trusted_loading() -> None:
