@@ -117,25 +117,48 @@ def _less_talkative(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _check_keys(keys: list[str], taken: set[str]) -> None:
+    """
+    Refuse keys of Dict observations that a graph needs for something else: no runtime could read it.
+
+    :param keys: the keys
+    :param taken: names of what is no observation
+    :raises ValueError: one of the keys is among them
+    """
+    for key in keys:
+        if key in taken:
+            raise ValueError(
+                f"The observations have the key '{key}', which in an ONNX file of this policy is the name of something else. "
+                "Rename the key in the environment and in the dataset, and train again; a .pt2 file may have any keys."
+            )
+
+
 def _onnx_bytes(policy: OfflinePolicy, metadata: dict[str, str]) -> bytes:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"Writing ONNX files needs {' and '.join(missing)}: pip install 'sb3_dmpo[export]'.")
     space = policy.observation_space
-    names = list(space.spaces) if isinstance(space, spaces.Dict) else [OBSERVATION_INPUT]
+    keys = list(space.spaces) if isinstance(space, spaces.Dict) else []
+    inputs = [*(keys or [OBSERVATION_INPUT]), *policy.state_names]
+    outputs = [ACTION_OUTPUT, *(STATE_PREFIX + name for name in policy.state_names)]
+    _check_keys(keys, {*policy.state_names, *outputs})
     with warnings.catch_warnings(), _less_talkative("torch.onnx"):
         # PyTorch's exporter speaks of its own deprecations, and of torchvision.
         warnings.simplefilter("ignore")
         program = th.onnx.export(
             export_program(policy),
-            input_names=[*names, *policy.state_names],
-            output_names=[ACTION_OUTPUT, *(STATE_PREFIX + name for name in policy.state_names)],
+            input_names=inputs,
+            output_names=outputs,
             opset_version=ONNX_OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
+    # Weights and results in between, which the exporter names.
+    _check_keys(
+        keys, {tensor.name for tensor in model.graph.initializer} | {name for node in model.graph.node for name in node.output}
+    )
     for value in (*model.graph.input, *model.graph.output):
         # The exporter calls it s17 or so.
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -163,7 +186,7 @@ def export_policy(policy: OfflinePolicy, path: str | os.PathLike[str], metadata:
     :param path: file ending in ``.onnx`` or ``.pt2``
     :param policy: the policy
     :param metadata: texts that go into the file
-    :raises ValueError: another ending
+    :raises ValueError: another ending, or a key of the observations is a name that an ONNX file needs for something else
     :raises ImportError: onnx or onnxscript is missing
     """
     path = pathlib.Path(path)

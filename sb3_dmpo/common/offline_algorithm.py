@@ -1347,7 +1347,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         deterministic=True)`` returns, for any number of observations, see :func:`~sb3_dmpo.common.export.export_policy`.
 
         :param path: file ending in ``.onnx`` (needs the extra ``export``) or ``.pt2`` (a ``torch.export`` program)
-        :raises ValueError: another ending
+        :raises ValueError: another ending, or a key of the observations is a name that an ONNX file needs for something else
         :raises ImportError: onnx or onnxscript is missing
         """
         # Not with the package: the exporter is rarely needed.

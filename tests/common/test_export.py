@@ -166,6 +166,22 @@ def test_onnx_has_an_input_per_key(tmp_path: Path) -> None:
     assert_same_actions(model, observations, run_onnx(session, observations))
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(("bc", "action"), ("decision_transformer", "rewards"), ("maple", "hidden"), ("maple", "next_hidden")),
+        # Named by the exporter.
+        *(("bc", "policy.observation_mean"), pytest.param("bc", "cat", marks=pytest.mark.slow)),
+    ],
+)
+def test_keys_that_a_graph_needs_for_something_else(name: str, key: str, tmp_path: Path) -> None:
+    space = spaces.Dict({key: spaces.Box(-np.inf, np.inf, (2,)), "other": spaces.Box(-np.inf, np.inf, (3,))})
+    model = make(name, "MultiInputPolicy", dataset=make_transitions(observation_space=space))
+    with pytest.raises(ValueError, match=rf"key '{key}'.*name of something else.*Rename the key"):
+        model.export(tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_says_what_it_is(exported: Callable[[str], Exported]) -> None:
     model, path = exported("bc")
     metadata = onnx_session(path).get_modelmeta().custom_metadata_map
