@@ -112,8 +112,17 @@ def _check_weights(made: Mapping[str, th.Tensor], stored: Any, exact_match: bool
             raise UnsafeFileError(f"The weights {shorten(name)} are {found[1]}, but the file's settings need {needed[1]}.")
 
 
+def _is_same(made: Any, stored: Any) -> bool:
+    """Whether an option in a file is the one that an optimizer has; tensors, whose comparison is a tensor, never are."""
+    if isinstance(made, tuple | list):
+        return isinstance(stored, tuple | list) and len(stored) == len(made) and all(map(_is_same, made, stored))
+    return type(stored) is type(made) and not isinstance(made, th.Tensor) and bool(made == stored)
+
+
 def _is_option(made: Any, stored: Any) -> bool:
     """Whether something may stand in a file for an option that an optimizer has, e.g. ``betas``."""
+    if _is_same(made, stored):
+        return True
     if made is None or isinstance(made, bool):
         return stored is None or isinstance(stored, bool)
     if isinstance(made, int | float):
@@ -121,13 +130,13 @@ def _is_option(made: Any, stored: Any) -> bool:
     if isinstance(made, tuple | list):
         is_row = isinstance(stored, tuple | list) and len(stored) == len(made)
         return is_row and all(is_number(value, 0.0) and value < 1.0 for value in stored)
-    return bool(made == stored)
+    return False
 
 
 def _check_optimizer(name: str, optimizer: th.optim.Optimizer, arguments: dict[str, Any], stored: Any) -> None:
     """
     Refuse states that do not fit an optimizer, which PyTorch notices at the next update only: the optimizer itself is tried
-    with the stored options, on one number.
+    with the stored options, on weights of the same shapes.
     """
     damage = f"The weights in the file do not fit: {name}"
     groups = stored.get("param_groups") if isinstance(stored, dict) and stored.keys() == {"state", "param_groups"} else None
@@ -144,7 +153,8 @@ def _check_optimizer(name: str, optimizer: th.optim.Optimizer, arguments: dict[s
             if key != "params" and not (key in made and _is_option(made[key], value)):
                 raise DamagedFileError(f"{damage} has the option {shorten(key)}, which is {shorten(value)}.")
         options = {key: value for key, value in group.items() if key != "params"}
-        expected |= dict.fromkeys(ids, _state_of_one(name, optimizer, made["params"][0], options, arguments) if ids else {})
+        for number, parameter in zip(ids, made["params"], strict=True):
+            expected[number] = _state_of_one(name, optimizer, parameter, options, arguments)
     if not stored["state"].keys() <= expected.keys():
         raise DamagedFileError(f"{damage} has states of weights that are not there.")
     for number, state in stored["state"].items():
@@ -157,17 +167,17 @@ def _check_optimizer(name: str, optimizer: th.optim.Optimizer, arguments: dict[s
 def _state_of_one(
     name: str, optimizer: th.optim.Optimizer, like: nn.Parameter, options: dict[str, Any], arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """What such an optimizer remembers of a weight, after one step."""
-    number = nn.Parameter(th.zeros(1, dtype=like.dtype, device=like.device))
-    number.grad = th.zeros_like(number)
+    """What such an optimizer remembers of weights, after one step; of a single number what it would of a row of one."""
+    weights = nn.Parameter(th.zeros(like.shape or (1,), dtype=like.dtype, device=like.device))
+    weights.grad = th.zeros_like(weights)
     try:
-        trial = make_optimizer(type(optimizer), [number], 1e-3, arguments)
+        trial = make_optimizer(type(optimizer), [weights], 1e-3, arguments)
         trial.param_groups[0].update(options)
         trial.step()
     except Exception as error:  # depends on the options in the file
         text = f"{type(error).__name__}: {error}"
         raise DamagedFileError(f"The weights in the file do not fit: the options of {name} make no step ({text}).") from None
-    return dict(trial.state[number])
+    return dict(trial.state[weights])
 
 
 def _check_state(what: str, parameter: nn.Parameter, expected: Any, value: Any) -> None:
@@ -177,8 +187,10 @@ def _check_state(what: str, parameter: nn.Parameter, expected: Any, value: Any) 
         if not is_number(number, 0.0):
             raise DamagedFileError(f"{what} is {shorten(number)}, expected a number.")
     elif isinstance(value, StoredTensor):
-        if value.shape != tuple(parameter.shape):
-            raise DamagedFileError(f"{what} has the shape {value.shape}, but its weights {tuple(parameter.shape)}.")
+        # Not always the weights' own: Adafactor has sums of rows and columns.
+        needed = tuple(expected.shape) if isinstance(expected, th.Tensor) and parameter.dim() else tuple(parameter.shape)
+        if value.shape != needed:
+            raise DamagedFileError(f"{what} has the shape {value.shape}, but its weights need {needed}.")
         if getattr(th, value.dtype) != parameter.dtype:
             raise DamagedFileError(f"{what} is of {value.dtype}, but its weights of {parameter.dtype}.")
     elif not (value is None and expected is None):

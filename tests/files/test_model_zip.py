@@ -23,7 +23,7 @@ from sb3_dmpo.common import model_zip
 from sb3_dmpo.dmpo.policies import MixturePolicy
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
 from sb3_dmpo.files.settings import PlainSchedule, decode, encode, plain_schedule
-from tests.contract import DATA, make
+from tests.contract import DATA, assert_same, make
 from tests.files.test_safe_zip import OBSERVATION, small_model
 
 OLD = Path(__file__).parent / "old_zips"
@@ -195,6 +195,27 @@ def test_algorithms_of_ones_own() -> None:
     assert loaded.my == 3
     observations = np.zeros((5, 3), np.float32)
     np.testing.assert_array_equal(loaded.predict(observations)[0], model.predict(observations)[0])
+
+
+@pytest.mark.parametrize("optimizer", [th.optim.Rprop, th.optim.Adafactor, th.optim.RMSprop])
+def test_optimizers_of_every_kind(optimizer: type[th.optim.Optimizer]) -> None:
+    """Options below 0 or above 1, and states of other shapes than the weights."""
+    model = make("td3_bc", dataset=DATA, policy_kwargs={"net_arch": [8], "optimizer_class": optimizer}).learn(4)
+    loaded = TD3BC.load(saved(model), device="cpu", dataset=DATA, trusted_classes=[optimizer])
+    assert_same(loaded.get_parameters(), model.get_parameters())
+    for each in (model, loaded):
+        each.learn(4, reset_num_timesteps=False)
+    assert_same(loaded.get_parameters(), model.get_parameters())
+
+
+def test_options_of_other_optimizers_are_refused() -> None:
+    model = make("td3_bc", dataset=DATA, policy_kwargs={"net_arch": [8], "optimizer_class": th.optim.Rprop})
+    for options in ({"etas": (0.5, 1.3)}, {"etas": (0.5,)}, {"etas": th.tensor([0.5, 1.2])}, {"step_sizes": None}):
+        before = dict(model.actor_optimizer.param_groups[0])
+        model.actor_optimizer.param_groups[0].update(options)
+        with pytest.raises(DamagedFileError, match=f"has the option '{next(iter(options))}'"):
+            TD3BC.load(saved(model), device="cpu", trusted_classes=[th.optim.Rprop])
+        model.actor_optimizer.param_groups[0].update(before)
 
 
 def test_what_somebody_adds_is_for_trusted_loading() -> None:
