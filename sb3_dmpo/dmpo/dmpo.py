@@ -237,8 +237,10 @@ class DMPO(OfflineAlgorithm):
             raise DamagedFileError(f"The file lacks the array {error}, which says whose the episodes are.") from None
         if fingerprint != buffer.fingerprint:  # other data: theirs is found out anew
             return
-        if evidence.shape != shape or evidence.dtype != np.float32 or not np.isfinite(evidence).all():
-            raise DamagedFileError(f"The file's 'episode_evidence' is not {shape[0]} x {shape[1]} finite float32 numbers.")
+        # As the networks, whose precision is PyTorch's default.
+        dtype = self.policy.episode_evidence.cpu().numpy().dtype
+        if evidence.shape != shape or evidence.dtype != dtype or not np.isfinite(evidence).all():
+            raise DamagedFileError(f"The file's 'episode_evidence' is not {shape[0]} x {shape[1]} finite {dtype} numbers.")
         self.policy.episode_evidence.copy_(th.from_numpy(evidence.copy()))
 
     def _packed_arrays(self) -> bytes | None:

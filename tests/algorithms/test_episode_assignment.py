@@ -1,6 +1,7 @@
 """Sub-policies that last an episode, and the critics that go with them, each against its equation."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,19 @@ def test_episodes_are_told_apart_where_steps_cannot_be() -> None:
     assert np.all(model.predict(observations[0])[0] < 0.0)
 
 
-@pytest.mark.parametrize("name", ["dmpo", "infodmpo"])
+@pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    """PyTorch's default while a test runs."""
+    before = th.get_default_dtype()
+    th.set_default_dtype(request.param)
+    yield
+    th.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("dmpo", th.float32), ("infodmpo", th.float32), ("dmpo", th.float64)], indirect=["dtype"], ids=str
+)
+@pytest.mark.usefixtures("dtype")
 def test_resume_bit_for_bit(name: str, tmp_path: Path) -> None:
     whole = mixture(name).learn(12)
     half = mixture(name).learn(6)
