@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
+from sb3_dmpo.cli.errors import exit_code
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import ONE_POLICY, PALETTE, colour_of
 from sb3_dmpo.plots.two_goals import draw_components, draw_map, draw_trajectories
@@ -240,4 +241,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "figures.py"))

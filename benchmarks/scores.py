@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import COLUMNS, EVALUATION_KEYS, TRAINING_COLUMNS, read_rows, read_tables
 
 FloatArray = npt.NDArray[np.float64]
 #: Scores of one algorithm: of every dataset, one per seed.
 ScoresByDataset = Mapping[str, FloatArray]
 
-_RUN_KEYS = ("algorithm", "dataset", "seed", "command")
+#: Columns that hold numbers in every row.
+_NUMBERS: dict[str, Callable[[str], float]] = {"seed": int, "updates": int, "score": float, "return_mean": float}
 #: Column that is added on reading a folder: all updates of the run that a row comes from.
 RUN_UPDATES = "run_updates"
 
@@ -31,16 +33,31 @@ def read_runs(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
     :param folder: the folder
     :param columns: names of all columns
+    :raises UsageError: a file cannot be read, or has something else than a number where there has to be one
     """
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted(folder.glob("*.csv")):
         runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
         for row in read_tables([path], columns):
-            runs.setdefault(tuple(row.get(key, "") for key in _RUN_KEYS), []).append(row)
+            _check_numbers(path, row)
+            # A run that was interrupted and finished is one run.
+            command = row.get("command", "").replace(" --resume", "")
+            runs.setdefault((row["algorithm"], row["dataset"], row["seed"], command), []).append(row)
         for run in runs.values():
             length = str(max(int(row["updates"]) for row in run))
             rows |= {(length, *(row.get(key, "") for key in EVALUATION_KEYS)): row | {RUN_UPDATES: length} for row in run}
     return list(rows.values())
+
+
+def _check_numbers(path: Path, row: Mapping[str, str]) -> None:
+    for column, kind in _NUMBERS.items():
+        try:
+            kind(row.get(column, "0"))
+        except (TypeError, ValueError):  # None where a row is too short
+            raise UsageError(
+                f"{path}: the row of {row['algorithm']} on {row['dataset']}, seed {row['seed']}, updates {row['updates']}, "
+                f"has {row[column]!r} as its {column}, expected {'a whole number' if kind is int else 'a number'}."
+            ) from None
 
 
 def check_lengths(path: Path, dataset: str, updates: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sb3_dmpo.cli.errors import exit_code
 from sb3_dmpo.data.tasks import entry_keys
 from sb3_dmpo.files.save_util import atomic_write
 from sb3_dmpo.plots.common import METHOD_NAMES
@@ -426,4 +427,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "tables.py"))

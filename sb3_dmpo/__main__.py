@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> int | None:
         if verb not in VERBS:
             raise UsageError(f"There is no verb {verb!r}. {suggest(verb, VERBS)}")
+        for argument in arguments:
+            # Python takes other bytes for surrogates, which no log and no results file can hold.
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise UsageError(f"The argument {argument!r} is no text in UTF-8: name it otherwise, or set PYTHONUTF8=1.")
         # Only now: some verbs need packages that others do without.
         code: int | None = importlib.import_module(VERBS[verb][0]).run(arguments)
         return code

@@ -37,6 +37,7 @@ COLUMNS = (
     "version",
 )
 
+_NO_UTF8 = "is not a CSV file in UTF-8: give another file, or save it in UTF-8 first."
 #: What says which evaluation a row is.
 EVALUATION_KEYS = ("algorithm", "dataset", "seed", "updates", "env_steps", "evaluation")
 #: Columns of runs that go on in the environment: its steps, beside the updates of both stages.
@@ -217,7 +218,7 @@ def _whole_lines(path: Path, content: bytes, header: str) -> tuple[list[str], by
     try:
         lines = content[:end].decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a CSV file in UTF-8: give another file, or save it in UTF-8 first.") from None
+        raise UsageError(f"{path} {_NO_UTF8}") from None
     if lines[:1] != [header.strip()] if lines else not header.encode("utf-8").startswith(torn):
         raise UsageError(f"{path} has other columns; expected {header.strip()}.")
     return lines, torn
@@ -247,8 +248,9 @@ def read_tables(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str,
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in paths:
         found = read_rows(path)
-        there = list(found[0]) if found else []
-        if there and there == [column for column in columns if column in there or column not in DIAGNOSTICS]:
+        # None are those of fields that are too many.
+        there = set(found[0]) - {None} if found else set()
+        if there and there == {column for column in columns if column in there or column not in DIAGNOSTICS}:
             found = [{column: row.get(column, "") for column in columns} for row in found]
             rows |= {tuple(row.get(key, "") for key in EVALUATION_KEYS): row for row in found}
     return list(rows.values())
@@ -259,11 +261,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Rows of a CSV file, none if it is not there.
 
     :param path: the file
+    :raises UsageError: it is no text in UTF-8
     """
     if not path.exists():
         return []
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} {_NO_UTF8}") from None
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from benchmarks.scores import (
     profile_band,
     read_results,
 )
+from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.results import COLUMNS
 
 tables = pytest.importorskip("benchmarks.tables")
@@ -75,6 +76,26 @@ def test_of_runs_of_two_lengths_the_shorter_one_counts(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", long)
     cell = collect_cells(read_results(tmp_path), at=10)["zoo/pen/noisy-v0", 10, "dmpo"]
     assert cell.scores.tolist() == [30.0]
+
+
+def test_a_run_that_was_interrupted_and_finished_is_one(tmp_path: Path) -> None:
+    scores = ((10.0, 5, "train"), (20.0, 10, "train"), (30.0, 15, "train --resume"), (40.0, 20, "train --resume"))
+    write(tmp_path / "a.csv", [row("dmpo", "a/b-v0", 0, s, updates=u, command=command) for s, u, command in scores])
+    assert [row["run_updates"] for row in read_results(tmp_path)] == ["20"] * 4
+
+
+def test_files_that_were_edited(tmp_path: Path) -> None:
+    """The order of the columns says nothing; what is no number is named with its place."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"score,{','.join(column for column in COLUMNS if column != 'score')}\n7{',1' * (len(COLUMNS) - 1)}\n")
+    assert [row["score"] for row in read_results(tmp_path)] == ["7"]
+    for column, value in (("score", ""), ("updates", "20.0"), ("seed", "x")):
+        write(path, [row("dmpo", "a/b-v0", 0, 1.0) | {column: value}])
+        with pytest.raises(UsageError, match=rf"a\.csv: the row of dmpo on a/b-v0.*{value!r} as its {column}, expected a"):
+            read_results(tmp_path)
+    path.write_bytes("algorithm\n".encode("utf-16"))
+    with pytest.raises(UsageError, match=r"a\.csv is not a CSV file in UTF-8"):
+        read_results(tmp_path)
 
 
 def test_tables_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,11 @@ def test_a_refused_run_leaves_no_results_and_no_folder(call: Callable[..., Outco
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() or "_1" in path.name] == ["file"]
 
 
+def test_arguments_that_are_no_text(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert_one_line(call(train, "-f", "l\udcf6gs", *QUICK), "The argument 'l\\udcf6gs' is no text in UTF-8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_trials_that_are_not_there(call: Callable[..., Outcome], tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'x.db'}"
     optuna.create_study(storage=storage, study_name="pen").add_trial(optuna.trial.create_trial(value=1.0))
