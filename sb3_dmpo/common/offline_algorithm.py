@@ -72,7 +72,7 @@ from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from sb3_dmpo.envs.wrappers import FlattenNestedDict
 from sb3_dmpo.files.plain_text import FileError, named_faults, plain
 from sb3_dmpo.files.safe_zip import ARRAYS, SETTINGS, DamagedFileError, read_model
-from sb3_dmpo.files.save_util import atomic_write, path_to_write, unpicklable_attribute
+from sb3_dmpo.files.save_util import atomic_write, decode_state, encode_generator, path_to_write, unpicklable_attribute
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
@@ -1220,6 +1220,19 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         super().set_env(env, force_reset)
 
     # Saving and loading ----------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything. PyTorch's generators do not survive the way into a process that is spawned; a text does."""
+        state = vars(self).copy()
+        if "_noise_generator" in state:
+            state["_noise_generator"] = encode_generator(state["_noise_generator"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "_noise_generator" in state:
+            self._noise_generator = th.Generator(device=self.device)
+            self._noise_generator.set_state(decode_state(state["_noise_generator"]))
 
     def _excluded_save_params(self) -> list[str]:
         runtime = [

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import multiprocessing
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -65,6 +66,25 @@ def test_a_copy_goes_on_like_the_model(name: str) -> None:
         else:
             assert_same(policy_weights(copied(trained)), before)
         assert_same(policy_weights(trained), before)
+    # A generator of PyTorch would be lost on the way into a spawned process.
+    assert b"Generator" not in pickle.dumps(trained)
+
+
+def _act(model: Any, observation: np.ndarray, answers: Any) -> None:
+    answers.put(model.predict(observation, deterministic=True)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGOS)
+def test_a_spawned_process_takes_a_model(name: str) -> None:
+    model, observation = make(name, dataset=DATA).learn(2), DATA.observations[0]
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    process = spawn.Process(target=_act, args=(model, observation, answers))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    np.testing.assert_allclose(answers.get(), model.predict(observation, deterministic=True)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
