@@ -84,9 +84,11 @@ def _studies(storage: str, is_new: bool) -> list[str]:
                 raise UsageError(f"--storage {storage}: there is no such file.")
             if path == storage:
                 return []
+        # Before: another worker may begin the study meanwhile.
+        is_written = path == storage and Path(path).stat().st_size > 0
         studies = optuna.get_all_study_names(_storage(storage))
         # Optuna takes a single line of something else for one that is being written.
-        if path == storage and not studies and Path(path).stat().st_size > 0:
+        if is_written and not studies:
             raise ValueError("it is the log of something else")
         return studies
     except (OSError, ValueError, ImportError, optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
