@@ -118,9 +118,7 @@ class ResultsFile:
 
     def check(self) -> None:
         """
-        Find out before training whether rows can be appended.
-
-        Nothing is written: a run that is refused later on leaves no file.
+        Find out before training whether rows can be appended. Nothing is written: a refused run leaves no file.
 
         :raises UsageError: the file has other columns
         :raises OSError: it cannot be written
@@ -219,7 +217,8 @@ def _whole_lines(path: Path, content: bytes, header: str) -> tuple[list[str], by
         lines = content[:end].decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UsageError(f"{path} {_NO_UTF8}") from None
-    if lines[:1] != [header.strip()] if lines else not header.encode("utf-8").startswith(torn):
+    is_ours = lines[0] == header.strip() if lines else header.encode("utf-8").startswith(torn)
+    if not is_ours:
         raise UsageError(f"{path} has other columns; expected {header.strip()}.")
     return lines, torn
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import convert_offpolicy_params
@@ -77,8 +76,14 @@ def check_search(options: argparse.Namespace) -> None:
 
 def _studies(storage: str, is_new: bool) -> list[str]:
     """Names of the studies of a storage; a database is made if it may be a new one."""
+    # Not with the module: every training imports it, and few have a storage.
+    import sqlalchemy
+
     try:
-        path = storage if storage.endswith(".log") else _sqlite_file(storage)
+        path: str | None = storage
+        if not storage.endswith(".log"):
+            url = sqlalchemy.make_url(storage)
+            path = url.database if url.drivername.startswith("sqlite") else None
         if path and not Path(path).exists():
             if not is_new:
                 raise UsageError(f"--storage {storage}: there is no such file.")
@@ -94,11 +99,6 @@ def _studies(storage: str, is_new: bool) -> list[str]:
     except (OSError, ValueError, ImportError, optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
         what = str(error).partition("\n")[0]
         raise UsageError(f"--storage {storage}: {what}. Write e.g. study.log, or sqlite:///study.db.") from error
-
-
-def _sqlite_file(storage: str) -> str | None:
-    url = sqlalchemy.make_url(storage)
-    return url.database if url.drivername.startswith("sqlite") else None
 
 
 def _storage(storage: str) -> Any:
