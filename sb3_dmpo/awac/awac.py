@@ -8,7 +8,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.awac.policies import GaussianPolicy
 from sb3_dmpo.awac.weighted_actor_critic import WeightedActorCritic
-from sb3_dmpo.common.arguments import COUNT, Range
+from sb3_dmpo.common.arguments import SIZE, Range
 from sb3_dmpo.common.losses import min_max_q
 from sb3_dmpo.common.type_aliases import NoiseSpec, OfflineBatch
 
@@ -35,7 +35,7 @@ class AWAC(WeightedActorCritic):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": GaussianPolicy, "MultiInputPolicy": GaussianPolicy}
-    argument_ranges: ClassVar[dict[str, Range]] = {"n_value_samples": COUNT}
+    argument_ranges: ClassVar[dict[str, Range]] = {"n_value_samples": SIZE}
 
     def __init__(
         self,

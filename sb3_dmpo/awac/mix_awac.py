@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.awac.policies import GaussianMixturePolicy
 from sb3_dmpo.awac.weighted_actor_critic import WeightedActorCritic
-from sb3_dmpo.common.arguments import Range, whole_number
+from sb3_dmpo.common.arguments import MAX_SIZE, Range, whole_number
 from sb3_dmpo.common.distributions import gaussian_log_prob
 from sb3_dmpo.common.losses import LOG_EPS, entropy, min_max_q, mixture_diagnostics
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -42,7 +42,7 @@ class MixAWAC(WeightedActorCritic):
     }
     policy: GaussianMixturePolicy
     fixed_arguments: ClassVar[tuple[str, ...]] = ("n_components", "sample_component")
-    argument_ranges: ClassVar[dict[str, Range]] = {"n_components": whole_number(2)}
+    argument_ranges: ClassVar[dict[str, Range]] = {"n_components": whole_number(2, MAX_SIZE)}
     unit_mean_weights: ClassVar[bool] = False
 
     def __init__(

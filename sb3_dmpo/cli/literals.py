@@ -8,17 +8,17 @@ from typing import Any
 
 import torch as th
 import yaml
-from torch import nn
 
 from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.files.safe_values import TORCH_CLASSES
 
-_ACTIVATIONS = ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
-_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
-
-#: The classes that a value may name, as people write them.
+#: The classes that a value may name, as people write them: those that `load` takes from a model's file.
 CLASSES: dict[str, type[Any]] = {
-    **{f"{prefix}nn.{name}": getattr(nn, name) for prefix in ("", "th.", "torch.") for name in _ACTIVATIONS},
-    **{f"{prefix}optim.{name}": getattr(th.optim, name) for prefix in ("", "th.", "torch.") for name in _OPTIMIZERS},
+    f"{prefix}{package}.{name}": getattr(getattr(th, package), name)
+    for prefix in ("", "th.", "torch.")
+    for module, names in TORCH_CLASSES.items()
+    for package in (module.split(".")[1],)
+    for name in names
 }
 
 #: Names, schedules (lin_3e-4), ids and paths stand for themselves: a letter, then nothing that Python could call.

@@ -14,8 +14,6 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_dmpo.files.safe_values import UnsafeFileError
-
 
 class Range(NamedTuple):
     """
@@ -68,13 +66,15 @@ def as_python(value: Any) -> Any:
     return {key: as_python(item) for key, item in value.items()} if type(value) is dict else value
 
 
-def whole_number(low: int) -> Range:
+def whole_number(low: int, high: float = math.inf) -> Range:
     """
-    The whole numbers from a smallest one on.
+    The whole numbers from a smallest to a largest one.
 
     :param low: the smallest
+    :param high: the largest
     """
-    return Range(lambda value: is_whole(value, low), f"a whole number of at least {low}")
+    upper = "" if high == math.inf else f" and at most {high}"
+    return Range(lambda value: is_whole(value, low) and value <= high, f"a whole number of at least {low}{upper}")
 
 
 def one_of(*choices: Any) -> Range:
@@ -117,6 +117,9 @@ _REWARD_SCALES = ("return_range", "max", "standardize")
 
 COUNT = whole_number(1)
 COUNT_OR_ZERO = whole_number(0)
+#: Of what is in memory at once. A file could ask for any number, and nothing could be computed with more.
+MAX_SIZE = 10**6
+SIZE = whole_number(1, MAX_SIZE)
 FINITE = Range(is_number, "a finite number")
 NOT_NEGATIVE = Range(lambda value: is_number(value, 0.0), "a number of at least 0")
 POSITIVE = Range(lambda value: is_number(value, 0.0) and value > 0, "a number above 0")
@@ -251,30 +254,6 @@ def check_arguments(model: Any) -> None:
             "value_bounds=(smallest, largest return)."
         )
     model.check_combinations()
-
-
-#: Counts in a file beyond this are absurd: nothing could be computed with them. (Buffers are not allocated by loading.)
-_MAX_STORED_COUNT = 10**6
-
-
-def check_stored_counts(algorithm: type[Any], attributes: Mapping[str, Any]) -> None:
-    """
-    Refuse counts in a file that are far too large, before something takes as much memory.
-
-    :param algorithm: class of the algorithm
-    :param attributes: attributes by name
-    :raises UnsafeFileError: a count is absurd
-    """
-    ranges = argument_ranges(algorithm)
-    for name, value in attributes.items():
-        if name not in ranges or name in ("buffer_size", "learning_starts", "seed"):
-            continue
-        counts = value if isinstance(value, list | tuple) else [value]
-        if any(
-            isinstance(count, int | np.integer) and not isinstance(count, bool) and count > _MAX_STORED_COUNT
-            for count in counts
-        ):
-            raise UnsafeFileError(f"The file's {name} is {value}; {_MAX_STORED_COUNT} is the most that is accepted.")
 
 
 def check_rate(owner: str, name: str, rate: float, progress: float) -> None:

@@ -22,7 +22,6 @@ from sb3_dmpo.common.arguments import (
     OF_LEARN_ONLINE,
     as_python,
     check_arguments,
-    check_stored_counts,
     check_values,
     constructor_arguments,
     is_number,
@@ -291,8 +290,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "observation_space": lambda value: isinstance(value, spaces.Box | spaces.Dict),
     "action_space": lambda value: isinstance(value, spaces.Box),
 }
-#: Where on the way from the beginning of a run to its end the schedules of a file are tried.
-_PROGRESS = [1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0]
+#: Where on the way from the beginning of a run to its end the schedules of a file are tried. No update gets to the end itself.
+_PROGRESS = [1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.001]
 
 
 def check_attributes(attributes: Mapping[str, Any]) -> None:
@@ -349,7 +348,6 @@ def checked_attributes(
         check_arguments(trial)
     except ValueError as error:
         raise UnsafeFileError(f"The file's settings are impossible: {error}") from None
-    check_stored_counts(cls, attributes)
     check_attributes(attributes)
     check_networks(trial.make_policy, stored.tensors["policy"])
     return attributes
@@ -380,6 +378,8 @@ def random_state_of(model: Any) -> dict[str, Any]:
     state["noise"] = encode_generator(model._noise_generator)
     if isinstance(model.replay_buffer, OfflineReplayBuffer):
         state["buffer"] = encode_generator(model.replay_buffer.generator)
+        # A memory-mapped dataset's stays on the CPU.
+        state["buffer_device"] = model.replay_buffer.generator.device.type
     return state
 
 
@@ -397,8 +397,10 @@ def set_random_state_of(model: Any, state: dict[str, Any]) -> None:
         # Generators of different devices have different states; the run then continues with fresh ones.
         if state["device"] == model.device.type:
             model._noise_generator.set_state(decode_state(state["noise"]))
-            if "buffer" in state and isinstance(model.replay_buffer, OfflineReplayBuffer):
-                model.replay_buffer.generator.set_state(decode_state(state["buffer"]))
+        if "buffer" in state and isinstance(model.replay_buffer, OfflineReplayBuffer):
+            generator = model.replay_buffer.generator
+            if state.get("buffer_device", state["device"]) == generator.device.type:
+                generator.set_state(decode_state(state["buffer"]))
     except Exception as error:  # depends on what is in the file
         set_random_state(before)
         raise DamagedFileError(

@@ -133,7 +133,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     action_space: spaces.Box
     #: Ranges of the constructor's arguments and of those of :meth:`learn_online`; a subclass declares its own.
     argument_ranges: ClassVar[dict[str, arguments.Range]] = {
-        "batch_size": arguments.COUNT,
+        "batch_size": arguments.SIZE,
         "buffer_size": arguments.COUNT,
         "capture": arguments.one_of(True, False, "auto"),
         "compile": arguments.one_of(True, False, "auto"),
@@ -142,8 +142,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         "gradient_steps": arguments.GRADIENT_STEPS,
         "learning_rate": arguments.LEARNING_RATE,
         "learning_starts": arguments.COUNT_OR_ZERO,
-        "n_envs": arguments.COUNT,
-        "n_steps": arguments.COUNT,
+        "n_envs": arguments.SIZE,
+        "n_steps": arguments.SIZE,
         "online_ratio": arguments.optional(arguments.UNIT),
         "policy_delay": arguments.COUNT,
         "policy_kwargs": arguments.DICT,

@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, FINITE, LEARNING_RATE, NOT_NEGATIVE, Range, optional
+from sb3_dmpo.common.arguments import COUNT_OR_ZERO, FINITE, LEARNING_RATE, NOT_NEGATIVE, SIZE, Range, optional
 from sb3_dmpo.common.losses import bellman_targets, min_max_q, twin_critic_loss
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -50,7 +50,7 @@ class CQL(OfflineAlgorithm):
     argument_ranges: ClassVar[dict[str, Range]] = {
         "actor_learning_rate": LEARNING_RATE,
         "conservative_weight": NOT_NEGATIVE,
-        "n_action_samples": COUNT,
+        "n_action_samples": SIZE,
         "pretraining_updates": COUNT_OR_ZERO,
         "target_entropy": optional(FINITE),
     }

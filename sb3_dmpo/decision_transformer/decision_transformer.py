@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_dmpo.common.arguments import BELOW_ONE, COUNT, COUNT_OR_ZERO, FINITE, POSITIVE, Range, optional
+from sb3_dmpo.common.arguments import BELOW_ONE, COUNT_OR_ZERO, FINITE, POSITIVE, SIZE, Range, optional
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec
@@ -63,7 +63,7 @@ class DecisionTransformer(OfflineAlgorithm):
         generator like all noise, so that runs repeat bit for bit
     :param max_episode_length: number of steps that are told apart by an embedding of their own; later ones share the last
     :param warmup_steps: number of updates over which the learning rate of the transformer rises linearly
-    :param max_grad_norm: bound of the norm of the transformer's gradient
+    :param max_grad_norm: bound of the norm of the transformer's gradient; None: no bound
     :param predict_rewards: see above
     :param kwargs: further arguments of :class:`OfflineAlgorithm`
     """
@@ -75,7 +75,7 @@ class DecisionTransformer(OfflineAlgorithm):
     policy: DecisionTransformerPolicy
     fixed_arguments: ClassVar[tuple[str, ...]] = (*TRANSFORMER_ARGUMENTS, "predict_rewards")
     argument_ranges: ClassVar[dict[str, Range]] = {
-        **dict.fromkeys(("context_length", "embed_dim", "max_episode_length", "n_heads", "n_layers"), COUNT),
+        **dict.fromkeys(("context_length", "embed_dim", "max_episode_length", "n_heads", "n_layers"), SIZE),
         "dropout": BELOW_ONE,
         "max_grad_norm": optional(POSITIVE),
         "return_scale": POSITIVE,
@@ -101,7 +101,7 @@ class DecisionTransformer(OfflineAlgorithm):
         dropout: float = 0.1,
         max_episode_length: int = 1000,
         warmup_steps: int = 10_000,
-        max_grad_norm: float = 0.25,
+        max_grad_norm: float | None = 0.25,
         predict_rewards: bool = True,
         **kwargs: Any,
     ) -> None:

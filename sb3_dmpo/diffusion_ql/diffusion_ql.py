@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.common import ranks
-from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, LEARNING_RATE, NOT_NEGATIVE, POSITIVE, Range, optional
+from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SIZE, Range, optional
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.diffusion_ql.policies import DiffusionPolicy
@@ -55,8 +55,8 @@ class DiffusionQL(OfflineAlgorithm):
         "ema_start": COUNT_OR_ZERO,
         "eta": NOT_NEGATIVE,
         "max_grad_norm": optional(POSITIVE),
-        "n_action_samples": COUNT,
-        "n_diffusion_steps": COUNT,
+        "n_action_samples": SIZE,
+        "n_diffusion_steps": SIZE,
     }
 
     def __init__(

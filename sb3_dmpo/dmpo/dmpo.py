@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
 from sb3_dmpo.common import ranks
-from sb3_dmpo.common.arguments import BOUNDS, NOT_NEGATIVE, POSITIVE, UNIT, Range, whole_number
+from sb3_dmpo.common.arguments import BOUNDS, MAX_SIZE, NOT_NEGATIVE, POSITIVE, UNIT, Range, whole_number
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
 from sb3_dmpo.common.losses import (
     LOG_EPS,
@@ -114,7 +114,7 @@ class DMPO(OfflineAlgorithm):
         "gumbel_temperature": POSITIVE,
         "kl_coef": NOT_NEGATIVE,
         "min_q_weight": UNIT,
-        "n_components": whole_number(2),
+        "n_components": whole_number(2, MAX_SIZE),
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,
         "value_bounds": BOUNDS,

@@ -20,7 +20,10 @@ from sb3_dmpo.files.plain_text import UnsafeFileError as UnsafeFileError
 TORCH_CLASSES = {
     "torch.nn.modules.activation": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
     "torch.optim.adam": ("Adam",),
+    "torch.optim.adamax": ("Adamax",),
     "torch.optim.adamw": ("AdamW",),
+    "torch.optim.nadam": ("NAdam",),
+    "torch.optim.radam": ("RAdam",),
     "torch.optim.rmsprop": ("RMSprop",),
     "torch.optim.sgd": ("SGD",),
 }

@@ -85,9 +85,12 @@ def check_random_state(state: Any) -> None:
         raise ValueError(f"the state of NumPy's generator is at {position!r}")
     np.random.RandomState(0).set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     th.Generator().set_state(decode_state(state["torch"]))
-    for device, encoded in [("cuda", one) for one in state.get("cuda", [])] + [
-        (state["device"], state[name]) for name in ("noise", "buffer") if name in state
-    ]:
+    further = [("cuda", one) for one in state.get("cuda", [])]
+    if "noise" in state:
+        further.append((state["device"], state["noise"]))
+    if "buffer" in state:
+        further.append((state.get("buffer_device", state["device"]), state["buffer"]))
+    for device, encoded in further:
         tensor = decode_state(encoded)
         if device == "cpu":
             th.Generator().set_state(tensor)

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
-from sb3_dmpo.common.arguments import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Range, optional
+from sb3_dmpo.common.arguments import NOT_NEGATIVE, POSITIVE, SIZE, UNIT, Range, optional
 from sb3_dmpo.common.losses import bellman_targets, effective_sample_size, min_max_q, smoothing_noise
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
@@ -34,7 +34,7 @@ class LatentPolicyAlgorithm(OfflineAlgorithm):
     argument_ranges: ClassVar[dict[str, Range]] = {
         "kl_coef": NOT_NEGATIVE,
         "latent_bound": POSITIVE,
-        "latent_size": optional(COUNT),
+        "latent_size": optional(SIZE),
         "min_q_weight": UNIT,
         "target_noise_clip": NOT_NEGATIVE,
         "target_policy_noise": NOT_NEGATIVE,

@@ -21,9 +21,9 @@ from sb3_dmpo.common.arguments import (
     FINITE,
     NOT_NEGATIVE,
     POSITIVE,
+    SIZE,
     UNIT,
     Range,
-    is_whole,
     optional,
 )
 from sb3_dmpo.common.buffers import OfflineReplayBuffer
@@ -61,7 +61,7 @@ _MODEL_STREAM, _ROLLOUT_STREAM = 0, 1
 
 
 def _is_arch(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) > 0 and all(is_whole(width, 1) for width in value)
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(SIZE.accepts, value))
 
 
 class MAPLE(OfflineAlgorithm):
@@ -122,12 +122,12 @@ class MAPLE(OfflineAlgorithm):
         *("reward_slack", "rollout_batch_size", "rollout_length"),
     )
     argument_ranges: ClassVar[dict[str, Range]] = {
-        **dict.fromkeys(("n_models", "n_elites", "model_batch_size", "rollout_length", "rollout_batch_size"), COUNT),
-        **dict.fromkeys(("rollout_interval", "n_retained_rollouts", "gru_size", "context_size", "refresh_interval"), COUNT),
+        **dict.fromkeys(("n_models", "n_elites", "model_batch_size", "rollout_length", "rollout_batch_size"), SIZE),
+        **dict.fromkeys(("context_size", "gru_size", "n_retained_rollouts"), SIZE),
         "model_arch": Range(_is_arch, "widths of the hidden layers, e.g. (200, 200, 200, 200)"),
         "model_learning_rate": POSITIVE,
         "model_max_epochs": optional(COUNT),
-        "model_patience": COUNT,
+        **dict.fromkeys(("model_patience", "refresh_interval", "rollout_interval"), COUNT),
         "penalty_clip": NOT_NEGATIVE,
         "penalty_coef": NOT_NEGATIVE,
         "real_ratio": UNIT,

@@ -45,6 +45,7 @@ class RetainedRollouts:
         :param done: number of updates before it
         :param policy: their owner
         """
+        self._keep({recipe.refresh for recipe in self.recipes})
         self.encoders[done] = (_parameters(policy.policy_encoder), _parameters(policy.value_encoder))
 
     def note_rollout(self, number: int, refresh: int, policy: MAPLEPolicy) -> None:
@@ -57,7 +58,9 @@ class RetainedRollouts:
         """
         actor = th.cat([_parameters(policy.policy_encoder), _parameters(policy.actor)])
         self.recipes.append(Recipe(number, refresh, actor))
-        needed = {recipe.refresh for recipe in self.recipes}
+        self._keep({recipe.refresh for recipe in self.recipes})
+
+    def _keep(self, needed: set[int]) -> None:
         self.encoders = {done: vectors for done, vectors in self.encoders.items() if done in needed}
 
     @th.no_grad()
@@ -120,8 +123,8 @@ class RetainedRollouts:
                 elif kind == "rollouts":
                     number, begun_at = map(int, rest.split("/"))
                     recipes.append(Recipe(number, begun_at, _checked_vector(vector, encoder_sizes[0] + _size(policy.actor))))
-            needed = {refresh, *(recipe.refresh for recipe in recipes)} if recipes else {*made.encoders}
-            if needed != {*made.encoders}:
+            needed = {refresh, *(recipe.refresh for recipe in recipes)} if recipes else set()
+            if not needed <= {*made.encoders}:
                 raise ValueError("the weights at a refresh are missing")
         except (KeyError, ValueError) as error:
             raise DamagedFileError(f"The imagined episodes in the file cannot be made again ({error}).") from None

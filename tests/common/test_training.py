@@ -63,6 +63,7 @@ def test_effective_sample_size_of_any_weights(factor: float) -> None:
         ({"tau": 0.0}, "tau is 0.0"),
         ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"batch_size": 10**7}, "batch_size is 10000000, expected a whole number of at least 1 and at most 1000000"),
         ({"policy_delay": 0}, "policy_delay is 0"),
         ({"n_components": 1}, "n_components is 1, expected a whole number of at least 2"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001"),
@@ -99,7 +100,9 @@ def test_other_algorithms_arguments() -> None:
         IQL("MlpPolicy", dataset=make_transitions(), device="cpu", expectile=1.0)
     with pytest.raises(ValueError, match="IQL: dropout is 'much', expected a number from 0 to 1"):
         IQL("MlpPolicy", dataset=make_transitions(), device="cpu", dropout="much")
-    with pytest.raises(ValueError, match="LAPO: latent_size is -1, expected a whole number of at least 1, or None"):
+    with pytest.raises(
+        ValueError, match="LAPO: latent_size is -1, expected a whole number of at least 1 and at most 1000000, or None"
+    ):
         LAPO("MlpPolicy", dataset=make_transitions(), device="cpu", latent_size=-1)
     with pytest.raises(ValueError, match="DiffusionQL: max_grad_norm is 0, expected a number above 0, or None"):
         DiffusionQL("MlpPolicy", dataset=make_transitions(), device="cpu", max_grad_norm=0)

@@ -1,5 +1,6 @@
 """The settings of a zip: what goes in comes out again, what cannot is said when it is saved; and zips of early versions."""
 
+import base64
 import functools
 import io
 import json
@@ -19,9 +20,11 @@ from torch import nn
 
 import sb3_dmpo
 from sb3_dmpo import ALGOS, DMPO, TD3BC
+from sb3_dmpo.cli.literals import CLASSES
 from sb3_dmpo.common import model_zip
 from sb3_dmpo.dmpo.policies import MixturePolicy
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError
+from sb3_dmpo.files.save_util import check_random_state
 from sb3_dmpo.files.settings import PlainSchedule, decode, encode, plain_schedule
 from tests.contract import DATA, assert_same, make
 from tests.files.test_safe_zip import OBSERVATION, small_model
@@ -206,6 +209,49 @@ def test_optimizers_of_every_kind(optimizer: type[th.optim.Optimizer]) -> None:
     for each in (model, loaded):
         each.learn(4, reset_num_timesteps=False)
     assert_same(loaded.get_parameters(), model.get_parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith(("nn.", "optim."))])
+def test_classes_that_a_command_may_name_need_no_trust(name: str) -> None:
+    argument = "optimizer_class" if name.startswith("optim.") else "activation_fn"
+    model = make("td3_bc", dataset=DATA, policy_kwargs={"net_arch": [8], argument: CLASSES[name]}).learn(2)
+    loaded = TD3BC.load(saved(model), device="cpu", dataset=DATA)
+    for each in (model, loaded):
+        each.learn(2, reset_num_timesteps=False)
+    assert_same(loaded.get_parameters(), model.get_parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("td3_bc", {"reward_scale": 2_000_000}),
+        ("lapo", {"value_bounds": (0, 2_000_000)}),
+        ("cql", {"pretraining_updates": 2_000_000}),
+        ("diffusion_ql", {"ema_start": 2_000_000, "ema_every": 2_000_000}),
+    ],
+)
+def test_large_numbers_come_back(name: str, arguments: dict[str, Any]) -> None:
+    loaded = ALGOS[name].load(saved(make(name, dataset=DATA, **arguments)), device="cpu")
+    assert {key: getattr(loaded, key) for key in arguments} == arguments
+
+
+def test_a_schedule_may_pass_zero_at_the_end() -> None:
+    """No update gets there."""
+    model = small_model(learning_rate=lambda progress: 1e-3 * (progress - 1e-4))
+    assert DMPO.load(saved(model), device="cpu").lr_schedule(0.5) == model.lr_schedule(0.5)
+
+
+def test_generators_of_two_devices() -> None:
+    """The noise is drawn on a GPU, the minibatches of a memory-mapped dataset on the CPU."""
+    model = make("dmpo", dataset=DATA).learn(2)
+    generator = model.replay_buffer.generator
+    state = model_zip.random_state_of(model) | {"device": "cuda", "noise": base64.b64encode(bytes(16)).decode()}
+    before = generator.get_state()
+    model.learn(2, reset_num_timesteps=False)
+    assert not th.equal(generator.get_state(), before)
+    check_random_state(state)
+    model_zip.set_random_state_of(model, state)
+    assert th.equal(generator.get_state(), before)
 
 
 def test_options_of_other_optimizers_are_refused() -> None:
