@@ -25,11 +25,14 @@ RUNS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
 #: Updates between two evaluations.
 EVAL_FREQ = 1_000
 _KEPT_CHECKPOINTS = 3
+#: Updates after which nothing is compiled any more.
+_COMPILED_AFTER = 10
 
 
 class TimedCheckpoints(BaseCallback):
     """
-    Saves a checkpoint every so many seconds, keeps the newest ones, and ends the training in time.
+    Saves a checkpoint every so many seconds, keeps the newest ones, and ends the training in time. The time begins when
+    everything is compiled: on a busy machine that may take a minute.
 
     :param folder: where checkpoints go
     :param every: seconds between two of them
@@ -38,11 +41,15 @@ class TimedCheckpoints(BaseCallback):
 
     def __init__(self, folder: Path, every: float, seconds: float) -> None:
         super().__init__()
-        self.folder, self.every = folder, every
-        self.due, self.end = time.monotonic() + every, time.monotonic() + seconds
+        self.folder, self.every, self.seconds = folder, every, seconds
 
     def _on_step(self) -> bool:
         now = time.monotonic()
+        if self.n_calls < _COMPILED_AFTER:
+            return True
+        if self.n_calls == _COMPILED_AFTER:
+            self.due, self.end = now + self.every, now + self.seconds
+            (self.folder / "saved").touch()
         if now >= self.due:
             self.due += self.every
             self.model.save(self.folder / f"rl_model_{self.num_timesteps}_steps.zip")
@@ -82,9 +89,19 @@ class Watched:
     process: subprocess.Popen[bytes]
     samples: list[tuple[float, int, int, int]] = field(default_factory=list)
     temporary: set[Path] = field(default_factory=set)
+    began: float | None = None
 
-    def sample(self, seconds: float, warm_up: float) -> None:
-        """Look at the process."""
+    def sample(self, warm_up: float) -> None:
+        """
+        Look at the process, if its updates have begun.
+
+        :param warm_up: seconds that do not count
+        """
+        if self.began is None and not (self.folder / "saved").exists():
+            return
+        now = time.monotonic()
+        self.began = self.began or now
+        seconds = now - self.began
         proc = Path("/proc", str(self.process.pid))
         try:
             resident = int(proc.joinpath("statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -141,7 +158,7 @@ def soak(
     :param names: which runs
     """
     with tempfile.TemporaryDirectory() as root:
-        watched, started, total = [], time.monotonic(), warm_up + seconds
+        watched, total = [], warm_up + seconds
         for name in names:
             folder = Path(root, name)
             (folder / "tmp").mkdir(parents=True)
@@ -159,7 +176,7 @@ def soak(
         try:
             while any(run.process.poll() is None for run in watched):
                 for run in watched:
-                    run.sample(time.monotonic() - started, warm_up)
+                    run.sample(warm_up)
                 time.sleep(min(5.0, every / 5))
         finally:
             for run in watched:
