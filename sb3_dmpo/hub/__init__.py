@@ -12,7 +12,9 @@ from typing import Any
 
 import sb3_dmpo
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
-from sb3_dmpo.data import DatasetError, load_transitions
+from sb3_dmpo.common.offline_evaluation import dataset_of
+from sb3_dmpo.data import DatasetError
+from sb3_dmpo.data.minari import is_minari_id
 from sb3_dmpo.envs.registration import environment_name
 from sb3_dmpo.files.save_util import path_to_read
 from sb3_dmpo.hub.summary import evaluation_text, plain_text, read_summary, summary_lines
@@ -127,10 +129,11 @@ def write_repository(path: str | Path, folder: Path, repo_id: str, command: str 
         command = found[0].read_text(encoding="utf-8") if found else None
     is_mixture = hasattr(model.policy, "component_q_values")
     has_picture = False
-    if is_mixture and model.dataset_id:
-        # A dataset that is not on this machine leaves the card without one.
+    # A file whose name stands in a zip is not opened.
+    if is_mixture and is_minari_id(str(model.dataset_id)):
+        # Data that are not on this machine, or are not the model's, leave the card without one.
         with contextlib.suppress(DatasetError):
-            observations = load_transitions(model.dataset_id, progress_bar=False).observations
+            observations = dataset_of(model).observations
             plot_components(model.policy, observations, folder / PICTURE, title=method_name(read_summary(path).algorithm))
             has_picture = True
     (folder / CARD).write_text(model_card(path, repo_id, command, has_picture), encoding="utf-8")

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 import yaml
 
-from sb3_dmpo import BC, DMPO
+from sb3_dmpo import BC, DMPO, load
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID, make_two_goals_dataset
 from sb3_dmpo.files.safe_zip import DamagedFileError
-from sb3_dmpo.hub import load_from_hub, push_to_hub
+from sb3_dmpo.hub import load_from_hub, push_to_hub, write_repository
 from tests.contract import DATA, make
 from tests.doors import push
 
@@ -95,6 +96,29 @@ def test_a_model_without_sub_policies_scores_and_command(tmp_path: Path) -> None
     card = (tmp_path / "hub/me/bc/README.md").read_text()
     assert "not evaluated" in card and "Trained by" not in card and "sub_policies" not in card
     assert type(load_from_hub("me/bc", api=api)) is BC
+
+
+def test_no_file_that_the_zip_names_is_opened(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    make("dmpo", dataset=make_two_goals_dataset()).save("model.zip")
+    model = load("model.zip")
+    size = model.observation_space.shape[0]
+    np.savez(
+        "log.npz",
+        **{"observations": np.zeros((20, size)), "actions": np.zeros((20, 2)), "rewards": np.zeros(20)},
+        **{"terminals": np.arange(20) % 10 == 9, "timeouts": np.zeros(20, bool)},
+    )
+    model.dataset_id = "log.npz"
+    model.save("of_a_file.zip")
+    assert write_repository("of_a_file.zip", Path("out"), "me/model") == ["README.md", "dmpo-log-v0.zip"]
+
+
+def test_no_picture_of_data_that_the_model_does_not_fit(tmp_path: Path) -> None:
+    model = make("dmpo", dataset=DATA)
+    make_two_goals_dataset()
+    model.dataset_id = TWO_GOALS_DATASET_ID
+    model.save(tmp_path / "model.zip")
+    assert write_repository(tmp_path / "model", tmp_path / "out", "me/model") == ["README.md", "dmpo-TwoGoals-v0.zip"]
 
 
 @pytest.mark.parametrize("name", ["bc", "decision_transformer"])
