@@ -131,6 +131,27 @@ def test_numbers_of_updates_are_read_as_in_a_run(call: Callable[..., Outcome], t
 
 
 @pytest.mark.parametrize(
+    "option", [["-conf", "my.yml"], ["--conf-file", "my.yml"], ["--conf-file=my.yml"], ["--conf", "my.yml"]]
+)
+def test_the_config_that_the_runs_use_says_how_long_they_are(
+    call: Callable[..., Outcome], tmp_path: Path, option: list[str]
+) -> None:
+    Path("my.yml").write_text("default: {n_timesteps: 4321, n_components: 16}")
+    code, out, err = call(sweep, "--algos", "dmpo", "--dry-run", "--", *option)
+    assert code == 0 and " 4,321 " in out, err
+    plan = PlannedRun("dmpo", TWO_GOALS_DATASET_ID, 0, params=("tau:0.1",), arguments=tuple(option))
+    assert plan.settings == {"n_timesteps": 4321, "n_components": 16, "tau": "0.1"}
+
+
+def test_a_config_that_does_not_fit_is_refused_before_any_run(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    Path("pen.yml").write_text("pen-human: {n_timesteps: 4321}")
+    assert_one_line(call(sweep, "--algos", "dmpo", "--", "-conf", "pen.yml"), "pen.yml", "no entry for")
+    assert_one_line(call(sweep, "--algos", "dmpo", "-n", "5", "--", "-conf", "nothing.yml"), "nothing.yml")
+    assert_one_line(call(sweep, "--algos", "dmpo", "--", "-conf"), "-conf/--conf-file")
+    assert not list(tmp_path.glob("sweeps/*"))
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["--seeds", "x"], "--seeds x"),

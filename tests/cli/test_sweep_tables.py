@@ -21,7 +21,7 @@ from sb3_dmpo.cli.configs import check_hyperparameters, parse_values
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.sweep import command
 from sb3_dmpo.cli.sweep.needs import read_times
-from sb3_dmpo.cli.sweep.runs import PlannedRun, config_entry
+from sb3_dmpo.cli.sweep.runs import PlannedRun
 from sb3_dmpo.cli.sweep.table import read_table
 from sb3_dmpo.data import DatasetError
 from sb3_dmpo.data.tasks import TASKS
@@ -46,8 +46,7 @@ def test_a_table_names_what_is_known_and_has_all_cells_of_the_paper(number: int)
     runs = read_table(PAPER / f"table_{number}.yml")
     for plan in runs:
         assert re.fullmatch(KNOWN, plan.dataset) or (number == 2 and plan.dataset == TWO_GOALS_DATASET_ID), plan.dataset
-        typed = dict(item.split(":", 1) for item in plan.params)
-        settings = parse_values({**config_entry(plan.algo, plan.dataset), **typed})
+        settings = parse_values(plan.settings)
         check_hyperparameters(settings, ALGOS[plan.algo], plan.algo)
         assert plan.total_updates() >= 3_000
         if plan.dataset.endswith(".hdf5"):

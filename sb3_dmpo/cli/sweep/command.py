@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from sb3_dmpo.cli.configs import config_path
 from sb3_dmpo.cli.errors import EXIT_FAILURE, EXIT_USAGE, UsageError
 from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, TRAINING_COLUMNS, ResultsFile
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
@@ -98,7 +97,6 @@ class Sweep:
             # Here, once: on a cluster the workers may have no network.
             open_dataset(dataset, download=dataset in to_download)
         for run in self.runs:
-            config_path(run.plan.algo)
             run.plan.prepare(self.root)
 
     def run(self, jobs: Jobs) -> int:

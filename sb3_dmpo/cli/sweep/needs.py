@@ -12,7 +12,7 @@ import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.cli.sweep.options import DEFAULT_MINUTES
-from sb3_dmpo.cli.sweep.runs import PlannedRun, config_entry
+from sb3_dmpo.cli.sweep.runs import PlannedRun
 
 #: Rows that tell how long an update takes as ``train`` does it if nothing else is asked for.
 _VARIANT, _MEASURE = "eager float32", "updates per CPU-second"
@@ -46,10 +46,7 @@ class Times:
         rate = self.rates.get(plan.algo)
         if rate is None:
             return None
-        settings = dict(item.split(":", 1) for item in plan.params if ":" in item)
-        entry = config_entry(plan.algo, plan.dataset)
-        n_components = settings.get("n_components", entry.get("n_components", _DEFAULT_COMPONENTS))
-        n_components = parse_value(n_components) if isinstance(n_components, str) else n_components
+        n_components = parse_value(plan.settings.get("n_components", _DEFAULT_COMPONENTS))
         # Both numbers of a ratio are from the same hour of the same machine.
         here, usual = (self.by_components.get((plan.algo, n)) for n in (n_components, _DEFAULT_COMPONENTS))
         ratio = usual / here if here and usual else 1.0
@@ -92,7 +89,7 @@ def read_times(path: Path | None) -> Times:
 
 def needs(plans: Sequence[PlannedRun], times: Times, options: argparse.Namespace) -> list[str]:
     """
-    Lines that say how many runs and jobs there are, how long they take and what of GPUs they need.
+    Lines that say how many runs and jobs there are, how long they take and which GPUs they need.
 
     :param plans: the runs
     :param times: measured times

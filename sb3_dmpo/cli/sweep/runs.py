@@ -1,5 +1,6 @@
 """One run of a sweep: its folder, its command, how far it is, and the worker that does it."""
 
+import argparse
 import contextlib
 import fcntl
 import functools
@@ -16,7 +17,7 @@ from typing import IO, Any
 
 from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.configs import config_path, find_entry
-from sb3_dmpo.cli.errors import UsageError
+from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, TRAINING_METRICS, read_tables
 from sb3_dmpo.cli.train.callbacks import UPDATES, read_progress
@@ -56,15 +57,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @functools.lru_cache
-def config_entry(algo: str, dataset: str) -> Mapping[str, Any]:
+def _config_entry(config: str, dataset: str) -> Mapping[str, Any]:
     """
-    What the algorithm's config says about a dataset, read once: a table has hundreds of runs.
+    What a config says about a dataset, read once: a table has hundreds of runs.
 
-    :param algo: name of the algorithm
+    :param config: as in :func:`~sb3_dmpo.cli.configs.load_config`
     :param dataset: id of the dataset
-    :raises UsageError: there is no config, or it says nothing
+    :raises UsageError: it cannot be read, or says nothing
     """
-    return MappingProxyType(find_entry(str(config_path(algo)), dataset)[1])
+    return MappingProxyType(find_entry(config, dataset)[1])
+
+
+@functools.lru_cache
+def _options_of_train(arguments: tuple[str, ...]) -> argparse.Namespace:
+    """
+    Those options of ``train`` that say how long a run is.
+
+    :param arguments: options of ``train``
+    :raises UsageError: one of them has no value
+    """
+    parser = Parser(add_help=False)
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("--finetune", default="0")
+    return parser.parse_known_args(arguments)[0]
 
 
 @dataclass(frozen=True)
@@ -113,11 +128,7 @@ class PlannedRun:
 
         :raises UsageError: it is no number of steps
         """
-        text = "0"
-        for position, argument in enumerate(self.arguments):
-            option, sign, value = argument.partition("=")
-            if option == "--finetune":
-                text = value if sign else "".join(self.arguments[position + 1 : position + 2])
+        text: str = _options_of_train(self.arguments).finetune
         if not text.isdecimal():
             raise UsageError(f"--finetune {text}: write a positive number of steps.")
         return int(text)
@@ -127,22 +138,31 @@ class PlannedRun:
         """Columns of the run's results."""
         return FINETUNE_COLUMNS if self.finetune_steps() else COLUMNS
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """
+        What the config says about the dataset, and over it ``-params`` as typed.
+
+        :raises UsageError: there is no config, or it says nothing
+        """
+        config = _options_of_train(self.arguments).conf_file or str(config_path(self.algo))
+        return {**_config_entry(config, self.dataset), **dict(item.split(":", 1) for item in self.params if ":" in item)}
+
     def total_updates(self) -> int:
         """
         Number of updates of the whole run; each step of ``--finetune`` counts as one.
 
-        :raises UsageError: neither the command line nor the config says
+        :raises UsageError: there is no config, or neither it nor the command line says
         """
         return self._offline_updates() + self.finetune_steps()
 
     def _offline_updates(self) -> int:
+        settings = self.settings
         if self.n_timesteps > 0:
             return self.n_timesteps
-        typed = dict(item.split(":", 1) for item in self.params if ":" in item)
-        entry = {**config_entry(self.algo, self.dataset), **typed}
-        if "n_timesteps" not in entry:
+        if "n_timesteps" not in settings:
             raise UsageError(f"The config of {self.algo} does not say how many updates to do on {self.dataset}: use -n.")
-        return int(parse_value(entry["n_timesteps"]))
+        return int(parse_value(settings["n_timesteps"]))
 
     def command(self, root: Path, save_freq: int, threads: int) -> list[str]:
         """
