@@ -37,6 +37,16 @@ def test_a_run_that_goes_on_online(call: Callable[..., Outcome], tmp_path: Path)
     assert (folder / "finetune" / "best_model.zip").exists()
 
 
+@pytest.mark.parametrize(("interval", "episodes"), [("2", ["2", "4", "6", "8"]), ("5", ["5"]), ("-2", [])])
+def test_the_log_of_the_online_stage(call: Callable[..., Outcome], tmp_path: Path, interval: str, episodes: list[str]) -> None:
+    run = [word if word != "24" else "150" for word in RUN]
+    code, _, err = call(train, *run, *SMALL, "--eval-freq", "-1", "--save-freq", "-1", "--log-interval", interval)
+    assert code == 0, err
+    path = tmp_path / "logs" / FOLDER / "finetune" / "progress.csv"
+    rows = list(csv.DictReader(path.open()))
+    assert [row["time/episodes"] for row in rows if row.get("time/episodes")] == episodes
+
+
 def test_killed_and_resumed(call: Callable[..., Outcome], tmp_path: Path) -> None:
     """The stage goes on from its newest whole checkpoint, and a finished one is left alone."""
     assert call(train, *RUN, *SMALL)[0] == 0

@@ -56,6 +56,7 @@ class TrainParser(ZooParser):
     changes: ClassVar[dict[str, dict[str, Any]]] = {
         **ZooParser.changes,
         "--n-timesteps": {"help": "number of updates (default: as in the config)"},
+        "--log-interval": {"help": "updates (with --finetune, then episodes) between two logs; -1: the usual ones, -2: none"},
         "--eval-freq": {"default": None, "help": "evaluate every n updates (default: config, else 5000; -1: no evaluation)"},
         "--eval-episodes": {"default": None, "help": "episodes of an evaluation (default: config, else 10)"},
         "--n-eval-envs": {"default": None, "help": "environments run at once (default: as many as episodes, up to 10)"},

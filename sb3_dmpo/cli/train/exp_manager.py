@@ -441,7 +441,7 @@ class OfflineExperimentManager(ExperimentManager):
             self._until_saved = stack.pop_all()
 
     def learn_arguments(self) -> dict[str, Any]:
-        """Arguments of ``learn`` that options give."""
+        """Arguments of ``learn`` and ``learn_online`` that options give."""
         return {} if self.log_interval == -1 else {"log_interval": self.log_interval if self.log_interval > -1 else None}
 
     def close_environments(self, model: BaseAlgorithm) -> None:

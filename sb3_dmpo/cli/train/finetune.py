@@ -163,6 +163,7 @@ class FineTuningManager(OfflineExperimentManager):
                 callback=callbacks,
                 reset_num_timesteps=is_new,
                 action_noise=noise,
+                **self.learn_arguments(),
                 **arguments,
             )
         except (TypeError, ValueError, AssertionError) as error:
