@@ -53,7 +53,9 @@ _DATA_OF_NAMESPACE = {
     "sb3_dmpo": "toy",
     "zoo": "stand-in, not D4RL",
 }
-
+#: Names of the files of D4RL's server whose task is known, and of OGBench's files and folders.
+_D4RL_FILE = re.compile(r"(.*-v\d.*|Ant_maze_.*)\.hdf5", re.IGNORECASE)
+_OGBENCH_FILE = re.compile(r".*-(navigate|stitch|explore|play|noisy)(-100m)?-v\d+(-val)?(\.npz)?", re.IGNORECASE)
 
 #: How D4RL's first files of Adroit call what the data are.
 _QUALITIES = {"v0-demos-clipped": "human", "demos-v0-bc-combined": "cloned", "v0-expert-clipped": "expert"}
@@ -91,15 +93,16 @@ def entry_keys(dataset: str) -> list[str]:
 
 def describe_data(dataset: str) -> str:
     """
-    What a dataset is, so that nobody takes the score on one for the score on another.
+    What a dataset is by its name, so that nobody takes the score on one for the score on another.
 
     :param dataset: Minari id or path of a file
     """
-    if dataset.endswith((".hdf5", ".h5")):
+    if not re.search(r"\.\w+$|/$", dataset):
+        return _DATA_OF_NAMESPACE.get(dataset.split("/")[0], "own data")
+    name = dataset.rstrip("/").rpartition("/")[2]
+    if _D4RL_FILE.fullmatch(name) and task_and_quality(name)[0] in TASKS:
         return "D4RL file"
-    if dataset.endswith((".npz", "/")):
-        return "OGBench file"
-    return _DATA_OF_NAMESPACE.get(dataset.split("/")[0], "own data")
+    return "OGBench file" if _OGBENCH_FILE.fullmatch(name) else "own data"
 
 
 class ReferenceScores(NamedTuple):

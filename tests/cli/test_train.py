@@ -719,3 +719,20 @@ def test_data_are_called_what_they_are() -> None:
     datasets = ("D4RL/pen/human-v2", "zoo/pen/noisy-v0", "mujoco/hopper/medium-v0", "hopper-medium-v2.hdf5", "my/robot-v0")
     labels = [describe_data(dataset) for dataset in datasets]
     assert labels == ["Minari port of D4RL", "stand-in, not D4RL", "Minari MuJoCo, not D4RL", "D4RL file", "own data"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label"),
+    [
+        ("~/.d4rl/datasets/hopper_medium_replay-v2.hdf5", "D4RL file"),
+        ("pen-v0_demos_clipped.hdf5", "D4RL file"),
+        ("Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5", "D4RL file"),
+        ("~/.ogbench/data/cube-single-play-v0.npz", "OGBench file"),
+        ("antmaze-giant-navigate-100m-v0/", "OGBench file"),
+        ("puzzle-4x4-noisy-v0-val.npz", "OGBench file"),
+        *[(name, "own data") for name in ("log.npz", "dump_of_d3rlpy.h5", "my_log.hdf5", "my-shards/", "buffer.pkl")],
+        *[(name, "own data") for name in ("door.HDF5", "D4RL/log.npz", "zoo/buffer.pkl", "mujoco/shards/")],
+    ],
+)
+def test_files_are_called_by_their_names(dataset: str, label: str) -> None:
+    assert describe_data(dataset) == label
