@@ -26,6 +26,7 @@ class BC(OfflineAlgorithm):
         ("MlpPolicy", "MultiInputPolicy"), DeterministicPolicy
     )
     policy: DeterministicPolicy
+    unused_arguments: ClassVar[tuple[str, ...]] = ("gamma", "tau")
     learns_online: ClassVar[bool] = False
     learns_from_rewards: ClassVar[bool] = False
 

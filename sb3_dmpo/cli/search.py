@@ -9,11 +9,11 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import convert_offpolicy_params
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import parse_value
 from sb3_dmpo.common.arguments import constructor_arguments
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 
 Suggest = Callable[[optuna.Trial, str], Any]
 
@@ -140,7 +140,7 @@ def _is_typed(name: str, typed: Mapping[str, Any]) -> bool:
 
 
 def make_sampler(
-    algorithm: type[BaseAlgorithm], settings: Mapping[str, Any] | None = None, typed: Mapping[str, Any] | None = None
+    algorithm: type[OfflineAlgorithm], settings: Mapping[str, Any] | None = None, typed: Mapping[str, Any] | None = None
 ) -> Callable[..., dict[str, Any]]:
     """
     A sampler as rl_zoo3 wants it: called with the trial, the number of actions, of environments and further settings.
@@ -149,7 +149,7 @@ def make_sampler(
     :param settings: those of all trials; what they say in ``policy_kwargs`` beside what is sampled stays
     :param typed: those of them that ``-params`` says, which are not sampled
     """
-    arguments = constructor_arguments(algorithm)
+    arguments = constructor_arguments(algorithm).keys() - set(algorithm.unused_arguments)
     names = [name for name in SEARCH_SPACE if _ARGUMENTS.get(name, name) in arguments and not _is_typed(name, typed or {})]
     kept = _policy_kwargs(settings or {})
 

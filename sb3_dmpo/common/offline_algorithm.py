@@ -155,6 +155,8 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
     }
     #: Arguments that networks and targets are made with: they cannot be changed afterwards. A subclass adds its own.
     fixed_arguments: ClassVar[tuple[str, ...]] = ("ema_decay", "normalize_observations", "policy_delay", "policy_kwargs")
+    #: Arguments without an effect here, which a search leaves out.
+    unused_arguments: ClassVar[tuple[str, ...]] = ()
     #: Dataset actions are clipped to plus/minus this value.
     action_clip: ClassVar[float] = 1.0
     #: What a dataset is read into.

@@ -74,6 +74,7 @@ class DecisionTransformer(OfflineAlgorithm):
     }
     policy: DecisionTransformerPolicy
     fixed_arguments: ClassVar[tuple[str, ...]] = (*TRANSFORMER_ARGUMENTS, "predict_rewards")
+    unused_arguments: ClassVar[tuple[str, ...]] = ("gamma", "tau", "policy_delay")
     argument_ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("context_length", "embed_dim", "max_episode_length", "n_heads", "n_layers"), SIZE),
         "dropout": BELOW_ONE,

@@ -1,6 +1,6 @@
 """OneStepDMPO."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -45,6 +45,9 @@ class OneStepDMPO(DMPO):
     :param policy_kwargs: arguments of the policy; ``critic_layer_norm`` is True unless it is given
     :param kwargs: further arguments of :class:`DMPO`
     """
+
+    # Of 0 only: critics of sub-policies have no values of actions.
+    unused_arguments: ClassVar[tuple[str, ...]] = ("advantage_scale",)
 
     def __init__(
         self,

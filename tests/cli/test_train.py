@@ -36,6 +36,7 @@ from sb3_dmpo.data import DatasetError
 from sb3_dmpo.data.tasks import ReferenceScores, describe_data, entry_keys
 from sb3_dmpo.envs import TwoGoals
 from sb3_dmpo.envs.registration import environment_name
+from tests.contract import DATA, copies, differs, make
 from tests.doors import enjoy, train
 
 pytest.importorskip("rl_zoo3")
@@ -604,6 +605,22 @@ def test_searched_hyperparameters_are_arguments_of_the_algorithm(name: str) -> N
     sampled = make_sampler(ALGOS[name])(optuna.create_study().ask(), 2, 1, {})
     assert {"learning_rate", "batch_size", "policy_kwargs"} <= set(sampled)
     check_hyperparameters(sampled, ALGOS[name], name)
+
+
+@pytest.mark.parametrize("name", list(ALGOS))
+def test_searched_hyperparameters_have_an_effect(name: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    from sb3_dmpo.cli.search import make_sampler
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampled = make_sampler(ALGOS[name])(optuna.create_study().ask(), 2, 1, {})
+    usual_model = make(name, dataset=DATA).learn(4)
+    usual = copies(usual_model)
+    for argument in sampled.keys() - {"batch_size", "policy_kwargs"}:
+        # The sampled one may be the usual one.
+        value = next(value for value in (sampled[argument], 5) if value != getattr(usual_model, argument))
+        changed = copies(make(name, dataset=DATA, **{argument: value}).learn(4))
+        assert changed.keys() != usual.keys() or differs(usual, changed), argument
 
 
 def test_a_search_keeps_what_it_does_not_sample(tmp_path: Path) -> None:

@@ -560,7 +560,7 @@ class OfflineExperimentManager(ExperimentManager):
 
         :raises UsageError: there is no completed trial to report
         """
-        HYPERPARAMS_SAMPLER[self.algo] = make_sampler(ALGOS[self.algo], self._hyperparams, self.custom_hyperparams)
+        HYPERPARAMS_SAMPLER[self.algo] = make_sampler(sb3_dmpo.ALGOS[self.algo], self._hyperparams, self.custom_hyperparams)
         try:
             with swapped(rl_zoo3.exp_manager, TrialEvalCallback=TrialProgress):
                 super().hyperparameters_optimization()
