@@ -255,7 +255,8 @@ class MixturePolicy(OfflinePolicy):
     @th.no_grad()
     def component_q_values(self, observation: Any) -> np.ndarray:
         """
-        Value of every sub-policy, the smaller of the critics, shape ``(batch, n_components)``.
+        Value of every sub-policy, ``c * min + (1 - c) * max`` over the critics with ``min_q_weight`` as c (1: the smallest),
+        shape ``(batch, n_components)``.
 
         :param observation: one raw observation or a batch of them
         """
