@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--save-freq", type=int, default=5000, help="updates between checkpoints")
     runs.add_argument("--retries", type=int, default=3, help="how often a run that dies is begun again")
     runs.add_argument("--threads", type=int, default=1, help="threads of every run")
-    runs.add_argument("--dry-run", action="store_true", help="print the commands and what they take, only")
+    runs.add_argument("--dry-run", action="store_true", help="only print the commands and what they need")
     runs.add_argument(
         "--times", type=Path, metavar="FILE.csv", help="measured times for --dry-run (default: benchmarks/results/speed.csv)"
     )
