@@ -71,7 +71,8 @@ def _from_cuda(entries: Entries) -> Entries:
         if "_random_state" in attributes:
             # CUDA's generators have a seed and an offset of 8 bytes each.
             state = base64.b64encode(bytes(16)).decode()
-            of_device = {name: state for name in ("noise", "buffer") if name in attributes["_random_state"]}
+            changed = {"noise": state, "buffer": state, "buffer_device": "cuda"}
+            of_device = {name: changed[name] for name in changed.keys() & attributes["_random_state"].keys()}
             attributes["_random_state"] |= {"device": "cuda", "cuda": [state], **of_device}
 
     return _attributes(change)(entries)

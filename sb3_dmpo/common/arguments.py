@@ -117,7 +117,7 @@ _REWARD_SCALES = ("return_range", "max", "standardize")
 
 COUNT = whole_number(1)
 COUNT_OR_ZERO = whole_number(0)
-#: Of what is in memory at once. A file could ask for any number, and nothing could be computed with more.
+#: Of what is in memory at once, or done again and again. A file could ask for any number; more is absurd.
 MAX_SIZE = 10**6
 SIZE = whole_number(1, MAX_SIZE)
 FINITE = Range(is_number, "a finite number")

@@ -4,7 +4,7 @@ from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dmpo.data import names_dataset
@@ -71,15 +71,21 @@ def refuse_normalized_rewards(env: VecEnv) -> None:
         )
 
 
-def refuse_normalized_evaluation(callback: BaseCallback) -> None:
+def check_callback(callback: BaseCallback, is_online: bool) -> None:
     """
-    As :func:`refuse_normalized`, for the environments of all ``EvalCallback`` in a callback.
+    Refuse callbacks that cannot do here what they are for.
 
     :param callback: a callback, which may hold others
-    :raises ValueError: one of them is wrapped in VecNormalize
+    :param is_online: whether an environment is stepped
+    :raises ValueError: an ``EvalCallback`` has environments in VecNormalize, or episodes are counted where none are run
     """
     if isinstance(callback, EvalCallback):
         refuse_normalized(callback.eval_env)
+    if isinstance(callback, StopTrainingOnMaxEpisodes) and not is_online:
+        raise ValueError(
+            "StopTrainingOnMaxEpisodes counts episodes, and `learn` runs none, it reads a dataset: leave it out "
+            "(total_timesteps is the number of updates), or pass it to `learn_online`."
+        )
     for child in [*getattr(callback, "callbacks", []), getattr(callback, "callback", None)]:
         if isinstance(child, BaseCallback):
-            refuse_normalized_evaluation(child)
+            check_callback(child, is_online)

@@ -37,9 +37,9 @@ from sb3_dmpo.common.buffers import OfflineReplayBuffer, StepSamples, check_buff
 from sb3_dmpo.common.capture import CapturedUpdates, CaptureOption, NotRecordedError, missing_for_capture
 from sb3_dmpo.common.compilation import CompiledUpdate, CompileOption, missing_for_recording
 from sb3_dmpo.common.environments import (
+    check_callback,
     find_environment,
     refuse_normalized,
-    refuse_normalized_evaluation,
     refuse_normalized_rewards,
 )
 from sb3_dmpo.common.losses import bellman_targets, twin_critic_loss
@@ -145,7 +145,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         "n_envs": arguments.SIZE,
         "n_steps": arguments.SIZE,
         "online_ratio": arguments.optional(arguments.UNIT),
-        "policy_delay": arguments.COUNT,
+        "policy_delay": arguments.SIZE,
         "policy_kwargs": arguments.DICT,
         "reward_scale": arguments.REWARD_SCALE,
         "reward_shift": arguments.FINITE,
@@ -1023,7 +1023,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made = super()._init_callback(callback, progress_bar)
-        refuse_normalized_evaluation(made)
+        check_callback(made, self._is_online)
         return made
 
     # Learning online -------------------------------------------------------------------------------------------------

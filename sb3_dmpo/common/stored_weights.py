@@ -109,7 +109,8 @@ def _check_weights(made: Mapping[str, th.Tensor], stored: Any, exact_match: bool
             what = f"have the shape {found[0]}, but the file's settings need {needed[0]}"
             raise UnsafeFileError(f"The weights {shorten(name)} {what}.")
         if needed != found:
-            raise UnsafeFileError(f"The weights {shorten(name)} are {found[1]}, but the file's settings need {needed[1]}.")
+            advice = f": load them under torch.set_default_dtype({found[1]})" if found[1] in (th.float32, th.float64) else ""
+            raise UnsafeFileError(f"The weights {shorten(name)} are {found[1]}, but {needed[1]} are made here{advice}.")
 
 
 def _is_same(made: Any, stored: Any) -> bool:

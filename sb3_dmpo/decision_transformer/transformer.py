@@ -205,11 +205,12 @@ class TransformerActor(nn.Module):
         :param residual_uniform: the same for the embeddings and the outputs of the blocks' parts, shape
             ``(1 + 2 n_layers, batch, 3 length, embed_dim)``
         """
+        dtype = self.action_embedding.weight.dtype
         numbers = self.timestep_embedding(timesteps.clamp(max=self.timestep_embedding.num_embeddings - 1))
         embedded = (
-            self.return_embedding(returns_to_go / self.return_scale),
-            self.observation_embedding(observations),
-            self.action_embedding(actions),
+            self.return_embedding(returns_to_go.to(dtype) / self.return_scale),
+            self.observation_embedding(observations.to(dtype)),
+            self.action_embedding(actions.to(dtype)),
         )
         tokens = self.embedding_norm((th.stack(embedded, dim=2) + numbers.unsqueeze(2)).flatten(1, 2))
         visible = self.visible(mask)

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_dmpo.common import ranks
-from sb3_dmpo.common.arguments import COUNT, COUNT_OR_ZERO, LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SIZE, Range, optional
+from sb3_dmpo.common.arguments import COUNT_OR_ZERO, LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SIZE, Range, optional
 from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.common.type_aliases import Metrics, NoiseSpec, OfflineBatch
 from sb3_dmpo.diffusion_ql.policies import DiffusionPolicy
@@ -51,7 +51,7 @@ class DiffusionQL(OfflineAlgorithm):
     fixed_arguments: ClassVar[tuple[str, ...]] = ("ema_every", "ema_start", "n_action_samples", "n_diffusion_steps")
     argument_ranges: ClassVar[dict[str, Range]] = {
         "critic_learning_rate": LEARNING_RATE,
-        "ema_every": COUNT,
+        "ema_every": SIZE,
         "ema_start": COUNT_OR_ZERO,
         "eta": NOT_NEGATIVE,
         "max_grad_norm": optional(POSITIVE),

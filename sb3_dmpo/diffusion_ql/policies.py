@@ -69,7 +69,7 @@ def time_encodings(n_steps: int) -> th.Tensor:
     half = TIME_SIZE // 2
     frequencies = th.exp(th.arange(half, dtype=th.float64) * (-math.log(10000.0) / (half - 1)))
     angles = th.arange(n_steps, dtype=th.float64).unsqueeze(1) * frequencies
-    return th.cat([angles.sin(), angles.cos()], dim=1).float()
+    return th.cat([angles.sin(), angles.cos()], dim=1).to(th.get_default_dtype())
 
 
 class DiffusionActor(nn.Module):

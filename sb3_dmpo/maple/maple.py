@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from sb3_dmpo.common import ranks
 from sb3_dmpo.common.arguments import (
-    COUNT,
     FINITE,
     NOT_NEGATIVE,
     POSITIVE,
@@ -123,11 +122,11 @@ class MAPLE(OfflineAlgorithm):
     )
     argument_ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("n_models", "n_elites", "model_batch_size", "rollout_length", "rollout_batch_size"), SIZE),
-        **dict.fromkeys(("context_size", "gru_size", "n_retained_rollouts"), SIZE),
+        **dict.fromkeys(("rollout_interval", "n_retained_rollouts", "gru_size", "context_size", "refresh_interval"), SIZE),
         "model_arch": Range(_is_arch, "widths of the hidden layers, e.g. (200, 200, 200, 200)"),
         "model_learning_rate": POSITIVE,
-        "model_max_epochs": optional(COUNT),
-        **dict.fromkeys(("model_patience", "refresh_interval", "rollout_interval"), COUNT),
+        "model_max_epochs": optional(SIZE),
+        "model_patience": SIZE,
         "penalty_clip": NOT_NEGATIVE,
         "penalty_coef": NOT_NEGATIVE,
         "real_ratio": UNIT,

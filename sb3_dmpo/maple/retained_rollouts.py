@@ -148,6 +148,6 @@ def _set_parameters(module: nn.Module, vector: th.Tensor) -> None:
 
 
 def _checked_vector(vector: np.ndarray, size: int) -> th.Tensor:
-    if vector.shape != (size,) or vector.dtype != np.float32:
+    if vector.shape != (size,) or vector.dtype not in (np.float32, np.float64):
         raise ValueError(f"there are {vector.shape} numbers for {size} weights")
     return th.tensor(vector)

@@ -16,7 +16,13 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
-from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import (
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 import sb3_dmpo
@@ -412,6 +418,17 @@ def test_no_discount(name: str) -> None:
 
 
 # Environments -------------------------------------------------------------------------------------------------------
+
+
+def test_episodes_are_counted_online_only() -> None:
+    model = make("td3_bc", dataset=DATA, env=vec_env())
+    for callback in (StopTrainingOnMaxEpisodes(1), [EveryNTimesteps(1, StopTrainingOnMaxEpisodes(1))]):
+        with pytest.raises(ValueError, match=r"`learn` runs none.* or pass it to `learn_online`"):
+            model.learn(3, callback=callback)
+    assert model.num_timesteps == 0
+    model.learn(3)
+    model.learn_online(1_000, callback=StopTrainingOnMaxEpisodes(1), learning_starts=1_000)
+    assert 0 < model.num_timesteps < 1_000
 
 
 @pytest.mark.parametrize("wrap", [VecNormalize, lambda env: VecFrameStack(VecNormalize(env), 1)])

@@ -7,6 +7,7 @@ import json
 import math
 import zipfile
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def test_classes_that_a_command_may_name_need_no_trust(name: str) -> None:
         ("td3_bc", {"reward_scale": 2_000_000}),
         ("lapo", {"value_bounds": (0, 2_000_000)}),
         ("cql", {"pretraining_updates": 2_000_000}),
-        ("diffusion_ql", {"ema_start": 2_000_000, "ema_every": 2_000_000}),
+        ("diffusion_ql", {"ema_start": 2_000_000}),
     ],
 )
 def test_large_numbers_come_back(name: str, arguments: dict[str, Any]) -> None:
@@ -299,6 +300,30 @@ def test_what_load_would_refuse_is_not_saved(name: str, value: Any, tmp_path: Pa
     with pytest.raises(TypeError, match=rf"'{name}' cannot be saved \(it is .*Nothing was written"):
         model.save(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    th.set_default_dtype(th.float64)
+    yield
+    th.set_default_dtype(th.float32)
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_double_precision(name: str, double_precision: None) -> None:
+    """Everything works as in single precision, and the other one is told how to read the zip."""
+    model = make(name, dataset=DATA).learn(2)
+    file = saved(model)
+    loaded = ALGOS[name].load(file, device="cpu", dataset=DATA)
+    for each in (model, loaded):
+        each.learn(2, reset_num_timesteps=False)
+    assert_same(loaded.get_parameters(), model.get_parameters())
+    state: Any = None
+    for observation in DATA.observations[:3]:
+        _, state = model.predict(observation, state, deterministic=True)
+    th.set_default_dtype(th.float32)
+    with pytest.raises(UnsafeFileError, match=r"load them under torch.set_default_dtype\(torch.float64\)"):
+        ALGOS[name].load(file, device="cpu")
 
 
 @pytest.mark.parametrize("name", ALGOS)
