@@ -422,6 +422,10 @@ class OfflineReplayBuffer(ReplayBuffer):
         copy.device = device
         copy._ahead = copy._new_reader()
         copy.observation_mean, copy.observation_std = copy.observation_mean.to(device), copy.observation_std.to(device)
+        has = (self.reward_scale, self.reward_shift)
+        if (reward_scale, reward_shift) == (1.0, 0.0) != has:
+            # A model does not know of it, and would go on with the rewards as they were recorded.
+            copy.fingerprint = hashlib.sha256(f"{copy.fingerprint} {has}".encode()).hexdigest()
         transform = copy._further_transform(reward_scale, reward_shift)
         if transform is not None:
             copy.reward_setting = transform

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
@@ -96,6 +97,13 @@ def _open_path(dataset: str | bytes, is_path_object: bool, download: bool, env: 
     return NpzSource.from_path(path) if found == "npz" else ReplayBufferSource.from_pickle(path)
 
 
+_NOT_MAPPED = "only a whole dataset in files can be memory-mapped"
+_HOW_MAPPED = Advice(
+    "Pass the id of a Minari dataset or the path of a file with arrays, or leave memory_map out",
+    "Name the id of a Minari dataset or a file with arrays, or leave --memory-map out",
+)
+
+
 def load_transitions(
     dataset: Any,
     *,
@@ -124,8 +132,10 @@ def load_transitions(
     :raises DatasetError: for every fault of the dataset, naming episode, step and field where there is one
     """
     if isinstance(dataset, Transitions):
+        label = dataset_label(dataset.dataset_id)
+        if memory_map and not isinstance(dataset.table.rows, np.memmap):
+            raise DatasetError.at(label, _NOT_MAPPED, _HOW_MAPPED)
         if env is not None:
-            label = dataset_label(dataset.dataset_id)
             check_environment(label, dataset.observation_space, dataset.action_space, env)
         return dataset
     source = open_dataset(dataset, download=download, env=env)
@@ -135,7 +145,7 @@ def load_transitions(
     if memory_map:
         arrays, fingerprint = _mapped_arrays(source, progress_bar, clip_actions)
     else:
-        # What is clipped is said every time, and never taken for data that needed no clipping.
+        # Clipped data are never taken for data that needed no clipping.
         entry = CacheEntry.of(source) if cache and not clip_actions else None
         cached = entry.load() if entry is not None else None
         arrays, fingerprint = cached or _read(source, progress_bar, clip_actions)
@@ -221,11 +231,7 @@ def _mapped_arrays(source: DatasetSource, progress_bar: bool | None, clip_action
     """Arrays that stay on disk, decoded into the cache first if they are not there; never in memory as a whole."""
     entry = CacheEntry.of(source, clip_actions)
     if entry is None:
-        how: str | Advice = Advice(
-            "Pass the id of a Minari dataset or the path of a file with arrays, or leave memory_map out",
-            "Name the id of a Minari dataset or a file with arrays, or leave --memory-map out",
-        )
-        raise DatasetError.at(source.label, "only a whole dataset in files can be memory-mapped", how)
+        raise DatasetError.at(source.label, _NOT_MAPPED, _HOW_MAPPED)
     cached = entry.load(memory_map=True)
     if cached is None:
         if not entry.is_settled:

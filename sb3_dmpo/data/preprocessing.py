@@ -28,12 +28,12 @@ class SpaceError(ValueError):
 
     :param what: what is wrong with it
     :param environment: what to do about an environment
-    :param recorded: what to do about data that are recorded already
+    :param recorded: what to do about data that are recorded already, None: nothing else
     """
 
-    def __init__(self, what: str, environment: str, recorded: str) -> None:
+    def __init__(self, what: str, environment: str, recorded: str | None = None) -> None:
         super().__init__(f"{what}: {environment}")
-        self.what, self.recorded = what, recorded
+        self.what, self.environment, self.recorded = what, environment, recorded
 
 
 class UnboundedError(SpaceError):
@@ -337,8 +337,10 @@ def check_action_space(space: spaces.Space[Any], where: str) -> spaces.Box:
             "join the parts of the recorded actions, numpy.concatenate([...], axis=1),",
         )
     if not isinstance(space, spaces.Box):
-        how = "use an algorithm for discrete actions"
-        raise SpaceError(f"{name} is {space}, but only continuous actions (a bounded Box) are supported", how, how)
+        raise SpaceError(
+            f"{name} is {space}, but only continuous actions (a bounded Box) are supported",
+            "use an algorithm for discrete actions",
+        )
     if len(space.shape) != 1 or space.shape[0] == 0:
         size = int(np.prod(space.shape))
         raise SpaceError(

@@ -33,7 +33,7 @@ _HOW_CLIPPED = Advice(
     "beside a file without spaces",
     "--clip-actions clips them; if a file without spaces was recorded in other bounds, name its environment with --env",
 )
-_HOW_FITTING = "Choose the environment the dataset was recorded in (recover_environment gives it), or another dataset"
+_HOW_FITTING = "Choose the environment the dataset was recorded in, with the wrappers of that time, or another dataset"
 
 
 class UnboundedActionsError(DatasetError):
@@ -57,7 +57,8 @@ def checked_spaces(
     except UnboundedError as err:
         raise UnboundedActionsError.at(label, err.what, _HOW_BOUNDED) from None
     except SpaceError as err:
-        raise DatasetError.at(label, err.what, as_arrays(err.recorded)) from None
+        how = err.environment.capitalize() if err.recorded is None else as_arrays(err.recorded)
+        raise DatasetError.at(label, err.what, how) from None
     except ValueError as err:
         raise DatasetError(f"{label}: {err}.") from None
 

@@ -1,5 +1,6 @@
 """An ``OfflineReplayBuffer`` that several models are given, and images."""
 
+import io
 import warnings
 from typing import Any
 
@@ -43,6 +44,18 @@ def test_a_buffer_gives_every_model_what_the_dataset_gives() -> None:
         model.learn_online(20, learning_starts=5)
         assert model.replay_buffer.n_added == 20
     assert buffer.size() == len(DATA) and th.equal(buffer.generator.get_state(), state) and th.equal(buffer.rewards, rewards)
+
+
+def test_scaled_rewards_are_not_lost_when_a_run_goes_on() -> None:
+    file = io.BytesIO()
+    buffer = make_buffer(reward_scale=100.0)
+    model = TD3BC(dataset=buffer, seed=0, **SMALL).learn(2)
+    model.save(file)
+    with pytest.raises(DatasetError, match="has changed since this run began"):
+        TD3BC.load(file, dataset=DATA).learn(2, reset_num_timesteps=False)
+    loaded = TD3BC.load(file, dataset=make_buffer(reward_scale=100.0)).learn(2, reset_num_timesteps=False)
+    model.learn(2, reset_num_timesteps=False)
+    assert th.equal(loaded.replay_buffer.rewards, buffer.rewards) and th.equal(weights(loaded), weights(model))
 
 
 def test_reward_settings_are_applied_once_or_refused() -> None:

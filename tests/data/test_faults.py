@@ -24,6 +24,7 @@ from sb3_dmpo.data import minari as dataset_minari
 from sb3_dmpo.data.faults import reading_fault
 from tests.data.test_dataset_sources import write_d4rl
 from tests.dataset_helpers import edit_hdf5, edit_metadata, make_dataset
+from tests.doors import describe
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "batch_size": 4, "seed": 0, "device": "cpu"}
 
@@ -283,13 +284,17 @@ def test_actions_that_the_recorded_environment_has_clipped_are_clipped_here() ->
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_bounds_of_the_environment_hold_where_none_were_recorded() -> None:
+def test_bounds_of_the_environment_hold_where_none_were_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(lambda: gym.make("Pendulum-v1"), "tests/free-v0", action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32))
     message = refusal("tests/free-v0")
     assert "unbounded" in message and "env=" in message and "clip_actions=True" in message and "wrapper" not in message
     pendulum = gym.make("Pendulum-v1")
     assert load_transitions("tests/free-v0", env=pendulum, clip_actions=True).action_space == pendulum.action_space
     TD3BC("MlpPolicy", pendulum, dataset="tests/free-v0", clip_actions=True, **SMALL).learn(1)
+    assert describe(["tests/free-v0", "--clip-actions", "--figure", str(tmp_path / "free.png")]) == 2
+    assert "--env" in capsys.readouterr().err
+    assert describe(["tests/free-v0", "--clip-actions", "--env", "Pendulum-v1", "--figure", str(tmp_path / "free.png")]) == 0
+    assert "each from -2 to 2" in capsys.readouterr().out
     assert load_transitions(minari.load_dataset("tests/free-v0"), env=pendulum, clip_actions=True).actions.max() == 1
 
 

@@ -152,8 +152,9 @@ def test_the_place_on_the_disk_is_taken_at_once(tmp_path: Path) -> None:
 
 
 def test_a_dataset_that_is_not_in_files() -> None:
-    with pytest.raises(DatasetError, match="only a whole dataset in files"):
-        load_transitions(make_replay_buffer(), memory_map=True)
+    for dataset in (make_replay_buffer(), load_transitions(make_replay_buffer())):
+        with pytest.raises(DatasetError, match="only a whole dataset in files"):
+            load_transitions(dataset, memory_map=True)
 
 
 def test_a_dataset_that_was_just_written_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

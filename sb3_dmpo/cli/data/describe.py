@@ -1,12 +1,14 @@
 """``sb3_dmpo describe ID``: what a dataset is like, before anything is trained on it."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 
-from sb3_dmpo.cli.errors import Parser, UsageError
+from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id
 from sb3_dmpo.cli.free_name import free_name
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.multimodality import FALSE_ALARMS, Multimodality
@@ -32,11 +34,15 @@ def run(argv: Sequence[str]) -> None:
         metavar="FILE.png",
         help="where the histograms go (default: <dataset>.png, <dataset>-2.png, ... in this folder)",
     )
+    parser.add_argument("--env", metavar="ID", help="environment whose bounds of the actions held, if the dataset has none")
     parser.add_argument("--clip-actions", action="store_true", help="clip actions outside the bounds, and say how many")
     options = parser.parse_args(argv)
     if options.figure and Path(options.figure).suffix.lower() != ".png":
         raise UsageError(f"--figure {options.figure} has to end in .png.")
-    transitions = load_transitions(options.dataset, download=options.download, clip_actions=options.clip_actions)
+    if options.env is not None:
+        check_env_id(options.env)
+    with contextlib.closing(gym.make(options.env)) if options.env is not None else contextlib.nullcontext() as env:
+        transitions = load_transitions(options.dataset, download=options.download, env=env, clip_actions=options.clip_actions)
     report = describe_dataset(transitions)
     if not transitions.has_rewards:
         print(f"{'rewards':<14} none are recorded: only BC can learn from it, and the returns below mean nothing")
