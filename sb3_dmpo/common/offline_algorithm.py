@@ -22,13 +22,17 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule, TrainFreq
 from stable_baselines3.common.utils import safe_mean
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -1196,12 +1200,15 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         # SB3 refuses nested Dict observations; the canonical one-level form holds the same numbers.
         if isinstance(env, gym.Env) and canonical_observation_space(env.observation_space) != env.observation_space:
             env = FlattenNestedDict(env)
-        wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        is_turned = isinstance(env, VecEnv) and is_vecenv_wrapped(env, VecTransposeImage)
-        if isinstance(wrapped, VecTransposeImage) and not is_turned:
-            # SB3 turns images for its convolutions; networks here take them flat, in the order of the dataset.
-            return wrapped.venv
-        return wrapped
+        # As SB3 does, which goes on to turn images for its convolutions; networks here take them flat, in the order of the
+        # dataset.
+        if not isinstance(env, VecEnv):
+            single = _patch_env(env)
+            if monitor_wrapper and not is_wrapped(single, Monitor):
+                single = Monitor(single)
+            env = DummyVecEnv([lambda: single])
+        check_for_nested_spaces(env.observation_space)
+        return env
 
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """

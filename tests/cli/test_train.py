@@ -197,6 +197,60 @@ def test_dict_observations_choose_their_policy_and_environment(
     assert "id=2" in out
 
 
+class ImageEnv(gym.Env[Any, Any]):
+    """Rewards are what the policy makes of random images, so that it matters which way round it gets them."""
+
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, **shapes: Any) -> None:
+        images = {key: spaces.Box(0, 255, tuple(shape), np.uint8) for key, shape in shapes.items()}
+        self.observation_space = spaces.Dict(images) if len(images) > 1 else images["image"]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), float(action.sum()), False, False, {}
+
+
+@pytest.mark.filterwarnings("ignore:.*flattens images")
+@pytest.mark.parametrize(
+    "shapes",
+    [{"image": (6, 5, 3)}, {"image": (6, 5, 3), "other": (3, 6, 5)}],
+    ids=["channels last", "channels last and first"],
+)
+def test_images_reach_the_policy_as_they_are_in_the_data(call: Callable[..., Outcome], shapes: dict[str, Any]) -> None:
+    name = "x".join(str(size) for shape in shapes.values() for size in shape)
+    gym.register(f"Image{name}-v0", entry_point="tests.cli.test_train:ImageEnv", kwargs=shapes, max_episode_steps=4)
+    env = gym.make(f"Image{name}-v0")
+    episodes = []
+    for seed in range(3):
+        env.observation_space.seed(seed)
+        seen = [env.observation_space.sample() for _ in range(5)]
+        observations = {key: np.stack([row[key] for row in seen]) for key in shapes} if len(shapes) > 1 else np.stack(seen)
+        episodes.append(
+            EpisodeBuffer(
+                observations=observations,
+                actions=np.random.default_rng(seed).uniform(-1, 1, (4, 2)).astype(np.float32),
+                rewards=np.zeros(4),
+                terminations=np.zeros(4, bool),
+                truncations=np.arange(4) == 3,
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers(f"tests/image{name}-v0", episodes, env=env)
+    run = ["--algo", "td3_bc", "--dataset", f"tests/image{name}-v0"]
+    code, out, err = call(train, *run, *TINY, "--finetune", "4", "--finetune-params", "learning_starts:2")
+    assert code == 0, err
+    watched = call(enjoy, *run, "--no-render", "--episodes", "2")
+    assert watched[0] == 0, watched[2]
+    # enjoy shows the episodes of the last evaluation.
+    assert re.findall("return .*", out.partition("Score: ")[2])[0] == re.findall("return .*", watched[1])[-1]
+
+
 def test_a_dataset_without_environment_trains_without_evaluation(call: Callable[..., Outcome], tmp_path: Path) -> None:
     from stable_baselines3.common.buffers import ReplayBuffer
 

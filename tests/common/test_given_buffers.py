@@ -19,6 +19,7 @@ from sb3_dmpo.data import DatasetError, load_transitions
 from sb3_dmpo.data.transitions import Transitions
 from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.decision_transformer.buffers import SequenceReplayBuffer
+from sb3_dmpo.envs.spaces_only import SpacesOnlyEnv
 from tests.toy_data import DriftEnv, make_transitions
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "batch_size": 8, "device": "cpu"}
@@ -187,6 +188,15 @@ def test_channel_last_images_stay_as_they_are(as_dict: bool) -> None:
     assert action.shape == (2,)
     other = TD3BC(policy, ImageEnv(as_dict), dataset=image_arrays(as_dict), seed=0, **SMALL).learn(1)
     np.testing.assert_array_equal(other.predict(observation, deterministic=True)[0], action)
+
+
+@pytest.mark.filterwarnings("ignore:.*flattens images")
+def test_images_with_channels_first_and_last_in_one_observation() -> None:
+    images = {"first": spaces.Box(0, 255, (3, 36, 40), np.uint8), "last": spaces.Box(0, 255, (36, 40, 3), np.uint8)}
+    env = SpacesOnlyEnv(spaces.Dict(images), ImageEnv.action_space)
+    for given in (env, DummyVecEnv([lambda: env])):
+        model = TD3BC("MultiInputPolicy", given, dataset=None, seed=0, **SMALL)
+        assert model.get_env() is not None and model.observation_space == env.observation_space
 
 
 @pytest.mark.filterwarnings("ignore:.*flattens images")

@@ -313,13 +313,17 @@ class OfflineExperimentManager(ExperimentManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
-        Environments, which nobody steps but to evaluate.
+        Environments, which nobody steps but to evaluate and to fine-tune. Images stay as they are in the dataset.
 
         :param n_envs: how many
         :param eval_env: whether they are for evaluation
         :param no_log: ignored, there are no training episodes to log
         """
-        with swapped(self, seed=self.seed + (EVAL_SEED_OFFSET if eval_env else 0)):
+        with (
+            swapped(self, seed=self.seed + (EVAL_SEED_OFFSET if eval_env else 0)),
+            # rl_zoo3 turns images for convolutions unless they are turned already.
+            swapped(rl_zoo3.exp_manager, is_vecenv_wrapped=lambda env, wrapper: True),
+        ):
             return super().create_envs(n_envs, eval_env, no_log=True)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
