@@ -117,6 +117,8 @@ def test_dict_observations(name: str) -> None:
     # The last observation of the episode, not the first one of the next.
     np.testing.assert_array_equal(arrays["observations"][1:8], arrays["next_observations"][:7])
     assert arrays["next_observations"][7, 0] != arrays["observations"][8, 0]
+    model.save(file := io.BytesIO())
+    assert_same(copies(model), copies(type(model).load(file)))
 
 
 @pytest.mark.parametrize("name", [name for name in ALGOS if name not in ONLINE])
