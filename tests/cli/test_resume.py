@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -20,6 +21,7 @@ import torch as th
 from sb3_dmpo import DMPO, MAPLE
 from sb3_dmpo.common.evaluation import EvaluationResult
 from sb3_dmpo.common.type_aliases import Metrics, OfflineBatch
+from sb3_dmpo.envs import TwoGoals
 from tests.cli.conftest import PLOT
 from tests.cli.test_train import Outcome, assert_one_line
 from tests.contract import assert_same as assert_equal
@@ -116,6 +118,9 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: P
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
     other_env = ["--env-kwargs", "max_episode_steps:20", "-f", "whole", "--resume"]
     assert_one_line(call(train, *RUN, *other_env), "--env-kwargs: None before, {'max_episode_steps': 20} now")
+    gym.register("OtherGoals-v0", entry_point=TwoGoals)
+    outcome = call(train, *RUN, "--env", "OtherGoals-v0", "-f", "whole", "--resume")
+    assert_one_line(outcome, "--env: None before, OtherGoals-v0 now")
     for path in (tmp_path / "whole" / FOLDER).glob("*[04].zip"):
         path.unlink()  # but for two checkpoints
     kept = sorted(path.name for path in (tmp_path / "whole" / FOLDER).iterdir())

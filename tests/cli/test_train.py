@@ -264,6 +264,13 @@ def test_a_dataset_without_environment_trains_without_evaluation(call: Callable[
     code, _, err = call(train, "--dataset", "my log.pkl", "--eval-freq", "-1", *TINY)
     assert code == 0, err
     assert (tmp_path / "logs/dmpo/my-log-v0_1/my-log-v0.zip").is_file()
+    # Only what comes then needs one.
+    gym.register("LogGoals-v0", entry_point=TwoGoals, max_episode_steps=5)
+    more = ["--dataset", "my log.pkl", *TINY, "--resume", "--finetune", "5", "--env"]
+    code, out, err = call(train, *more, "LogGoals-v0")
+    assert code == 0, err
+    assert "Score after fine-tuning" in out
+    assert_one_line(call(train, *more, "TwoGoals-v0"), "env: LogGoals-v0 before, TwoGoals-v0 now")
 
 
 def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], tiny: Path) -> None:

@@ -175,7 +175,9 @@ class FineTuningManager(OfflineExperimentManager):
 
     def _find_checkpoint(self) -> Path | None:
         """The newest state of this stage with its transitions; None if there is none. Writes the settings down."""
-        file, settings = self.folder / "settings.yml", as_yaml({"finetune": self.n_steps} | self.settings)
+        file, settings = self.folder / "settings.yml", as_yaml(self.settings)
+        # Files of early versions say nothing about these.
+        further = {"finetune": self.n_steps, "env": self.args.eval_env_id}
         if file.exists():
             try:
                 before = read_yaml(file)
@@ -183,10 +185,10 @@ class FineTuningManager(OfflineExperimentManager):
                 raise UsageError(f"--resume: {file} cannot be read: {error}") from error
             if not isinstance(before, dict):
                 raise UsageError(f"--resume: {file} is no table of settings.")
-            check_settings(f"--resume: {self.folder}", {"finetune": self.n_steps} | before, settings)
+            check_settings(f"--resume: {self.folder}", further | before, further | settings)
             return newest_state(self.folder, self.env_name, lambda path: transitions_of(path).exists())
         with atomic_write(file) as stream:
-            stream.write(yaml.safe_dump(settings).encode("utf-8"))
+            stream.write(yaml.safe_dump(further | settings).encode("utf-8"))
         return None
 
     def _load_checkpoint(self, kind: Any, checkpoint: Path, env: Any) -> Any:

@@ -15,13 +15,14 @@ from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import as_yaml, read_yaml
 from sb3_dmpo.common.arguments import SEED, is_whole
 from sb3_dmpo.common.callbacks import read_evaluations
+from sb3_dmpo.data.minari import recorded_environment_spec
 from sb3_dmpo.files.safe_zip import DamagedFileError, UnsafeFileError, check_archive
 from sb3_dmpo.hub.summary import read_summary
 
 #: Options that a run cannot be continued with others of, beside its settings, and their names in ``args.yml``.
 _OPTIONS = {
     **{"-n": "n_timesteps", "--clip-actions": "clip_actions"},
-    **{"--env-kwargs": "env_kwargs", "--eval-env-kwargs": "eval_env_kwargs"},
+    **{"--env": "eval_env_id", "--env-kwargs": "env_kwargs", "--eval-env-kwargs": "eval_env_kwargs"},
 }
 
 
@@ -52,6 +53,9 @@ class InterruptedRun:
         :raises UsageError: they differ
         """
         known = {option: name for option, name in _OPTIONS.items() if name in self.options}
+        if self.options.get("eval_env_id") is None and recorded_environment_spec(options.source.metadata, True) is None:
+            # There was no environment, e.g. before fine-tuning.
+            known.pop("--env", None)
         before = {option: self.options[name] for option, name in known.items()}
         now = {option: as_yaml(getattr(options, name)) for option, name in known.items()}
         check_settings(f"--resume: {self.folder}", self.config | before, as_yaml(config) | now)
