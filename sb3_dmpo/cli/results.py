@@ -290,10 +290,11 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
 
 def csv_line(values: Sequence[Any]) -> str:
     """
-    A line of a CSV file, with its end.
+    A line of a CSV file, with its end. Line breaks within a value become spaces: a row is a line, and a kill tears one row.
 
     :param values: of its columns
     """
     text = io.StringIO()
+    values = [" ".join(value.splitlines()) if isinstance(value, str) else value for value in values]
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()

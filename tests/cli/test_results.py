@@ -59,6 +59,18 @@ def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
     assert path.read_bytes() == before and os.listdir(path.parent) == ["r.csv"]
 
 
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\r", "\v", "\x1c", "\x85", "\u2028"])
+def test_rows_of_fields_with_line_breaks_are_kept(tmp_path: Path, separator: str) -> None:
+    file = ResultsFile(tmp_path / "r.csv", {}, ("a", "b", "c"))
+    command = f"train -params 'x:dict(y=[8],{separator} z=2)'"
+    for i in "1223":
+        file.append_rows([{"a": i, "b": command, "c": "v"}])
+    rows = read_rows(file.path)
+    assert [row["a"] for row in rows] == ["1", "2", "3"] and all(row["c"] == "v" for row in rows)
+    assert rows[0]["b"] == "train -params 'x:dict(y=[8],  z=2)'"
+    assert len(file.path.read_text(encoding="utf-8").splitlines()) == 4
+
+
 @pytest.mark.parametrize("torn", ["4,5", "4,\u00e4", '4,5,"6'])
 def test_what_a_kill_has_left_of_a_row_is_removed(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "r.csv"
