@@ -18,6 +18,8 @@ _READ = (
     "Datasets are files of D4RL or d3rlpy (*.hdf5, *.h5), of OGBench (*.npz, or a folder of them) and pickled replay buffers "
     "(*.pkl)"
 )
+#: What is in the folder of a Minari dataset, or in the folder ``data`` in it.
+_MINARI_FILES = ("metadata.json", "data/metadata.json")
 #: How files begin that are sometimes taken for datasets, what they are, and what to do.
 _BEGINNINGS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "`git lfs pull` fetches the file"),
@@ -113,10 +115,12 @@ def is_minari_folder(path: Path) -> bool:
 
     :param path: a folder
     """
-    return (path / "metadata.json").is_file() or (path / "data" / "metadata.json").is_file()
+    return any(os.path.isfile(path / name) for name in _MINARI_FILES)
 
 
 def _format_of_folder(path: Path, label: str) -> Format:
+    for name in _MINARI_FILES:
+        readable_or_fault(label, path / name)
     if is_minari_folder(path):
         folder = (path if (path / "data" / "metadata.json").is_file() else path.parent).resolve()
         how = (

@@ -28,7 +28,8 @@ def environment_name(dataset: str) -> str:
     dataset = dataset.rstrip("/")
     name = Path(dataset).stem if dataset.lower().endswith(FILE_SUFFIXES) else dataset
     name = re.sub(r"[^\w.-]+", "-", name)
-    return name if re.search(r"-v\d+$", name) else f"{name}-v0"
+    # gymnasium takes -v01 for -v1.
+    return name if re.search(r"-v(0|[1-9][0-9]*)$", name) else f"{name}-v0"
 
 
 def make_evaluation_env(dataset: Any, env_id: str | None = None, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -455,10 +455,13 @@ def test_results_that_cannot_be_written_are_found_before_training(call: Callable
     assert_one_line(call(train, *TINY, "--results", "other.csv/r.csv"), "other.csv", code=1)
 
 
-def test_enjoy_names_what_is_there(call: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_enjoy_names_what_is_there(call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_one_line(call(enjoy), "no runs in logs", "-f")
     (tmp_path / "logs" / "dmpo" / "TwoGoals-v0_1").mkdir(parents=True)
     assert_one_line(call(enjoy), "TwoGoals-v0_1", "--exp-id")
+    # Who runs the tests may be allowed everything.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert_one_line(call(enjoy), "You may not read logs")
     assert_one_line(call(enjoy, "--algo", "dmp"), "dmpo")
     assert_one_line(call(enjoy, "--episode", "x"), "invalid int value")
 
@@ -655,6 +658,12 @@ def test_environment_names() -> None:
     assert environment_name("sb3_dmpo/two-goals/demonstrations-v0") == "TwoGoals-v0"
     assert environment_name("some where/hopper-medium-v2.hdf5") == "hopper-medium-v2"
     assert environment_name("a/b") == "a-b-v0"
+    # To gymnasium -v01 is -v1, which is another dataset's.
+    for name in ("my/toy-v1", "my/toy-v01", "my/toy-v001", "my/toy-v0", "my/toy-v00"):
+        env_id = environment_name(name)
+        gym.register(env_id, entry_point=TwoGoals)
+        assert gym.spec(env_id).id == env_id
+    assert environment_name("my/toy-v0") == "my-toy-v0" and environment_name("my/toy-v01") == "my-toy-v01-v0"
 
 
 @pytest.mark.parametrize("name", list(ALGOS))

@@ -76,13 +76,22 @@ def test_a_file_that_somebody_writes_is_not_called_damaged(tmp_path: Path, lock:
         assert "elete" not in message and "ownload" not in message
 
 
-@pytest.mark.parametrize("what", ["data", "metadata.json", "folder", "d4rl", "npz", "pickle"])
+@pytest.mark.parametrize("what", ["data", "metadata.json", "folder", "d4rl", "npz", "pickle", "shards", "data folder"])
 def test_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     path = {"data": data_file, "d4rl": lambda: write_d4rl(tmp_path)}.get(what, data_file)()
     closed = {"metadata.json": path.with_name("metadata.json"), "folder": path.parent}.get(what, path)
     if what in ("npz", "pickle"):
         closed = path = tmp_path / f"data.{'npz' if what == 'npz' else 'pkl'}"
         path.write_bytes(b"PK\x03\x04")
+    if what in ("shards", "data folder"):
+        # It can be listed, but nothing in it can be opened.
+        closed = path = tmp_path / "shards"
+        path.mkdir()
+        if what == "shards":
+            np.savez(path / "a-0.npz", observations=np.zeros(2))
+        else:
+            closed = path / "data"
+            closed.mkdir()
     dataset = "tests/mixed-v0" if path.name == "main_data.hdf5" else path
     # Who runs the tests may be allowed everything
     own_open, own_stat, own_file = open, os.stat, h5py.File

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,6 +128,8 @@ def _run_folder(options: argparse.Namespace, name: Any) -> str:
     except (AssertionError, ValueError, OSError) as error:
         runs = sorted(path.name for path in Path(options.folder).glob("*/*_*") if path.is_dir())
         found = f"Runs in {options.folder}: {', '.join(runs)}" if runs else f"There are no runs in {options.folder}"
+        if os.path.isdir(options.folder) and not os.access(options.folder, os.R_OK | os.X_OK):
+            found = f"You may not read {options.folder}"
         raise UsageError(
             f"{error}. {found} (other folders: -f, other runs: --exp-id, unfinished ones: --load-last-checkpoint)."
         ) from error
