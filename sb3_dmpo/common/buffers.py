@@ -902,6 +902,12 @@ class OfflineReplayBuffer(ReplayBuffer):
                 raise DatasetError(
                     f"The added {name} are not {shape[0]} x {shape[1]} finite float32 numbers: save them again."
                 )
+        for name, what, are_right in (
+            ("actions", "in [-1, 1]", np.abs(rows["actions"]) <= 1),
+            ("dones", "each 0 or 1", np.isin(rows["dones"], (0, 1))),
+        ):
+            if not are_right.all():
+                raise DatasetError(f"The added {name} are not {n_added} x {widths[name]} numbers {what}: save them again.")
         if not 0 <= oldest <= n_added:
             raise DatasetError(f"The oldest of {n_added} added transitions cannot be number {oldest}: save them again.")
         # Files of early versions do not say what follows on what: nothing does then.
@@ -1153,8 +1159,10 @@ def write_added(buffer: OfflineReplayBuffer, path: str | pathlib.Path | io.Buffe
 
 def _unless_npz(path: pathlib.Path) -> pathlib.Path:
     """SB3 saves ``buffer`` as ``buffer.pkl``, this package as ``buffer.npz``: who asks for the former means the latter."""
+    if path.suffix != ".pkl" or path.exists():
+        return path
     npz = path.with_suffix(".npz")
-    return npz if path.suffix == ".pkl" and not path.exists() and npz.exists() else path
+    return npz if npz.exists() else path
 
 
 def read_added(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, npt.NDArray[Any]]:

@@ -360,6 +360,8 @@ def test_faults_of_saved_transitions(tmp_path: Path) -> None:
     for change, message in (
         ({"rewards": arrays["rewards"] * np.nan}, "rewards are not 10 x 1 finite"),
         ({"actions": arrays["actions"][:, :1]}, "actions are not 10 x 2"),
+        ({"actions": arrays["actions"] * 0 + np.float32(1.5)}, r"actions are not 10 x 2 .* in \[-1, 1\]"),
+        ({"dones": arrays["dones"] * 0 + np.float32(0.5)}, "dones are not 10 x 1 .* each 0 or 1"),
         ({"oldest": np.array(11)}, "oldest of 10"),
     ):
         with pytest.raises(DatasetError, match=message):
