@@ -261,7 +261,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+    # No path has a zero byte.
+    return value is None or (isinstance(value, str) and "\0" not in value)
 
 
 def _is_bool(value: Any) -> bool:

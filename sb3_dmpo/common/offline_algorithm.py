@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import glob
 import io
 import math
 import os
@@ -14,6 +15,7 @@ import zipfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -23,7 +25,7 @@ from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -84,6 +86,25 @@ SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 _AVERAGE = "average"
 #: Arguments that the replay buffer is made with.
 _OF_DATA = ("clip_actions", "reward_scale", "reward_shift")
+
+
+def refuse_empty(path: Any) -> None:
+    """
+    Refuse an empty text as a path: it would be the current folder.
+
+    :param path: path or file object
+    :raises ValueError: it is empty
+    """
+    if isinstance(path, str | os.PathLike) and not os.fspath(path):
+        raise ValueError("The path is empty: pass the name of a file.")
+
+
+def _make_logger(verbose: int, folder: str | None, name: str, is_new: bool) -> Logger:
+    """As SB3 makes it, which takes brackets in the folder's name for a pattern, and lets runs write over each other."""
+    if folder is None or find_spec("tensorboard") is None:
+        return utils.configure_logger(verbose, folder)
+    run_id = utils.get_latest_run_id(glob.escape(folder), name) + is_new
+    return configure(os.path.join(folder, f"{name}_{run_id}"), [*(["stdout"] if verbose >= 1 else []), "tensorboard"])
 
 
 class OfflineAlgorithm(OffPolicyAlgorithm):
@@ -824,6 +845,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: the dictionary has other weights than the model, or some that are not finite
         """
         if not isinstance(load_path_or_dict, dict):
+            refuse_empty(load_path_or_dict)
             with named_faults(load_path_or_dict):
                 load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
             self._replace_parameters(load_path_or_dict, exact_match)
@@ -857,8 +879,16 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        is_custom = self._custom_logger
+        if not is_custom and ranks.rank() == 0:
+            self._logger = _make_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         if self._is_online:
-            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+            # SB3 would make another logger.
+            self._custom_logger = True
+            try:
+                return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+            finally:
+                self._custom_logger = is_custom
         # As in SB3, without resetting an environment: none is stepped here.
         self.start_time = time.time_ns()
         if self.ep_info_buffer is None or reset_num_timesteps:
@@ -876,8 +906,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             # Process 0 alone writes and evaluates.
             self._logger = Logger(folder=None, output_formats=[])
             return total_timesteps, self._init_callback(None)
-        if not self._custom_logger:
-            self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         return total_timesteps, self._init_callback(callback, progress_bar)
 
     def learn(
@@ -1169,10 +1197,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         Save the collected transitions, without the dataset, as NumPy arrays (there is no pickle in the file).
 
         :param path: path of the file (``.npz`` is appended if there is no suffix) or a file object
-        :raises ValueError: there is no buffer yet
+        :raises ValueError: there is no buffer yet, or the path is empty
         """
         if not isinstance(self.replay_buffer, OfflineReplayBuffer):
             raise ValueError(f"{type(self).__name__} has no replay buffer yet: call `learn` or `learn_online` first.")
+        refuse_empty(path)
         write_added(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
@@ -1186,6 +1215,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: the file holds something else
         :raises DatasetError: the transitions were collected beside another dataset, or do not fit the model
         """
+        refuse_empty(path)
         arrays = read_added(path)
         self._setup_dataset(continuing=True)
         assert isinstance(self.replay_buffer, OfflineReplayBuffer)
@@ -1295,8 +1325,7 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             made with
         :raises OSError: the disk is full, the folder is read-only, ...; in every case the previous file is left as it was
         """
-        if isinstance(path, str | os.PathLike) and not os.fspath(path):
-            raise ValueError("The path is empty: pass the name of a file.")
+        refuse_empty(path)
         self.check_finite()
         arguments.check_arguments(self)
         self._check_fixed()
@@ -1415,10 +1444,11 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises FileNotFoundError: there is no such file
         :raises DamagedFileError: the file is not complete, or its weights do not fit
         :raises UnsafeFileError: the file asks for something that a model does not need
-        :raises ValueError: an attribute is out of its range, or the environment has other spaces
+        :raises ValueError: the path is empty, an attribute is out of its range, or the environment has other spaces
         :raises TypeError: there is no such attribute, or the path is none
         :return: the model
         """
+        refuse_empty(path)
         arguments.check_device(device)
         changes = checked_changes(cls, kwargs)
         content = read_file(path)

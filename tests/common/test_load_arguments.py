@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 
+import sb3_dmpo
 from sb3_dmpo import TD3BC
 from sb3_dmpo.common import offline_algorithm
 from sb3_dmpo.data import DatasetError
@@ -105,6 +106,12 @@ def test_the_callers_mistakes_are_not_the_files(path: Path) -> None:
 
 def test_a_path_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="The path is empty"):
-        TD3BC(dataset=DATA, **TINY).save("")
+    model = TD3BC(dataset=DATA, **TINY).learn(1)
+    methods: list[Any] = [model.save, model.save_replay_buffer, model.set_parameters]
+    for method in (*methods, model.load_replay_buffer, TD3BC.load, sb3_dmpo.load):
+        with pytest.raises(ValueError, match="The path is empty"):
+            method("")
+    for path in (Path(), "/"):
+        with pytest.raises(IsADirectoryError):
+            model.load_replay_buffer(path)
     assert not list(tmp_path.iterdir())

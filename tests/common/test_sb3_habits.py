@@ -653,6 +653,18 @@ def test_random_seed_of_a_model() -> None:
         assert_same(results[0], results[2])
 
 
+def test_runs_in_a_folder_with_brackets_have_folders_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "tb [v1]"
+    model = make("td3_bc", dataset=DATA, env=DriftEnv(), tensorboard_log=folder)
+    assert model.learn(1).logger.dir == str(folder / "TD3BC_1")
+    assert model.learn(1).logger.dir == str(folder / "TD3BC_2")
+    assert model.learn(1, reset_num_timesteps=False).logger.dir == str(folder / "TD3BC_2")
+    assert model.learn_online(101).logger.dir == str(folder / "TD3BC_3")
+    assert model.learn_online(1, reset_num_timesteps=False).logger.dir == str(folder / "TD3BC_3")
+    assert sorted(path.name for path in folder.iterdir()) == ["TD3BC_1", "TD3BC_2", "TD3BC_3"]
+
+
 def test_paths_are_texts(tmp_path: Path) -> None:
     """A model with a path as an argument can be saved."""
     make("bc", dataset=DATA, tensorboard_log=tmp_path / "log").save(tmp_path / "model")

@@ -396,6 +396,7 @@ def test_threads_load_and_nothing_of_the_process_changes(
         ("dataset_id", 7),
         ("dataset_fingerprint", ["a"]),
         ("tensorboard_log", 3),
+        ("tensorboard_log", "\0"),
         ("verbose", "loud"),
         ("use_sde", True),
         ("n_envs", "one"),
