@@ -8,7 +8,7 @@ import sb3_dmpo.envs  # noqa: F401  (registers the environments)
 from sb3_dmpo.awac import AWAC, MixAWAC
 from sb3_dmpo.bc import BC
 from sb3_dmpo.common.model_zip import find_algorithm, read_file
-from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm, refuse_empty
+from sb3_dmpo.common.offline_algorithm import OfflineAlgorithm
 from sb3_dmpo.cql import CQL
 from sb3_dmpo.decision_transformer import DecisionTransformer
 from sb3_dmpo.diffusion_ql import DiffusionQL
@@ -52,7 +52,6 @@ def load(path: str | Path | io.BufferedIOBase, **kwargs: Any) -> OfflineAlgorith
     :raises DamagedFileError: the file is not complete, or of no algorithm of this package
     :raises UnsafeFileError: the file asks for something that a model does not need
     """
-    refuse_empty(path)
     content = read_file(path)
     with named_faults(path):
         name = find_algorithm(read_model(content), ALGOS)

@@ -88,17 +88,6 @@ _AVERAGE = "average"
 _OF_DATA = ("clip_actions", "reward_scale", "reward_shift")
 
 
-def refuse_empty(path: Any) -> None:
-    """
-    Refuse an empty text as a path: it would be the current folder.
-
-    :param path: path or file object
-    :raises ValueError: it is empty
-    """
-    if isinstance(path, str | os.PathLike) and not os.fspath(path):
-        raise ValueError("The path is empty: pass the name of a file.")
-
-
 def _make_logger(verbose: int, folder: str | None, name: str, is_new: bool) -> Logger:
     """As SB3 makes it, which takes brackets in the folder's name for a pattern, and lets runs write over each other."""
     if folder is None or find_spec("tensorboard") is None:
@@ -845,7 +834,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: the dictionary has other weights than the model, or some that are not finite
         """
         if not isinstance(load_path_or_dict, dict):
-            refuse_empty(load_path_or_dict)
             with named_faults(load_path_or_dict):
                 load_path_or_dict = make_parameters(self, read_model(read_file(load_path_or_dict)), exact_match)
             self._replace_parameters(load_path_or_dict, exact_match)
@@ -1201,7 +1189,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         """
         if not isinstance(self.replay_buffer, OfflineReplayBuffer):
             raise ValueError(f"{type(self).__name__} has no replay buffer yet: call `learn` or `learn_online` first.")
-        refuse_empty(path)
         write_added(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
@@ -1215,7 +1202,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: the file holds something else
         :raises DatasetError: the transitions were collected beside another dataset, or do not fit the model
         """
-        refuse_empty(path)
         arrays = read_added(path)
         self._setup_dataset(continuing=True)
         assert isinstance(self.replay_buffer, OfflineReplayBuffer)
@@ -1325,7 +1311,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
             made with
         :raises OSError: the disk is full, the folder is read-only, ...; in every case the previous file is left as it was
         """
-        refuse_empty(path)
         self.check_finite()
         arguments.check_arguments(self)
         self._check_fixed()
@@ -1448,7 +1433,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         :raises TypeError: there is no such attribute, or the path is none
         :return: the model
         """
-        refuse_empty(path)
         arguments.check_device(device)
         changes = checked_changes(cls, kwargs)
         content = read_file(path)

@@ -124,13 +124,21 @@ def preserved_random_state() -> Iterator[None]:
         set_random_state(state)
 
 
+def _refuse_empty(path: str | os.PathLike[str]) -> None:
+    # To pathlib it is the current folder, and so is Path().
+    if pathlib.Path(path) == pathlib.Path():
+        raise ValueError("The path is empty: pass the name of a file.")
+
+
 def path_to_write(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
     """
     Where SB3 would write: a name without suffix gets one.
 
     :param path: the path
     :param suffix: e.g. ``".zip"``
+    :raises ValueError: it is empty
     """
+    _refuse_empty(path)
     return pathlib.Path(path if pathlib.Path(path).suffix else f"{os.fspath(path)}{suffix}")
 
 
@@ -141,7 +149,9 @@ def path_to_read(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
     :param path: the path
     :param suffix: e.g. ``".zip"``
     :raises FileNotFoundError: there is neither file
+    :raises ValueError: the path is empty
     """
+    _refuse_empty(path)
     for found in (pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}{suffix}")):
         if found.exists():
             return found
