@@ -118,9 +118,6 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: P
     assert_one_line(call(train, *RUN, "-f", "whole", "--resume", "-i", "x.zip"), "x.zip")
     other_env = ["--env-kwargs", "max_episode_steps:20", "-f", "whole", "--resume"]
     assert_one_line(call(train, *RUN, *other_env), "--env-kwargs: None before, {'max_episode_steps': 20} now")
-    gym.register("OtherGoals-v0", entry_point=TwoGoals)
-    outcome = call(train, *RUN, "--env", "OtherGoals-v0", "-f", "whole", "--resume")
-    assert_one_line(outcome, "--env: None before, OtherGoals-v0 now")
     for path in (tmp_path / "whole" / FOLDER).glob("*[04].zip"):
         path.unlink()  # but for two checkpoints
     kept = sorted(path.name for path in (tmp_path / "whole" / FOLDER).iterdir())
@@ -132,6 +129,17 @@ def test_resume_refuses_other_settings(call: Callable[..., Outcome], tmp_path: P
     assert code == 0, err
     code, out, _ = call(train, *RUN, "-n", "4", "--eval-freq", "-1", "-f", "elsewhere", "--resume")
     assert code == 0 and "no run of dmpo" in out
+
+
+def test_resume_refuses_another_environment(
+    call: Callable[..., Outcome], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "whole")
+    gym.register("OtherGoals-v0", entry_point=TwoGoals, max_episode_steps=40)
+    # What a dataset's environment is called leads to the other one for the rest of the process.
+    monkeypatch.setitem(gym.registry, "TwoGoals-v0", gym.spec("TwoGoals-v0"))
+    outcome = call(train, *RUN, "--env", "OtherGoals-v0", "-f", "whole", "--resume")
+    assert_one_line(outcome, "--env: None before, OtherGoals-v0 now")
 
 
 @pytest.mark.parametrize("checkpoint", [60, None])
