@@ -58,20 +58,42 @@ def check_search(options: argparse.Namespace) -> None:
         # All cores, for Optuna.
         if value is not None and value < 1 and not (name == "n_jobs" and value == -1):
             raise UsageError(f"--{name.replace('_', '-')} is {value}, expected a whole number of at least 1.")
+    if options.optimize_hyperparameters:
+        for option, is_typed in (
+            ("-i", options.trained_agent),
+            ("--results", options.results),
+            ("--save-freq", options.save_freq > 0),
+        ):
+            if is_typed:
+                raise UsageError(f"{option} is for one run, and -optimize compares short ones: leave it out.")
     is_trial = options.trial_id is not None and not options.optimize_hyperparameters
     if is_trial and not (options.storage and options.study_name):
         raise UsageError("--trial-id is a trial of a study: say which, with --storage and --study-name.")
-    if options.storage and (is_trial or options.optimize_hyperparameters):
+    if options.storage and not (is_trial or options.optimize_hyperparameters):
+        raise UsageError("--storage names a study, which -optimize goes on with and --trial-id reads: add one of them.")
+    if options.storage:
         studies = _studies(options.storage, is_new=not is_trial)
         if is_trial:
             if options.study_name not in studies:
                 found = ", ".join(map(repr, studies)) or "none"
                 raise UsageError(f"{options.storage} has no study {options.study_name!r}; there is {found}.")
-            n_trials = len(optuna.load_study(study_name=options.study_name, storage=_storage(options.storage)).trials)
+            n_trials = count_trials(options.storage, options.study_name)
             if not 0 <= options.trial_id < n_trials:
                 raise UsageError(
                     f"--trial-id is {options.trial_id}, but {options.study_name!r} has {n_trials} trial(s), from 0."
                 )
+
+
+def count_trials(storage: str | None, study_name: str | None) -> int:
+    """
+    How many trials a study has; none if there is no such study yet.
+
+    :param storage: where it is
+    :param study_name: its name
+    """
+    if not (storage and study_name) or study_name not in _studies(storage, is_new=True):
+        return 0
+    return len(optuna.load_study(study_name=study_name, storage=_storage(storage)).trials)
 
 
 def _studies(storage: str, is_new: bool) -> list[str]:

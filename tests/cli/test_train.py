@@ -766,7 +766,30 @@ def test_a_search_ends_where_no_trial_can_succeed(call: Callable[..., Outcome], 
         raise KeyboardInterrupt
 
     search_with(monkeypatch, interrupt)
-    assert_one_line(call(train, *SEARCH), "no trial was completed")
+    code, out, err = call(train, *SEARCH)
+    assert (code, err.splitlines()[-1]) == (130, "sb3_dmpo train: interrupted") and "No trial was completed." in out
+
+
+def test_the_same_command_goes_on_with_a_study(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With trials of its own, and Ctrl-C ends it with what is there."""
+    search_with(monkeypatch, lambda model, *args, **kwargs: model)
+    storage = ["--storage", "study.log", "--study-name", "s", "--seed", "3", "--no-optim-plots"]
+    for _ in range(2):
+        code, _, err = call(train, *SEARCH, *storage)
+        assert code == 0, err
+    from sb3_dmpo.cli.search import count_trials
+
+    assert count_trials("study.log", "s") == 4
+    reports = [list(csv.DictReader(path.open())) for path in Path("logs/rebrac").glob("report_*.csv")]
+    rows = max(reports, key=len)
+    assert len({row["params_learning_rate"] for row in rows}) == len(rows) == 4
+
+    def interrupt(model: Any, *args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    search_with(monkeypatch, interrupt)
+    code, out, err = call(train, *SEARCH, *storage)
+    assert (code, err.splitlines()[-1]) == (130, "sb3_dmpo train: interrupted") and "Best trial" in out
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from sb3_dmpo.cli.sweep.table import read_table
 from sb3_dmpo.cli.train.exp_manager import OfflineExperimentManager
 from sb3_dmpo.cli.train.resume import find_run, newest_state
 from sb3_dmpo.cli.zoo import prepared_zoo
+from sb3_dmpo.envs import make_two_goals_dataset
 
 DATASET, ENV = "sb3_dmpo/two-goals/demonstrations-v0", "TwoGoals-v0"
 #: Were it not refused, a run would be over soon.
@@ -72,6 +73,10 @@ def not_to_be_called(*args: Any, **kwargs: Any) -> None:
         ),
         (["-optimize", "--storage", "foo://x"], ["--storage foo://x", "sqlite:///study.db"]),
         (["-optimize", "--storage", "one.txt"], ["--storage one.txt", "study.log"]),
+        (["-optimize", "--results", "r.csv"], ["--results is for one run"]),
+        (["-optimize", "--save-freq", "10"], ["--save-freq is for one run"]),
+        (["-optimize", "-i", str(Path(__file__).parents[1] / "files" / "old_zips" / "dmpo.zip")], ["-i is for one run"]),
+        (["--storage", "study.log"], ["--storage names a study", "-optimize", "--trial-id"]),
         (["--trial-id", "0"], ["--trial-id", "--storage", "--study-name"]),
         (["--trial-id", "0", "--storage", "sqlite:///x.db", "--study-name", "s"], ["sqlite:///x.db", "no such file"]),
         (["--trial-id", "0", "--storage", "x.log", "--study-name", "s"], ["x.log", "no such file"]),
@@ -292,6 +297,15 @@ def test_resume_passes_over_damaged_folders(tmp_path: Path) -> None:
     with contextlib.ExitStack() as locks:
         found = find_run(str(tmp_path), "dmpo", ENV, DATASET, -1, locks)
     assert found is not None and found.folder.name == f"{ENV}_1" and found.seed == 1
+
+
+def test_enjoy_runs_what_a_program_has_saved(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    model = DMPO(dataset=make_two_goals_dataset(), policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+    for path in (tmp_path / "dmpo" / ENV, tmp_path / "dmpo" / f"{ENV}_1" / ENV):
+        model.save(path)
+    for exp_id in ("-1", "1"):
+        code, out, err = call(enjoy, "-f", str(tmp_path), "--exp-id", exp_id, "--no-render", "--episodes", "1")
+        assert code == 0 and "1 episodes" in out, (out, err)
 
 
 def test_enjoy_names_settings_that_are_damaged(call: Callable[..., Outcome], tmp_path: Path) -> None:

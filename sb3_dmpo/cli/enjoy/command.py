@@ -141,8 +141,11 @@ def _options_of_run(folder: Path) -> dict[str, Any]:
     The options that a run was trained with; ``env_kwargs`` are those of the environments that it was evaluated in.
 
     :param folder: where rl_zoo3 keeps the settings of the run
-    :raises UsageError: they are not there, are no plain data, or ask for what rl_zoo3 would unpickle or import
+    :raises UsageError: they cannot be read, are no plain data, or ask for what rl_zoo3 would unpickle or import
     """
+    if not folder.is_dir():
+        # The model was saved by a program, not by `train`.
+        return {"env_kwargs": {}}
     found = []
     for name in ("config.yml", "args.yml"):
         try:

@@ -11,6 +11,7 @@ from pprint import pprint
 from types import FrameType
 from typing import Any, ClassVar
 
+import numpy as np
 import optuna
 import rl_zoo3.exp_manager
 import torch as th
@@ -31,7 +32,7 @@ from sb3_dmpo.cli.episodes import EVAL_SEED_OFFSET
 from sb3_dmpo.cli.errors import UsageError
 from sb3_dmpo.cli.literals import as_yaml
 from sb3_dmpo.cli.results import COLUMNS, ResultsFile, commit, score_line
-from sb3_dmpo.cli.search import make_sampler, with_trial
+from sb3_dmpo.cli.search import count_trials, make_sampler, with_trial
 from sb3_dmpo.cli.train.callbacks import (
     ProgressFile,
     ResultHandler,
@@ -563,6 +564,7 @@ class OfflineExperimentManager(ExperimentManager):
         Search as rl_zoo3 does, and say now and then how far a trial is. Trials keep what the config and ``-params`` say.
 
         :raises UsageError: there is no completed trial to report
+        :raises KeyboardInterrupt: it was interrupted (after the report)
         """
         HYPERPARAMS_SAMPLER[self.algo] = make_sampler(sb3_dmpo.ALGOS[self.algo], self._hyperparams, self.custom_hyperparams)
         try:
@@ -571,6 +573,9 @@ class OfflineExperimentManager(ExperimentManager):
         except ValueError as error:
             if "No trials are completed" not in str(error):
                 raise
+            if self.interrupt.requested:
+                print("No trial was completed.")
+                raise KeyboardInterrupt from None
             raise UsageError(
                 "-optimize: no trial was completed (each was pruned, has failed or was interrupted), so that there is no best "
                 "one. Let it run longer, with more trials (--n-trials) or without pruning (--pruner none)."
@@ -578,6 +583,15 @@ class OfflineExperimentManager(ExperimentManager):
         finally:
             # Its report stands beside it, and enjoy would take it for the latest run.
             self.discard()
+        if self.interrupt.requested:
+            raise KeyboardInterrupt
+
+    def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
+        # Started again with the same seed, it would repeat its trials.
+        n_trials = count_trials(self.storage, self.study_name)
+        seed = int(np.random.SeedSequence([self.seed, n_trials]).generate_state(1)[0]) if n_trials else self.seed
+        with swapped(self, seed=seed):
+            return super()._create_sampler(sampler_method)
 
     def objective(self, trial: optuna.Trial) -> float:
         """
@@ -588,6 +602,10 @@ class OfflineExperimentManager(ExperimentManager):
         """
         try:
             return super().objective(trial)
+        except KeyboardInterrupt:
+            # rl_zoo3 ends the search without a word.
+            self.interrupt.requested = True
+            raise
         except FloatingPointError as error:
             print(error)
             raise optuna.exceptions.TrialPruned() from error
