@@ -171,6 +171,31 @@ def test_what_makes_no_sense_is_refused_in_one_line(call: Callable[..., Outcome]
     assert_one_line(call(sweep, "--algos", "dmpo", *arguments), word)
 
 
+AMBIGUOUS = ["--see 5", "--eval-freq -1 --res=x.csv"]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *("--hyperp gamma:0.5", "-par gamma:0.5", "-params=gamma:0.5", "-n50", "-Pn50", "-n=50", "--n-timest 50"),
+        *("--log-fo=/other", "-f/other", "--seed=5", "--seeds 0-4", "--alg bc", "--resum", "--save-fr 5", "--num-th 2"),
+        *("--datas a/b-v0", *AMBIGUOUS),
+    ],
+)
+def test_options_of_the_sweep_are_refused_behind_the_dashes_however_they_are_spelt(
+    call: Callable[..., Outcome], spelling: str
+) -> None:
+    word = "could match" if spelling in AMBIGUOUS else "is set by the sweep"
+    assert_one_line(call(sweep, "--algos", "td3_bc", "-n", "20", "--dry-run", "--", *spelling.split()), word)
+
+
+def test_options_of_train_that_begin_alike_are_let_through(call: Callable[..., Outcome]) -> None:
+    options = ["--eval-freq", "-1", "--log-interval", "5", "--n-eval-envs", "2", "--env-kwargs", "a:1"]
+    options += ["--finetune", "5", "--finetune-params", "n_envs:1", "--device", "cpu"]
+    code, out, err = call(sweep, "--algos", "td3_bc", "-n", "20", "--dry-run", "--", *options)
+    assert code == 0 and out.splitlines()[0].endswith(" ".join(options)), err
+
+
 def test_times() -> None:
     assert [minutes(text) for text in ("90", "01:30:00", "1-00:00:30")] == [90, 90, 24 * 60 + 1]
 

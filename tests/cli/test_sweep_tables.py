@@ -128,6 +128,7 @@ def test_hours_are_those_of_the_measurements(call: Callable[..., Outcome], tmp_p
         ("- {algos: [bc], n_timesteps: yes}", "n_timesteps is True"),
         ("- {algos: [bc], vary: {tau: 1}}", "tau"),
         ("- {algos: [bc], train: [--seed, '3']}", "--seed behind"),
+        ("- {algos: [bc], train: [-n50]}", "-n/--n-timesteps behind"),
         ("- {algos: [bc, iql], hyperparams: {expectile: 0.7}}", "grid 1: bc has no hyperparameter 'expectile'"),
     ],
 )
@@ -167,9 +168,7 @@ def test_data_are_downloaded_once_before_the_jobs_start(
 
     monkeypatch.setattr(command, "open_dataset", found)
     path = tmp_path / "t.yml"
-    path.write_text(
-        "- {algos: [bc], datasets: [a/b-v0]}\n- {algos: [bc], datasets: [c/d-v0], seeds: 0-1, train: [--download]}\n"
-    )
+    path.write_text("- {algos: [bc], datasets: [a/b-v0]}\n- {algos: [bc], datasets: [c/d-v0], seeds: 0-1, train: [--down]}\n")
     assert_one_line(call(sweep, "--table", str(path), "--folder", str(tmp_path / "s")), "enough")
     assert asked == {"a/b-v0": False, "c/d-v0": True}
 

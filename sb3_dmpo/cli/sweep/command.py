@@ -19,7 +19,7 @@ from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, TRAINING_COLUMNS, Re
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
 from sb3_dmpo.cli.sweep.needs import default_times, needs, read_times
 from sb3_dmpo.cli.sweep.options import check_grid, make_grid, make_jobs, make_parser
-from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, read_json
+from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, options_of_train, read_json
 from sb3_dmpo.cli.sweep.table import read_table
 from sb3_dmpo.cli.terminal import raw_output
 from sb3_dmpo.data import open_dataset
@@ -92,7 +92,7 @@ class Sweep:
         """
         self.results.check()
         self.training.check()
-        to_download = {run.plan.dataset for run in self.runs if "--download" in run.plan.arguments}
+        to_download = {run.plan.dataset for run in self.runs if options_of_train(run.plan.arguments).download}
         for dataset in dict.fromkeys(run.plan.dataset for run in self.runs):
             # Here, once: on a cluster the workers may have no network.
             open_dataset(dataset, download=dataset in to_download)

@@ -15,14 +15,10 @@ from sb3_dmpo.cli.configs import check_hyperparameters, parse_values
 from sb3_dmpo.cli.errors import Parser, UsageError
 from sb3_dmpo.cli.literals import check_updates, parse_seeds
 from sb3_dmpo.cli.sweep.jobs import Jobs, LocalJobs, SlurmJobs
-from sb3_dmpo.cli.sweep.runs import PlannedRun
+from sb3_dmpo.cli.sweep.runs import PlannedRun, options_of_train
 from sb3_dmpo.cli.zoo import algorithm_name
 from sb3_dmpo.common.arguments import check_values
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
-
-#: Options of train that the sweep sets.
-_OWN_OPTIONS = {"--algo", "--dataset", "--seed", "-n", "--n-timesteps", "--save-freq", "--resume", "-f", "--log-folder"}
-_OWN_OPTIONS |= {"--results", "-params", "--hyperparams", "--num-threads"}
 
 #: Time of a SLURM job where none is asked for.
 DEFAULT_MINUTES = 24 * 60
@@ -140,9 +136,7 @@ def make_grid(options: argparse.Namespace, arguments: Sequence[str]) -> list[Pla
     :raises UsageError: an option that makes no sense
     """
     check_updates(options.n_timesteps)
-    for argument in arguments:
-        if argument.partition("=")[0] in _OWN_OPTIONS:
-            raise UsageError(f"{argument} behind -- is set by the sweep: write it before the --, where it has an option.")
+    options_of_train(tuple(arguments))
     if any(len(varied) < 2 for varied in options.vary):
         raise UsageError("--vary needs a hyperparameter and its values, e.g. --vary n_components 4 8 16 32.")
     changes = list(itertools.product(*([f"{key}:{value}" for value in values] for key, *values in options.vary)))

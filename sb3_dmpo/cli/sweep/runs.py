@@ -28,6 +28,11 @@ from sb3_dmpo.files.save_util import atomic_write
 
 #: Arguments of Python that train.
 TRAIN = ("-m", "sb3_dmpo", "train")
+#: Options of train that the sweep sets.
+_OWN_OPTIONS = (
+    *(("--algo",), ("--dataset",), ("--seed",), ("--seeds",), ("-n", "--n-timesteps"), ("--num-threads",), ("--save-freq",)),
+    *(("--resume",), ("-f", "--log-folder"), ("--results",), ("-params", "--hyperparams")),
+)
 #: Set by a worker once its run is whole, and how the last attempt ended.
 _FINISHED, _EXIT = "finished.json", "exit.json"
 
@@ -68,17 +73,36 @@ def _config_entry(config: str, dataset: str) -> Mapping[str, Any]:
     return MappingProxyType(find_entry(config, dataset)[1])
 
 
+class _RefuseOption(argparse.Action):
+    """An option of ``train`` that is the sweep's to set, however it is spelt: ``-n50``, ``--hyperp gamma:0.5``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """
+        :param args: what argparse says of the option
+        :param kwargs: what argparse says of the option
+        :raises UsageError: always
+        """
+        name = "/".join(self.option_strings)
+        raise UsageError(f"{name} behind -- is set by the sweep: write it before the --, where it has an option.")
+
+
 @functools.lru_cache
-def _options_of_train(arguments: tuple[str, ...]) -> argparse.Namespace:
+def options_of_train(arguments: tuple[str, ...]) -> argparse.Namespace:
     """
-    Those options of ``train`` that say how long a run is.
+    Those options of ``train`` that the sweep has to know, abbreviated as ``train`` takes them.
 
     :param arguments: options of ``train``
-    :raises UsageError: one of them has no value
+    :raises UsageError: one of them has no value, or is set by the sweep
     """
     parser = Parser(add_help=False)
+    for names in _OWN_OPTIONS:
+        parser.add_argument(*names, nargs="*", action=_RefuseOption)
+    parser.add_argument("--download", action="store_true")
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("--finetune", default="0")
+    # These only decide how others are read: -Pn50 is -P -n50, and --fine may be either.
+    parser.add_argument("-P", "--progress", action="store_true")
+    parser.add_argument("--finetune-params", nargs="*")
     return parser.parse_known_args(arguments)[0]
 
 
@@ -128,7 +152,7 @@ class PlannedRun:
 
         :raises UsageError: it is no number of steps
         """
-        text: str = _options_of_train(self.arguments).finetune
+        text: str = options_of_train(self.arguments).finetune
         if not text.isdecimal():
             raise UsageError(f"--finetune {text}: write a positive number of steps.")
         return int(text)
@@ -145,7 +169,7 @@ class PlannedRun:
 
         :raises UsageError: there is no config, or it says nothing
         """
-        config = _options_of_train(self.arguments).conf_file or str(config_path(self.algo))
+        config = options_of_train(self.arguments).conf_file or str(config_path(self.algo))
         return {**_config_entry(config, self.dataset), **dict(item.split(":", 1) for item in self.params if ":" in item)}
 
     def total_updates(self) -> int:
