@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -115,6 +116,14 @@ def test_grid_and_commands(call: Callable[..., Outcome]) -> None:
     code, out, err = call(sweep, "--algos", "bc", "--seeds", "0", *both, "--dry-run")
     settings = [line.split("-params ")[1] for line in out.splitlines() if not line.startswith("#")]
     assert settings == ["tau:0.1 gamma:0.9", "tau:0.1 gamma:0.99", "tau:0.2 gamma:0.9", "tau:0.2 gamma:0.99"], err
+
+
+def test_a_shell_reads_the_printed_commands_as_the_runs_are_started(call: Callable[..., Outcome]) -> None:
+    setting = "policy_kwargs:dict(net_arch=[16], activation_fn=nn.ReLU)"
+    code, out, err = call(sweep, "--algos", "bc", "-n", "5", "--folder", "my sw", "-params", setting, "--dry-run")
+    words = shlex.split(out.splitlines()[0])
+    plan = PlannedRun("bc", TWO_GOALS_DATASET_ID, 0, 5, (setting,), setting.replace(":", "=", 1))
+    assert code == 0 and words == ["python", *plan.command(Path("my sw"), 5000, 1)], err
 
 
 def test_numbers_of_updates_are_read_as_in_a_run(call: Callable[..., Outcome], tmp_path: Path) -> None:

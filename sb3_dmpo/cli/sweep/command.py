@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -241,7 +242,7 @@ def run(argv: Sequence[str]) -> int:
     if options.dry_run:
         times = read_times(options.times or default_times())
         for run in sweep.runs:
-            console.print("python " + " ".join(sweep.command(run.plan)), highlight=False, markup=False, soft_wrap=True)
+            console.print(shlex.join(["python", *sweep.command(run.plan)]), highlight=False, markup=False, soft_wrap=True)
         for line in needs(plans, times, options):
             console.print(f"# {line}", highlight=False, markup=False, soft_wrap=True)
         return 0
