@@ -240,9 +240,18 @@ def _check_class(key: str, path: Any, base: type[Any]) -> None:
 
 def parse_values(hyperparams: dict[str, Any]) -> dict[str, Any]:
     """
-    Texts as the values they stand for: YAML reads ``3e-4`` (without a dot) as a text, and ``dict(...)`` is one.
+    Texts as the values they stand for: YAML reads ``3e-4`` (without a dot) as a text, and ``dict(...)`` and ``nn.ReLU`` are
+    some. Those inside dicts and lists are read too, but not the arguments of environments and callbacks, which may be any
+    text.
 
     :param hyperparams: what a config says
     :raises UsageError: a text that stands for nothing
     """
-    return {key: parse_value(value) if isinstance(value, str) else value for key, value in hyperparams.items()}
+    return {key: parse_value(value) if key in RUN_KEYS else _parse_nested(value) for key, value in hyperparams.items()}
+
+
+def _parse_nested(value: Any) -> Any:
+    value = parse_value(value)
+    if isinstance(value, dict):
+        return {key: _parse_nested(item) for key, item in value.items()}
+    return type(value)(map(_parse_nested, value)) if type(value) in (list, tuple) else value

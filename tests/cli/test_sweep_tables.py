@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from sb3_dmpo import ALGOS
 from sb3_dmpo.envs import TWO_GOALS_DATASET_ID
@@ -153,6 +154,17 @@ def test_options_of_train_behind_the_dashes_are_added(call: Callable[..., Outcom
     path.write_text("- {algos: [bc], train: [--env, Hopper-v5], hyperparams: {tau: 0.1}}\n")
     _, out, _ = call(sweep, "--table", str(path), "--dry-run", "--", "--eval-freq", "5")
     assert out.splitlines()[0].endswith("--env Hopper-v5 --eval-freq 5 -params tau:0.1")
+
+
+def test_a_table_names_classes_as_a_config_does(tmp_path: Path) -> None:
+    path = tmp_path / "t.yml"
+    policy_kwargs = "{net_arch: [16], activation_fn: nn.ReLU}"
+    path.write_text(
+        f"- {{algos: [bc], hyperparams: {{policy_kwargs: {policy_kwargs}}}}}\n"
+        f"- {{algos: [bc], vary: {{policy_kwargs: [{policy_kwargs}]}}}}\n"
+    )
+    for plan in read_table(path):
+        assert parse_values(plan.settings)["policy_kwargs"] == {"net_arch": [16], "activation_fn": nn.ReLU}
 
 
 def test_data_are_downloaded_once_before_the_jobs_start(

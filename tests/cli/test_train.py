@@ -613,6 +613,25 @@ def test_every_entry_of_every_config_is_understood(path: Path) -> None:
         check_hyperparameters(parse_values(entry), ALGOS[path.stem], path.stem)
 
 
+def test_texts_inside_dicts_and_lists_are_read(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    policy_kwargs = "{net_arch: [16], activation_fn: nn.ReLU, optimizer_kwargs: {betas: [9e-1, 0.99]}}"
+    free = "env_kwargs: {path: /data/x, size: '1'}, callback: [{a.B: {name: '3e-4'}}]"
+    Path("c.yml").write_text(f"default: {{policy_kwargs: {policy_kwargs}, {free}}}")
+    settings = parse_values(find_entry("c.yml", "a/b-v0")[1])
+    optimizer_kwargs = {"betas": [0.9, 0.99]}
+    assert settings == {
+        "policy_kwargs": {"net_arch": [16], "activation_fn": nn.ReLU, "optimizer_kwargs": optimizer_kwargs},
+        # What an environment or a callback takes may be any text.
+        "env_kwargs": {"path": "/data/x", "size": "1"},
+        "callback": [{"a.B": {"name": "3e-4"}}],
+    }
+    Path("c.yml").write_text("default: {policy_kwargs: {net_arch: [8], activation_fn: nn.ReLU}, batch_size: 16}")
+    code, _, err = call(train, "--algo", "bc", "-conf", "c.yml", "-n", "2", "--eval-freq", "-1", "-f", "logs")
+    assert code == 0, err
+    (path,) = Path("logs").rglob("TwoGoals-v0.zip")
+    assert sb3_dmpo.load(path).policy_kwargs["activation_fn"] is nn.ReLU
+
+
 def test_keys_are_tried_from_special_to_general(tmp_path: Path) -> None:
     keys = entry_keys("D4RL/pen/human-v2")
     assert keys == ["D4RL/pen/human-v2", "pen-human", "adroit-human", "pen", "adroit", "default"]
