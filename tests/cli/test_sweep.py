@@ -205,6 +205,27 @@ def test_options_of_train_that_begin_alike_are_let_through(call: Callable[..., O
     assert code == 0 and out.splitlines()[0].endswith(" ".join(options)), err
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["policy_kwargs", "dict(net_arch=[16])", "dict(net_arch=(16))"],
+        ["learning_rate", "1e-3", "1e+3"],
+    ],
+)
+def test_runs_that_would_share_a_folder_are_refused_at_once(
+    call: Callable[..., Outcome], tmp_path: Path, values: list[str]
+) -> None:
+    outcome = call(sweep, "--algos", "bc", "--seeds", "0-1", "--vary", *values, "--dry-run")
+    assert_one_line(outcome, "share the folder sweeps/bc-", f"{values[0]}:{values[1]}", f"{values[0]}:{values[2]}", "--label")
+    # The same run twice is one.
+    assert call(sweep, "--algos", "bc", "--vary", "tau", "0.1", "0.1", "--dry-run")[0] == 0
+
+
+def test_grids_of_a_table_with_one_label_are_refused(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    Path("t.yml").write_text("[{algos: [bc], label: a, n_timesteps: 5}, {algos: [bc], label: a, n_timesteps: 6}]")
+    assert_one_line(call(sweep, "--table", "t.yml", "--dry-run"), "sweeps/bc-a/", "n_timesteps 5 and 6")
+
+
 def test_times() -> None:
     assert [minutes(text) for text in ("90", "01:30:00", "1-00:00:30")] == [90, 90, 24 * 60 + 1]
 

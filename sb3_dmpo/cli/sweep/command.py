@@ -20,7 +20,7 @@ from sb3_dmpo.cli.results import COLUMNS, FINETUNE_COLUMNS, TRAINING_COLUMNS, Re
 from sb3_dmpo.cli.sweep.jobs import Jobs, SlurmJobs
 from sb3_dmpo.cli.sweep.needs import default_times, needs, read_times
 from sb3_dmpo.cli.sweep.options import check_grid, make_grid, make_jobs, make_parser
-from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, exit_code_of, options_of_train, read_json
+from sb3_dmpo.cli.sweep.runs import PlannedRun, Worker, check_folders, exit_code_of, options_of_train, read_json
 from sb3_dmpo.cli.sweep.table import read_table
 from sb3_dmpo.cli.terminal import raw_output
 from sb3_dmpo.data import open_dataset
@@ -70,6 +70,7 @@ class Sweep:
     def __init__(self, plans: Sequence[PlannedRun], options: argparse.Namespace, console: Console) -> None:
         self.options, self.console = options, console
         self.root: Path = options.folder
+        check_folders(plans, self.root)
         columns = FINETUNE_COLUMNS if any(plan.finetune_steps() for plan in plans) else COLUMNS
         self.results = ResultsFile(options.results or self.root / "results.csv", {}, columns)
         path = self.results.path

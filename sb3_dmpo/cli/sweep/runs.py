@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -264,6 +264,26 @@ class PlannedRun:
         except OSError:
             return ""
         return lines[-1] if lines else ""
+
+
+def check_folders(plans: Iterable[PlannedRun], root: Path) -> None:
+    """
+    Refuse runs with different settings that would share a folder: its name has no brackets, commas and signs.
+
+    :param plans: the runs
+    :param root: folder of the sweep
+    :raises UsageError: the first two of them; the message says what differs
+    """
+    found: dict[Path, PlannedRun] = {}
+    for plan in plans:
+        first = found.setdefault(plan.folder(root), plan)
+        before, now = asdict(first), asdict(plan)
+        both = [f"{name} {before[name]!r} and {now[name]!r}" for name in now if now[name] != before[name]]
+        if both:
+            raise UsageError(
+                f"Two runs would share the folder {plan.folder(root)}, with {'; '.join(both)}: spell one of them differently, "
+                "or do it in a sweep of its own with another --label."
+            )
 
 
 @contextlib.contextmanager
