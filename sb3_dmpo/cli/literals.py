@@ -1,5 +1,6 @@
 """Values typed on the command line or written in a config, read without ever being executed."""
 
+import argparse
 import ast
 import re
 from collections.abc import Sequence
@@ -51,6 +52,42 @@ def parse_value(text: Any) -> Any:
             f"cannot read the value {shown!r}: write a number, True, False, None, plain or quoted text, a list, or "
             "dict(name=value, ...); code is not executed."
         ) from None
+
+
+def parse_settings(items: Sequence[str]) -> dict[str, Any]:
+    """
+    Settings as they are typed after ``-params``.
+
+    :param items: ``NAME:VALUE`` each
+    :raises UsageError: one of them has no name or no value, or one that cannot be read
+    """
+    settings = {}
+    for item in items:
+        name, _, text = item.partition(":")
+        if not name.strip() or not text.strip():
+            raise UsageError(f"{item!r} is no setting: write NAME:VALUE, e.g. gamma:0.99.")
+        try:
+            settings[name] = parse_value(text)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+    return settings
+
+
+class StoreSettings(argparse.Action):
+    """An option that takes settings, as rl_zoo3's ``StoreDict``; says which one is wrong."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        """
+        :param parser: the parser
+        :param namespace: where the settings go
+        :param values: as in :func:`parse_settings`
+        :param option_string: the option's name
+        :raises argparse.ArgumentError: one of them cannot be read
+        """
+        try:
+            setattr(namespace, self.dest, parse_settings(values))
+        except UsageError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def _value(node: ast.expr) -> Any:

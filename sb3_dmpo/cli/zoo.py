@@ -27,7 +27,7 @@ from minari.storage import get_dataset_path
 import sb3_dmpo
 from sb3_dmpo.cli.checkpoints import checkpoints
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, exit_code, import_packages, suggest
-from sb3_dmpo.cli.literals import DistinctKeysLoader, parse_value
+from sb3_dmpo.cli.literals import DistinctKeysLoader, StoreSettings, parse_value
 from sb3_dmpo.common.arguments import SEED, check_device
 from sb3_dmpo.data import open_dataset
 from sb3_dmpo.data.minari import recorded_environment_spec
@@ -165,6 +165,7 @@ class ZooParser(Parser):
     changes: ClassVar[dict[str, dict[str, Any]]] = {
         "--algo": {"choices": None, "type": algorithm_name, "default": "dmpo", "help": ", ".join(sb3_dmpo.ALGOS)},
         "--env": {"type": str, "default": None, "help": "environment to evaluate in, if not the one the dataset recorded"},
+        **{name: {"action": StoreSettings} for name in ("--hyperparams", "--env-kwargs", "--eval-env-kwargs")},
     }
 
     def __init__(self, argv: Sequence[str], options: argparse.Namespace, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from sb3_dmpo import DMPO
 from tests.cli.test_train import Outcome, assert_one_line
-from tests.doors import enjoy, sweep, train
+from tests.doors import collect, enjoy, sweep, train
 
 pytest.importorskip("rl_zoo3")
 
@@ -113,6 +113,27 @@ def test_trials_that_are_not_there(call: Callable[..., Outcome], tmp_path: Path)
     assert_one_line(call(train, "-optimize", "--storage", "other.log", *QUICK), "other.log", "log of something else")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "other.log").read_text() == "my only line\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["gamma"], ["'gamma' is no setting", "NAME:VALUE"]),
+        (["gamma:"], ["'gamma:' is no setting", "NAME:VALUE"]),
+        (["gamma:", "0.5"], ["'gamma:' is no setting", "NAME:VALUE"]),
+        ([":0.5"], ["':0.5' is no setting", "NAME:VALUE"]),
+        (["tau:0.1", "gamma:0.9.9"], ["gamma: cannot read the value '0.9.9'"]),
+    ],
+)
+def test_settings_that_are_none_are_named(
+    call: Callable[..., Outcome], tmp_path: Path, typed: list[str], words: list[str]
+) -> None:
+    for option in ("-params", "--env-kwargs", "--eval-env-kwargs"):
+        assert_one_line(call(train, option, *typed), option, *words)
+    assert_one_line(call(enjoy, "--env-kwargs", *typed), "--env-kwargs", *words)
+    assert_one_line(call(collect, "--dataset", "a/b-v0", "--env", ENV, "--env-kwargs", *typed), "--env-kwargs", *words)
+    assert_one_line(call(sweep, "--algos", "bc", "--dry-run", "-params", *typed), *words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_default_of_n_means_the_config(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:

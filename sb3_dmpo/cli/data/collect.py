@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sb3_dmpo.cli.data.agents import load_agent
 from sb3_dmpo.cli.errors import Parser, UsageError, check_env_id, import_packages
-from sb3_dmpo.cli.literals import parse_value
+from sb3_dmpo.cli.literals import StoreSettings
 from sb3_dmpo.common.arguments import BOUNDS, COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, SEED, UNIT
 from sb3_dmpo.data import load_transitions
 from sb3_dmpo.data.minari_write import check_new_id, environment_text, episodes_of, write_new_dataset
@@ -45,7 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="sb3_dmpo collect", description=__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("--dataset", required=True, metavar="ID", help="id of the new dataset, e.g. my/hopper/sac-v0")
     parser.add_argument("--env", required=True, help="environment, also for evaluation")
-    parser.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY:VALUE", help="arguments of the environment")
+    parser.add_argument(
+        "--env-kwargs", nargs="+", action=StoreSettings, default={}, metavar="KEY:VALUE", help="arguments of the environment"
+    )
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages that register environments")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="zip of an agent")
@@ -241,8 +243,7 @@ def run(argv: Sequence[str]) -> None:
     :raises DatasetError: the id is taken, or the replay buffer is not usable
     """
     options = _check(make_parser().parse_args(argv))
-    keywords = {key: parse_value(value) for key, _, value in (item.partition(":") for item in options.env_kwargs)}
-    with contextlib.closing(gym.make(options.env, **keywords)) as env:
+    with contextlib.closing(gym.make(options.env, **options.env_kwargs)) as env:
         source = _write(options, env)
     print(f"Dataset: {options.dataset}; reference scores {source or 'unknown'}")
     print(f"Train on it: python -m sb3_dmpo train --algo dmpo --dataset {options.dataset}")

@@ -13,7 +13,7 @@ from typing import Any
 from sb3_dmpo import ALGOS
 from sb3_dmpo.cli.configs import check_hyperparameters, parse_values
 from sb3_dmpo.cli.errors import Parser, UsageError
-from sb3_dmpo.cli.literals import check_updates, parse_seeds
+from sb3_dmpo.cli.literals import check_updates, parse_seeds, parse_settings
 from sb3_dmpo.cli.sweep.jobs import Jobs, LocalJobs, SlurmJobs
 from sb3_dmpo.cli.sweep.runs import PlannedRun, options_of_train
 from sb3_dmpo.cli.zoo import algorithm_name
@@ -114,10 +114,7 @@ def _check_params(algo: str, params: Sequence[str]) -> None:
     :param params: as after ``-params``
     :raises UsageError: a name that nobody knows, or a value that is out of its range
     """
-    for item in params:
-        if ":" not in item:
-            raise UsageError(f"{item!r} is no setting: write NAME:VALUE, e.g. gamma:0.99.")
-    typed = parse_values(dict(item.split(":", 1) for item in params))
+    typed = parse_values(parse_settings(params))
     check_hyperparameters(typed, ALGOS[algo], algo)
     # A schedule is still a text, e.g. lin_3e-4; the run makes it.
     plain = {name: value for name, value in typed.items() if not (name.endswith("learning_rate") and isinstance(value, str))}
