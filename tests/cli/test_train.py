@@ -304,7 +304,7 @@ def test_rl_zoo3s_own_scripts_know_our_models(call: Callable[..., Outcome], tiny
         (["-params", "frame_stack:4"], ["'frame_stack'", "dataset"]),
         (["-params", "policy_kwargs:dict(netarch=[3])"], ["'netarch'", "net_arch"]),
         (["-params", "policy:MlpPolicyy"], ["MlpPolicyy"]),
-        (["-params", "gamma"], ["''"]),
+        (["-params", "gamma"], ["NAME:VALUE"]),
         (["-params", "gamma:high"], ["gamma", "'high'", "float"]),
         (["-params", "batch_size:1.5"], ["batch_size", "1.5", "int"]),
         (["-params", "value_targets:1"], ["value_targets", "bool"]),
