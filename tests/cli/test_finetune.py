@@ -96,6 +96,7 @@ def test_tuples_among_the_settings_are_no_others(call: Callable[..., Outcome], t
         (["--finetune-params", "n_envs:2"], ["needs --finetune"]),
         (["--finetune", "-5"], ["positive number"]),
         (["--finetune", "5", "-optimize"], ["does not go with -optimize"]),
+        (["--finetune", "5", "--finetune-params", "n_envs:"], ["'n_envs:' is no setting", "NAME:VALUE"]),
     ],
 )
 def test_what_is_refused(call: Callable[..., Outcome], tmp_path: Path, arguments: list[str], words: list[str]) -> None:

@@ -12,7 +12,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_dmpo
 from sb3_dmpo.cli.errors import UsageError, suggest
-from sb3_dmpo.cli.literals import as_yaml, parse_value, read_yaml
+from sb3_dmpo.cli.literals import as_yaml, parse_settings, read_yaml
 from sb3_dmpo.cli.results import FINETUNE_COLUMNS, score_line
 from sb3_dmpo.cli.train.callbacks import ProgressFile
 from sb3_dmpo.cli.train.episode_state import record_episodes, restore_episodes, save_episodes
@@ -57,11 +57,10 @@ def finetune_settings(options: argparse.Namespace) -> dict[str, Any]:
         why = sb3_dmpo.ALGOS[options.algo].why_offline
         raise UsageError(f"{options.algo} {why}, so that it cannot be fine-tuned in an environment; these can: {known}.")
     settings = dict(DEFAULTS)
-    for text in options.finetune_params:
-        name, _, value = text.partition(":")
+    for name, value in parse_settings(options.finetune_params).items():
         if name not in DEFAULTS:
             raise UsageError(f"--finetune-params knows no {name!r}. {suggest(name, DEFAULTS)}")
-        settings[name] = parse_value(value)
+        settings[name] = value
     try:
         for name, value in settings.items():
             check_argument("--finetune-params", name, value, RANGES[name])
