@@ -1314,10 +1314,6 @@ class OfflineAlgorithm(OffPolicyAlgorithm):
         self.check_finite()
         arguments.check_arguments(self)
         self._check_fixed()
-        for attribute in ("_last_obs", "_last_original_obs"):
-            if isinstance(observation := getattr(self, attribute), dict):
-                # SB3's DummyVecEnv gives an OrderedDict, which has no form as plain data.
-                setattr(self, attribute, dict(observation))
         pending, excluded = self._random_state, set(exclude or ())
         self._random_state = pending or random_state_of(self)
         # In memory first: a disk that is full then says so itself, and not PyTorch or zipfile in words of their own.

@@ -9,7 +9,7 @@ import importlib
 import json
 import math
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -153,7 +153,8 @@ def encode(value: Any) -> Any:
         return {_TYPE: "float", "value": repr(value)}
     if type(value) is list:
         return [encode(item) for item in value]
-    if type(value) is dict:
+    # Stable-Baselines3's environments give OrderedDicts as observations.
+    if type(value) in (dict, OrderedDict):
         if not all(type(key) is str and key != _TYPE for key in value):
             raise TypeError(f"the keys of a dict have to be texts, but are {shorten(list(value))}")
         return {key: encode(item) for key, item in value.items()}
